@@ -1,24 +1,44 @@
-"""The service: every surface calls this, and nothing below it knows HTTP.
+"""The service: choose a model, admit, understand the pictures, run, try again, observe.
 
-(Interface first; the body follows.)
+Every surface (HTTP dialects, the command line, batches) calls this; nothing here knows HTTP, and no engine is known by
+name. One request, hop by hop:
+
+    generate -> admission (routing.py) -> pictures (images/intake.py) -> a slot -> engine -> observe (metrics.py)
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass
-from typing import Literal
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, replace
 
-from sightline.config import Settings
-from sightline.engines import Engine, EngineInfo
-from sightline.types import ChatRequest, Event, TokenCount
+from sightline import metrics
+from sightline.config import ModelConfig, Settings
+from sightline.engines import Engine, EngineInfo, EngineState, Supervised, open_engine
+from sightline.errors import (
+    DeadlineExceeded,
+    EngineError,
+    EngineUnavailable,
+    ModelNotFound,
+    SightlineError,
+    UnsupportedFeature,
+)
+from sightline.images.intake import Intake, ResolvedImage
+from sightline.routing import Admission
+from sightline.types import ChatRequest, EngineRequest, Event, Image, Message, Text, TokenCount
 
-ModelState = Literal["unloaded", "loading", "ready", "failed"]
+log = logging.getLogger(__name__)
+
+_BUFFERED_EVENTS = 64
+"""Events that may wait for a slow reader before its engine stream is no longer pulled."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServedImage:
-    """What became of a picture: the client is told (wire contract section 13)."""
+    """What became of a picture: the client is told (wire contract, section 13)."""
 
     width: int
     height: int
@@ -26,12 +46,11 @@ class ServedImage:
     served_height: int
     tokens: int
     digest: str
-    cached: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """First item of every stream: the pictures are understood, the engine has begun. Nothing can be a 4xx after it."""
+    """First item of every stream: the pictures are understood and the engine has begun."""
 
     engine: str
     path: tuple[str, ...]
@@ -40,6 +59,7 @@ class Prepared:
     token_count: TokenCount
     fetch_s: float = 0.0
     decode_s: float = 0.0
+    queue_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +73,7 @@ class ChoiceEvent:
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
     name: str
-    state: ModelState
+    state: EngineState
     engine: str
     created: int
     """Unix seconds when it was configured."""
@@ -61,23 +81,341 @@ class ModelStatus:
     """None until the engine has been ready once."""
 
 
+Item = Prepared | ChoiceEvent
+
+
 class Service:
+    """Life: made -> `start` -> requests -> `close`. Used from one event loop."""
+
     def __init__(self, settings: Settings, engines: Mapping[str, Engine] | None = None) -> None:
         """`engines` replaces, by model name, the engines that `settings.models` would open (tests, embedding)."""
+        self._settings = settings
+        self._intake = Intake(settings.images)
+        self._models = {
+            config.name: _Model(config, (engines or {}).get(config.name) or open_engine(config))
+            for config in settings.models
+        }
 
     async def start(self, *, wait: bool = True) -> None:
-        """Starts the decoders and every model; with `wait`, returns when each is ready or has failed."""
+        """Starts the decoders and every model; with `wait`, returns when each is ready or has failed.
 
-    async def close(self) -> None: ...
+        A model that fails to load does not stop the others: its requests get `EngineUnavailable`.
+        """
+        await self._intake.start()
+        for model in self._models.values():
+            model.start()
+        if wait:
+            await asyncio.gather(*(model.loaded() for model in self._models.values()), return_exceptions=True)
 
-    def models(self) -> tuple[ModelStatus, ...]: ...
+    async def close(self) -> None:
+        """Ends what runs (streams raise `EngineUnavailable`) and stops every process that was started."""
+        await asyncio.gather(*(model.close() for model in self._models.values()))
+        await self._intake.close()
+
+    def models(self) -> tuple[ModelStatus, ...]:
+        return tuple(model.status() for model in self._models.values())
 
     def ready(self) -> bool:
         """Whether every configured model can take a request now."""
+        return all(model.state == "ready" for model in self._models.values())
 
-    async def count_tokens(self, request: ChatRequest) -> TokenCount: ...
+    async def count_tokens(self, request: ChatRequest) -> TokenCount:
+        """What the prompt would cost. Pictures are understood; nothing runs on the engine."""
+        model = self._model(request)
+        info = await model.loaded()
+        _refuse_unsupported(request, info)
+        resolved = await self._resolve(request, info)
+        return await model.engine.count_tokens(_to_engine_request(request, resolved, 0))
 
-    def generate(self, request: ChatRequest, *, timeout_s: float | None = None) -> AsyncGenerator[Prepared | ChoiceEvent, None]:
-        """Yields `Prepared` together with the first event of an engine (so an error before it can still be a true status), then
-        `ChoiceEvent`s, interleaved by index, one `Finish` for each choice. Raises only `SightlineError`. Closing it
-        cancels everything the request still holds: queue place, decoders, engine sequences."""
+    async def generate(self, request: ChatRequest, *, timeout_s: float | None = None) -> AsyncGenerator[Item, None]:
+        """Yields `Prepared` when the first event of an engine is there (an error before it can still be a true status),
+        then `ChoiceEvent`s interleaved by index, one `Finish` for each choice.
+
+        Raises only `SightlineError`, unless there is a bug. Closing it cancels everything that the request holds: its
+        place in line, its pictures' decoding, its engine sequences.
+
+        The work runs in a task of its own, because a consumer may pull from one task and close from another, which a
+        deadline scope inside a generator does not survive.
+        """
+        items: asyncio.Queue[Item | _End] = asyncio.Queue(_BUFFERED_EVENTS)
+        work = asyncio.create_task(self._work(request, timeout_s or self._settings.request_timeout_s, items))
+        try:
+            while not isinstance(item := await items.get(), _End):
+                yield item
+            if item.error is not None:
+                raise item.error
+        finally:
+            work.cancel()
+            await asyncio.wait([work])
+
+    # --- one request ---------------------------------------------------------------------------------------------
+
+    async def _work(self, request: ChatRequest, timeout_s: float, items: asyncio.Queue[Item | _End]) -> None:
+        started = time.perf_counter()
+        label = request.model if request.model in self._models else "other"
+        error: BaseException | None = None
+        try:
+            async with asyncio.timeout(timeout_s) as deadline:
+                try:
+                    await self._admit_and_run(request, items)
+                except BaseExceptionGroup as group:
+                    raise _first(group) from None
+        except TimeoutError as timeout:
+            error = timeout
+            if deadline.expired():
+                error = DeadlineExceeded(f"The request took longer than its deadline of {timeout_s:g} s.")
+        except BaseException as caught:
+            error = caught
+        metrics.REQUESTS.labels(label, metrics.outcome(error)).inc()
+        metrics.REQUEST_SECONDS.labels(label).observe(time.perf_counter() - started)
+        if isinstance(error, asyncio.CancelledError):
+            raise error
+        await items.put(_End(error))
+
+    async def _admit_and_run(self, request: ChatRequest, items: asyncio.Queue[Item | _End]) -> None:
+        model = self._model(request)
+        info = await model.loaded()
+        _refuse_unsupported(request, info)
+        async with model.admission.enter(priority=request.priority, choices=request.n) as ticket:
+            resolved = await self._resolve(request, info)
+            choices = [_to_engine_request(request, resolved, index) for index in range(request.n)]
+            token_count = await _count_tokens(model.engine, choices[0])
+            queued = time.perf_counter()
+            await ticket.slot()
+            queue_s = time.perf_counter() - queued
+            metrics.QUEUE_SECONDS.labels(model.name).observe(queue_s)
+            prepared = Prepared(
+                engine=info.engine,
+                path=(model.replica,),
+                images=_served(resolved, token_count),
+                token_count=token_count,
+                fetch_s=sum(r.fetch_s for r in resolved),
+                decode_s=sum(r.decode_s + r.resize_s for r in resolved),
+                queue_s=queue_s,
+            )
+            stream = _Stream(prepared, items)
+            async with asyncio.TaskGroup() as group:
+                for index, choice in enumerate(choices):
+                    group.create_task(self._run_choice(model, choice, index, stream))
+
+    async def _run_choice(self, model: _Model, request: EngineRequest, index: int, stream: _Stream) -> None:
+        """Runs one choice; once more if the engine died before it had said anything."""
+        for attempt in (1, 2):
+            begun = False
+            try:
+                async with aclosing(metrics.observe(model.engine.generate(request), model.name)) as events:
+                    async for event in events:
+                        begun = True
+                        await stream.put(index, event)
+                return
+            except EngineError as error:
+                if begun or attempt == 2 or not error.retryable:
+                    raise
+                log.warning("model %s: %s; request %s is tried once more", model.name, error, request.request_id)
+                stream.tried_again(model.replica)
+
+    async def _resolve(self, request: ChatRequest, info: EngineInfo) -> tuple[ResolvedImage, ...]:
+        if not request.images:
+            return ()
+        assert info.vision is not None  # _refuse_unsupported has seen to it
+        resolved = await self._intake.resolve(request.images, info.vision)
+        for picture in resolved:
+            metrics.IMAGE_STAGE_SECONDS.labels("fetch").observe(picture.fetch_s)
+            metrics.IMAGE_STAGE_SECONDS.labels("decode").observe(picture.decode_s)
+            metrics.IMAGE_STAGE_SECONDS.labels("resize").observe(picture.resize_s)
+            metrics.IMAGE_BYTES.observe(picture.image.num_bytes)
+            metrics.IMAGE_PIXELS.observe(picture.image.width * picture.image.height)
+        return resolved
+
+    def _model(self, request: ChatRequest) -> _Model:
+        try:
+            return self._models[request.model]
+        except KeyError:
+            raise ModelNotFound(
+                f"The model {request.model[:128]!r} does not exist. GET /v1/models lists what is served.", param="model"
+            ) from None
+
+
+class _Model:
+    """A served model: its engine, its line of requests, its state."""
+
+    def __init__(self, config: ModelConfig, engine: Engine) -> None:
+        self.config = config
+        self.name = config.name
+        self.engine = engine
+        self.replica = f"{config.name}@0"
+        self.admission = Admission(config.max_concurrent, config.max_queue)
+        self._created = int(time.time())
+        self._starting: asyncio.Task[None] | None = None
+        metrics.RUNNING.labels(self.name).set_function(lambda: self.admission.running)
+        metrics.WAITING.labels(self.name).set_function(lambda: self.admission.waiting)
+        if isinstance(engine, Supervised):
+            metrics.ENGINE_RESTARTS.labels(self.name).set_function(lambda: engine.restarts)
+
+    def start(self) -> None:
+        self._starting = asyncio.create_task(self._start())
+
+    async def _start(self) -> None:
+        began = time.perf_counter()
+        try:
+            await self.engine.start()
+        except SightlineError as error:
+            log.error("model %s failed to load: %s", self.name, error)
+            raise
+        log.info("model %s is ready after %.2f s", self.name, time.perf_counter() - began)
+
+    async def loaded(self) -> EngineInfo:
+        """Waits until the model is there. Raises `EngineUnavailable` when it failed to load."""
+        if self._starting is None:
+            raise EngineUnavailable(f"The model {self.name!r} has not been started.")
+        if not self._starting.done():
+            await asyncio.wait([self._starting])
+        if self._starting.cancelled() or self._starting.exception() is not None:
+            raise EngineUnavailable(f"The model {self.name!r} failed to load. The server's log says why.")
+        return self.engine.info
+
+    async def close(self) -> None:
+        if self._starting is not None and not self._starting.done():
+            self._starting.cancel()
+            await asyncio.wait([self._starting])
+        await self.engine.close()
+
+    @property
+    def state(self) -> EngineState:
+        if self._starting is None:
+            return "unloaded"
+        if not self._starting.done():
+            return "loading"
+        if self._starting.cancelled() or self._starting.exception() is not None:
+            return "failed"
+        return self.engine.state if isinstance(self.engine, Supervised) else "ready"
+
+    def status(self) -> ModelStatus:
+        loaded = self._starting is not None and self._starting.done() and self.state != "failed"
+        info = self.engine.info if loaded else None
+        return ModelStatus(self.name, self.state, self.config.engine, self._created, info)
+
+
+class _Stream:
+    """Puts events in line for the consumer, `Prepared` before the first."""
+
+    def __init__(self, prepared: Prepared, items: asyncio.Queue[Item | _End]) -> None:
+        self._prepared: Prepared | None = prepared
+        self._items = items
+
+    def tried_again(self, replica: str) -> None:
+        if self._prepared is not None:
+            self._prepared = replace(self._prepared, path=(*self._prepared.path, replica))
+
+    async def put(self, index: int, event: Event) -> None:
+        if (prepared := self._prepared) is not None:
+            self._prepared = None
+            await self._items.put(prepared)
+        await self._items.put(ChoiceEvent(index, event))
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    error: BaseException | None
+
+
+# --- pure steps ------------------------------------------------------------------------------------------------------
+
+
+def _to_engine_request(request: ChatRequest, resolved: tuple[ResolvedImage, ...], index: int) -> EngineRequest:
+    """One choice of a request, with pictures in place of references to them.
+
+    Choices differ by seed: the client's, plus the choice's index.
+    """
+    pictures = iter(resolved)
+
+    def part(content: object) -> Text | Image:
+        return content if isinstance(content, Text) else next(pictures).image
+
+    messages = tuple(
+        Message[Image](m.role, tuple(part(p) for p in m.content), m.tool_calls, m.tool_call_id, m.name)
+        for m in request.messages
+    )
+    sampling = request.sampling
+    if sampling.seed is not None and index:
+        sampling = replace(sampling, seed=sampling.seed + index)
+    return EngineRequest(
+        request_id=request.request_id if request.n == 1 else f"{request.request_id}-{index}",
+        model=request.model,
+        messages=messages,
+        sampling=sampling,
+        tools=request.tools,
+        tool_choice=request.tool_choice,
+        response_format=request.response_format,
+        priority=request.priority,
+        tenant=request.tenant,
+    )
+
+
+def _refuse_unsupported(request: ChatRequest, info: EngineInfo) -> None:
+    """Raises `UnsupportedFeature` for what this engine would have to drop: nothing is dropped silently."""
+    pictures = request.images
+    if pictures and info.vision is None:
+        raise UnsupportedFeature(
+            f"The model {request.model!r} cannot see pictures. Send text only, or choose a model with vision.",
+            param=pictures[0].param,
+        )
+    if info.max_images is not None and len(pictures) > info.max_images:
+        raise UnsupportedFeature(
+            f"The model {request.model!r} takes at most {info.max_images} pictures in a request; "
+            f"{len(pictures)} were sent.",
+            param=pictures[info.max_images].param,
+        )
+    s = request.sampling
+    wanted = {
+        "seed": s.seed is not None,
+        "top_k": s.top_k != 0,
+        "min_p": s.min_p != 0.0,
+        "presence_penalty": s.presence_penalty != 0.0,
+        "frequency_penalty": s.frequency_penalty != 0.0,
+        "repetition_penalty": s.repetition_penalty != 1.0,
+        "logit_bias": bool(s.logit_bias),
+        "logprobs": s.logprobs is not None,
+        "min_tokens": s.min_tokens != 0,
+        "ignore_eos": s.ignore_eos,
+        "stop_token_ids": bool(s.stop_token_ids),
+        "tools": bool(request.tools) and request.tool_choice.mode != "none",
+        "response_format": request.response_format.kind != "text",
+    }
+    for param, is_wanted in wanted.items():
+        feature = {"response_format": request.response_format.kind}.get(param, param)
+        feature = "penalties" if feature.endswith("_penalty") else feature
+        if is_wanted and feature not in info.features:
+            raise UnsupportedFeature(
+                f"The model {request.model!r} runs on the engine {info.engine!r}, which does not support {param}.",
+                param=param,
+            )
+
+
+def _served(resolved: tuple[ResolvedImage, ...], count: TokenCount) -> tuple[ServedImage, ...]:
+    return tuple(
+        ServedImage(i.width, i.height, i.served_width, i.served_height, tokens, i.digest)
+        for i, tokens in zip((r.image for r in resolved), count.image_tokens, strict=True)
+    )
+
+
+async def _count_tokens(engine: Engine, request: EngineRequest) -> TokenCount:
+    """Counting has no effects, so an engine that dies under it is simply asked again once it is back."""
+    try:
+        return await engine.count_tokens(request)
+    except EngineError:
+        return await engine.count_tokens(request)
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error that ended a group of choices: ours before others, the first before later ones."""
+    errors = list(_leaves(group))
+    return next((e for e in errors if isinstance(e, SightlineError)), errors[0])

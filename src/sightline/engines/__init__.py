@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 from sightline.config import ModelConfig
 from sightline.errors import InvalidRequest
@@ -81,6 +81,20 @@ class Engine(Protocol):
     async def close(self) -> None:
         """Stops the engine and frees what it holds. Streams under way raise `EngineUnavailable`. Idempotent."""
         ...
+
+
+EngineState = Literal["unloaded", "loading", "ready", "failed"]
+
+
+@runtime_checkable
+class Supervised(Protocol):
+    """What an engine also tells when it lives in a process of its own, which can die and be started again."""
+
+    @property
+    def state(self) -> EngineState: ...
+
+    @property
+    def restarts(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)

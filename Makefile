@@ -1,0 +1,67 @@
+# `make demo` and `make test` are all the set-up there is. Each installs what it needs into .venv and touches nothing else.
+#
+#   make demo            the embedded model answers about pictures, then serves until Ctrl-C   (ONCE=1: ends after the answers)
+#   make test            lint, types, every fast test
+#   make test-engines    engines against their references (installs torch into .venv-reference)
+#   make train-peek      trains the embedded model           MINUTES=90 RUN=runs/peek
+#   make eval-peek       measures the embedded model         PER_TASK=200
+#   make lock            pins every dependency, with hashes, for CI and Docker
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+REFERENCE := .venv-reference
+TRAIN := .venv-train
+MINUTES ?= 90
+RUN ?= runs/peek
+PER_TASK ?= 200
+PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
+LOCKED := requirements/dev.txt
+
+.PHONY: demo test test-engines train-peek eval-peek lint lock clean
+
+$(VENV)/.installed: pyproject.toml $(LOCKED)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Sightline needs Python 3.11 or newer; name one with PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python $(PIP_INSTALL) --require-hashes -r $(LOCKED)
+	$(BIN)/python $(PIP_INSTALL) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/python examples/demo.py $(if $(ONCE),--once) $(if $(PORT),--port $(PORT))
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest
+
+test-engines: $(VENV)/.installed
+	$(PYTHON) -m venv $(REFERENCE)
+	$(REFERENCE)/bin/python $(PIP_INSTALL) -r tests/engines/reference/requirements.txt
+	$(REFERENCE)/bin/python $(PIP_INSTALL) --editable '.[dev]'
+	$(REFERENCE)/bin/python -m pytest tests/engines -m engine_reference --timeout 1200
+
+$(TRAIN)/.installed: training/peek/requirements.txt
+	$(PYTHON) -m venv $(TRAIN)
+	$(TRAIN)/bin/python $(PIP_INSTALL) -r training/peek/requirements.txt
+	@touch $@
+
+train-peek: $(TRAIN)/.installed
+	$(TRAIN)/bin/python -m training.peek.train --minutes $(MINUTES) --out $(RUN) --resume
+	$(TRAIN)/bin/python -m training.peek.checkpoint $(RUN) $(RUN)/model
+	$(TRAIN)/bin/python -m training.peek.plot $(RUN) $(RUN)/loss.png
+	@echo "The checkpoint is in $(RUN)/model; 'python -m sightline.engines.openvino.export $(RUN)/model' makes it servable."
+
+eval-peek: $(VENV)/.installed
+	$(BIN)/python -m training.peek.evaluation --per-task $(PER_TASK) --out runs/eval-peek
+
+lock: $(VENV)/.installed
+	$(BIN)/python $(PIP_INSTALL) pip-tools
+	$(BIN)/python -m piptools compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --output-file requirements/core.txt pyproject.toml
+	$(BIN)/python -m piptools compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --extra dev --all-build-deps --output-file requirements/dev.txt pyproject.toml
+
+clean:
+	rm -rf $(VENV) $(REFERENCE) $(TRAIN) build dist

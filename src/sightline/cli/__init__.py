@@ -1,0 +1,36 @@
+"""The command line: the composition root. A file a command, each with `add_arguments(parser)` and `run(args) -> int`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from sightline import __version__
+from sightline.errors import SightlineError
+
+COMMANDS = {
+    "serve": "Serve a model over the OpenAI API.",
+    "ask": "Ask a question about pictures, here in the terminal.",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command. Exit status: 0 done, 1 it failed (the reason on stderr), 2 wrong usage, 130 interrupted."""
+    parser = argparse.ArgumentParser(prog="sightline", description="Serve vision-language models.")
+    parser.add_argument("--version", action="version", version=f"sightline {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, summary in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary)
+        module = import_module(f"sightline.cli.{name}")
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    args = parser.parse_args(argv)
+    try:
+        return int(args.run(args))
+    except SightlineError as error:
+        print(f"sightline: {error.message}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130

@@ -1,0 +1,64 @@
+"""`sightline ask PICTURE... "question"`: an answer in the terminal, streamed, without a server."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import sys
+from contextlib import aclosing
+from pathlib import Path
+from uuid import uuid4
+
+from sightline.cli.models import add_model_arguments, to_model_config
+from sightline.config import ModelConfig, Settings
+from sightline.errors import InvalidRequest
+from sightline.service import ChoiceEvent, Service
+from sightline.types import ChatRequest, ImageRef, Message, SamplingParams, Text, TextDelta
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "pictures", nargs="*", metavar="PICTURE", help="picture files, in the order the model sees them"
+    )
+    parser.add_argument("question")
+    parser.add_argument("--max-tokens", type=int, default=None, help="longest answer (default: what the context holds)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 (default): always the likeliest answer")
+    parser.add_argument("--seed", type=int, default=None)
+    add_model_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    logging.basicConfig(level="WARNING", stream=sys.stderr)
+    model = to_model_config(args)
+    sampling = SamplingParams(max_tokens=args.max_tokens, temperature=args.temperature, seed=args.seed)
+    asyncio.run(_answer(model, to_chat_request(model.name, args.pictures, args.question, sampling)))
+    return 0
+
+
+def to_chat_request(model: str, pictures: list[str], question: str, sampling: SamplingParams) -> ChatRequest:
+    """Raises `InvalidRequest` for a picture file that cannot be read."""
+    content: tuple[Text | ImageRef, ...] = (*(_picture(Path(name)) for name in pictures), Text(question))
+    return ChatRequest(
+        request_id=f"ask-{uuid4().hex}", model=model, messages=(Message("user", content),), sampling=sampling
+    )
+
+
+def _picture(path: Path) -> ImageRef:
+    try:
+        return ImageRef(path.read_bytes(), param=str(path))
+    except OSError as error:
+        raise InvalidRequest(f"Cannot read the picture {str(path)!r}: {error.strerror}.", param=str(path)) from None
+
+
+async def _answer(model: ModelConfig, request: ChatRequest) -> None:
+    service = Service(Settings(models=(model,)))
+    try:
+        await service.start(wait=False)
+        async with aclosing(service.generate(request)) as items:
+            async for item in items:
+                if isinstance(item, ChoiceEvent) and isinstance(item.event, TextDelta):
+                    print(item.event.text, end="", flush=True)
+        print()
+    finally:
+        await service.close()
