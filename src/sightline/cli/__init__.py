@@ -1,4 +1,4 @@
-"""The command line: the composition root. A file a command, each with `add_arguments(parser)` and `run(args) -> int`."""
+"""The command line: the composition root. A file a command, each with `add_arguments(parser)` and `run(args)`."""
 
 from __future__ import annotations
 
