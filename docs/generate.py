@@ -9,8 +9,8 @@ from sightline import metrics
 METRICS = """\
 # Metrics
 
-`GET /metrics` answers in Prometheus' text format. Labels come from closed sets: configured model names, stages, outcomes
-(`ok`, `cancelled`, an error's class, `bug`). This page is made from the code by `python docs/generate.py`.
+`GET /metrics` answers in Prometheus' text format. Labels come from closed sets: configured model names, stages,
+outcomes (`ok`, `cancelled`, an error's class, `bug`). This page is made from the code by `python docs/generate.py`.
 
 | name | type | labels | meaning |
 |---|---|---|---|

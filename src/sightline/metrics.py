@@ -38,7 +38,7 @@ def _histogram(name: str, meaning: str, buckets: tuple[float, ...], *labels: str
 
 REQUESTS = _counter("requests", "Requests by how they ended: ok, cancelled or an error's class.", "model", "outcome")
 REQUEST_SECONDS = _histogram("request_seconds", "From admission to the last event.", _LATENCY, "model")
-TTFT_SECONDS = _histogram("ttft_seconds", "From the engine's start on a request to its first event.", _LATENCY, "model")
+TTFT_SECONDS = _histogram("ttft_seconds", "From admission to the first event.", _LATENCY, "model")
 INTER_TOKEN_SECONDS = _histogram("inter_token_seconds", "Between deltas, by token.", _STEP, "model")
 QUEUE_SECONDS = _histogram("queue_seconds", "Waiting for an engine slot.", _LATENCY, "model")
 ENGINE_STAGE_SECONDS = _histogram(
@@ -67,13 +67,18 @@ def render() -> tuple[bytes, str]:
 
 
 async def observe(
-    events: AsyncGenerator[Event, None], model: str, *, clock: Callable[[], float] = time.perf_counter
+    events: AsyncGenerator[Event, None],
+    model: str,
+    *,
+    started: float | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> AsyncGenerator[Event, None]:
     """Passes an engine's events on and counts them: time to first, between tokens, tokens, stages.
 
-    `model` must be a configured name (it becomes a label).
+    `model` must be a configured name (it becomes a label). `started` is when the request was admitted, on `clock`
+    (default: now).
     """
-    last = started = clock()
+    last = started = clock() if started is None else started
     first = True
     async with aclosing(events):
         async for event in events:

@@ -177,6 +177,7 @@ class Service:
         info = await model.loaded()
         _refuse_unsupported(request, info)
         async with model.admission.enter(priority=request.priority, choices=request.n) as ticket:
+            admitted = time.perf_counter()
             resolved = await self._resolve(request, info)
             choices = [_to_engine_request(request, resolved, index) for index in range(request.n)]
             token_count = await _count_tokens(model.engine, choices[0])
@@ -193,7 +194,7 @@ class Service:
                 decode_s=sum(r.decode_s + r.resize_s for r in resolved),
                 queue_s=queue_s,
             )
-            stream = _Stream(prepared, items)
+            stream = _Stream(prepared, items, admitted)
             async with asyncio.TaskGroup() as group:
                 for index, choice in enumerate(choices):
                     group.create_task(self._run_choice(model, choice, index, stream))
@@ -203,7 +204,9 @@ class Service:
         for attempt in (1, 2):
             begun = False
             try:
-                async with aclosing(metrics.observe(model.engine.generate(request), model.name)) as events:
+                async with aclosing(
+                    metrics.observe(model.engine.generate(request), model.name, started=stream.started)
+                ) as events:
                     async for event in events:
                         begun = True
                         await stream.put(index, event)
@@ -299,7 +302,8 @@ class _Model:
 class _Stream:
     """Puts events in line for the consumer, `Prepared` before the first."""
 
-    def __init__(self, prepared: Prepared, items: asyncio.Queue[Item | _End]) -> None:
+    def __init__(self, prepared: Prepared, items: asyncio.Queue[Item | _End], started: float) -> None:
+        self.started = started
         self._prepared: Prepared | None = prepared
         self._items = items
 
