@@ -59,6 +59,7 @@ IMAGES_CACHED = _counter("images_cached", "Pictures whose embedding was at hand.
 RUNNING = _gauge("requests_running", "Requests that hold an engine slot.", "model")
 WAITING = _gauge("requests_waiting", "Requests that wait for a slot.", "model")
 ENGINE_RESTARTS = _gauge("engine_restarts", "Times the engine's process was started again.", "model")
+EVENT_LOOP_LAG_SECONDS = _histogram("event_loop_lag_seconds", "How late the event loop woke from a short sleep.", _STEP)
 
 
 def render() -> tuple[bytes, str]:

@@ -32,6 +32,8 @@ from sightline.types import ChatRequest, EngineRequest, Event, Image, Message, T
 
 log = logging.getLogger(__name__)
 
+_LAG_SAMPLE_S = 0.05
+"""How often the event loop's lateness is measured."""
 _BUFFERED_EVENTS = 64
 """Events that may wait for a slow reader before its engine stream is no longer pulled."""
 
@@ -91,6 +93,7 @@ class Service:
         """`engines` replaces, by model name, the engines that `settings.models` would open (tests, embedding)."""
         self._settings = settings
         self._intake = Intake(settings.images)
+        self._lag: asyncio.Task[None] | None = None
         self._models = {
             config.name: _Model(config, (engines or {}).get(config.name) or open_engine(config))
             for config in settings.models
@@ -101,6 +104,7 @@ class Service:
 
         A model that fails to load does not stop the others: its requests get `EngineUnavailable`.
         """
+        self._lag = asyncio.create_task(_watch_event_loop())
         await self._intake.start()
         for model in self._models.values():
             model.start()
@@ -111,6 +115,8 @@ class Service:
         """Ends what runs (streams raise `EngineUnavailable`) and stops every process that was started."""
         await asyncio.gather(*(model.close() for model in self._models.values()))
         await self._intake.close()
+        if self._lag is not None:
+            self._lag.cancel()
 
     def models(self) -> tuple[ModelStatus, ...]:
         return tuple(model.status() for model in self._models.values())
@@ -321,6 +327,14 @@ class _Stream:
 @dataclass(frozen=True, slots=True)
 class _End:
     error: BaseException | None
+
+
+async def _watch_event_loop() -> None:
+    """Measures what every client would feel if something blocked the loop."""
+    while True:
+        asleep = time.perf_counter()
+        await asyncio.sleep(_LAG_SAMPLE_S)
+        metrics.EVENT_LOOP_LAG_SECONDS.observe(max(0.0, time.perf_counter() - asleep - _LAG_SAMPLE_S))
 
 
 # --- pure steps ------------------------------------------------------------------------------------------------------
