@@ -111,7 +111,7 @@ def test_the_server_outlives_its_engine(server: tuple[str, psutil.Process]) -> N
         assert victim is not None
         victim.kill()
         if moment == "load":  # once more, while its successor is loading
-            wait_for(lambda: (e := engine_of(process)) is not None and e.pid != victim.pid, 5)
+            wait_for(lambda dead=victim.pid: (e := engine_of(process)) is not None and e.pid != dead, 5)
             time.sleep(chance.uniform(0.0, 0.3))
             if (successor := engine_of(process)) is not None:
                 os.kill(successor.pid, signal.SIGKILL)
