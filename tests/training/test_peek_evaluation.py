@@ -276,7 +276,7 @@ def test_a_failed_request_is_a_wrong_answer_and_a_floor_can_be_missed() -> None:
     assert "FAIL" in to_table([row])
 
 
-# --- the whole run, against a stub that speaks just enough OpenAI ------------------------------------------------------
+# --- the whole run, against a stub that speaks just enough OpenAI -----------------------------------------------------
 
 
 @contextmanager
