@@ -145,11 +145,13 @@ def contact_sheet(results: Sequence[Result], *, columns: int = 6) -> Image.Image
                 (place[0] - 1, place[1] - 1, place[0] + thumbnail.width, place[1] + thumbnail.height), outline=_FAINT
             )
         said = result.error or normalise(result.answer) or "(nothing)"
-        lines = [(result.case.question, _INK), (f"said: {said}", _GOOD if result.right else _BAD)]
         sizes = ", ".join(f"{s.width}x{s.height}" for s in result.case.scenes)
+        lines = [(result.case.question, _INK), (f"said: {said}", _GOOD if result.right else _BAD)]
         lines += [(f"true: {result.case.truth}", _GOOD), (f"{result.case.id}  {sizes}", _FAINT)]
         for k, (text, ink) in enumerate(lines):
-            pen.text((left + 6, top + picture + 2 + 14 * k), text[:40], fill=ink, font=small)
+            while pen.textlength(text, small) > width - 10:
+                text = text[:-4] + ".."
+            pen.text((left + 6, top + picture + 2 + 14 * k), text, fill=ink, font=small)
     if not results:
         pen.text((6, 6), "no failures", fill=_GOOD, font=small)
     return sheet

@@ -57,13 +57,15 @@ def compose(
     background: str | None = None,
     avoid: str | None = None,
     max_side: int = 1200,
+    size: tuple[int, int] | None = None,
 ) -> Scene:
     """A scene with exactly these figures, none touching another, on a background unlike any of them.
 
-    `avoid` is a colour that the background must not have. Sizes are 56..`max_side` px, ratios up to 3:1.
+    `avoid` is a colour that the background must not have. Without a `size` (width, height) the sides are
+    56..`max_side` px and the ratio is up to 3:1.
     """
     while True:  # a draw that does not come out (too crowded, too little contrast) is drawn again, whole
-        width, height = _size(rng, max_side)
+        width, height = size or _size(rng, max_side)
         figures = _place(wishes, width, height, rng)
         ground = background or rng.choice([c for c in COLOURS if c != avoid and all(c != w.colour for w in wishes)])
         ground_rgb = shade(ground, rng)
