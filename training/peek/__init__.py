@@ -1,0 +1,1 @@
+"""How the embedded model `peek` is made: data, tokenizer, network, training and export."""
