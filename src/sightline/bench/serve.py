@@ -1,9 +1,9 @@
 """Load on a running server, as its clients feel it: `python -m sightline.bench.serve --url http://127.0.0.1:8000`.
 
-Closed loop: each of N clients streams one answer after another and asks about a picture of its own that nobody has asked
-about before, so nothing is answered from a cache. Prints, for each N: time to first token (median and 99th percentile),
-time per output token, tokens a second over all clients, the latency of `/health` meanwhile, and how late the server's
-event loop woke (from its own histogram).
+Closed loop: each of N clients streams one answer after another and asks about a picture of its own that nobody has
+asked about before, so nothing is answered from a cache. Prints, for each N: time to first token (median and 99th
+percentile), time per output token, tokens a second over all clients, the latency of `/health` meanwhile, and how late
+the server's event loop woke (from its own histogram).
 
 A bare HTTP/1.1 client over asyncio streams, so that the two cores are the server's and not the SDK's.
 """
