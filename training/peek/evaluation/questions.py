@@ -199,7 +199,7 @@ def _description(_: int, rng: Random) -> Asked:
     colours = _sample(rng, rng.randint(1, 2))
     pairs = [(c, rng.choice(SHAPES)) for c in colours]
     scene = compose([Wish(s, c) for c, s in pairs], rng)
-    phrasing = rng.choice(["Describe the picture.", "What is in the picture?", "What do you see?"])
+    phrasing = rng.choice(["Describe the picture.", "What is in the picture?", "Describe what you see."])
     phrases = [f"{article(c)} {c} {s}" for c, s in pairs]
     return Asked(phrasing, " and ".join(phrases).capitalize() + ".", (scene,))
 
