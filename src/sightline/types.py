@@ -84,7 +84,7 @@ class ToolCall:
     """A JSON text, as the model wrote it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # no slots: with them, Python 3.11 cannot make a `Message[Image](...)`
 class Message(Generic[ImageT]):
     role: Role
     content: tuple[Text | ImageT, ...]
