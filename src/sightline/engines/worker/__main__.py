@@ -1,0 +1,205 @@
+"""The child: runs an engine for the parent that started it, and lives no longer than that.
+
+    python -m sightline.engines.worker REQUESTS_FD EVENTS_FD NAME
+
+Started by `child.py` only. NAME is for people who read process lists; all else comes in the first frame, because
+process lists are public and configurations are not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Coroutine
+from contextlib import aclosing
+from typing import NoReturn
+
+from sightline.config import ModelConfig
+from sightline.engines import Engine, load_engine
+from sightline.engines.worker import frames
+from sightline.engines.worker.pictures import receive, size_only
+from sightline.errors import EngineFailed, EngineUnavailable, SightlineError
+
+log = logging.getLogger(__name__)
+
+_PR_SET_PDEATHSIG = 1
+"""From <sys/prctl.h>."""
+
+
+class Worker:
+    """Does what the frames say. Everything here runs on the event loop but `read_requests`."""
+
+    def __init__(self, requests: socket.socket, events: socket.socket) -> None:
+        self._requests = requests
+        self._events = events
+        self._loop = asyncio.get_running_loop()
+        self._engine: Engine | None = None
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._credits: dict[int, asyncio.Semaphore] = {}
+        self._outgoing: list[bytes] = []
+        self._closing = asyncio.Event()
+        self._transport: asyncio.Transport | None = None
+
+    async def run(self) -> int:
+        """Until it is told to close, or the engine could not start. Returns the exit status."""
+        self._transport, _ = await self._loop.create_unix_connection(asyncio.Protocol, sock=self._events)
+        threading.Thread(target=self.read_requests, name="requests", daemon=True).start()
+        await self._closing.wait()
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        if self._engine is None:
+            return 1
+        await self._engine.close()
+        return 0
+
+    # --- requests ------------------------------------------------------------------------------------------------
+
+    def read_requests(self) -> None:
+        """A thread, so that the parent's death is noticed whatever the event loop is doing."""
+        while True:
+            length, fd = self._read_length()
+            frame = frames.decode_to_child(self._read(frames.body_length(length)))
+            self._loop.call_soon_threadsafe(self._handle, frame, fd)
+
+    def _read_length(self) -> tuple[bytes, int | None]:
+        """Descriptors come with the first byte of the length they belong to."""
+        cloexec = getattr(socket, "MSG_CMSG_CLOEXEC", 0)  # what the engine starts must not hold our pictures
+        data, fds, _, _ = socket.recv_fds(self._requests, frames.LENGTH_BYTES, 1, cloexec)
+        if not data:
+            _parent_is_gone()
+        return data + self._read(frames.LENGTH_BYTES - len(data)), fds[0] if fds else None
+
+    def _read(self, size: int) -> bytes:
+        data = bytearray(size)
+        rest = memoryview(data)
+        while rest:
+            count = self._requests.recv_into(rest)
+            if count == 0:
+                _parent_is_gone()
+            rest = rest[count:]
+        return bytes(data)
+
+    def _handle(self, frame: frames.ToChild, fd: int | None) -> None:
+        match frame:
+            case frames.Credit(stream, events):
+                if (credit := self._credits.get(stream)) is not None:
+                    for _ in range(events):
+                        credit.release()
+            case frames.Generate(stream):
+                self._begin(stream, self._generate(frame, fd))
+            case frames.Count(stream):
+                self._begin(stream, self._count(frame))
+            case frames.Cancel(stream):
+                if (task := self._tasks.get(stream)) is not None:
+                    task.cancel()
+            case frames.Ping(number):
+                self._send(frames.Pong(number))
+            case frames.Start(config):
+                self._begin(0, self._start(config))
+            case frames.Close():
+                self._closing.set()
+
+    def _begin(self, stream: int, work: Coroutine[object, object, None]) -> None:
+        task = self._tasks[stream] = self._loop.create_task(work)
+        task.add_done_callback(lambda _: self._tasks.pop(stream))
+
+    # --- what they ask for ---------------------------------------------------------------------------------------
+
+    async def _start(self, config: ModelConfig) -> None:
+        try:
+            engine = load_engine(config)
+            await engine.start()
+        except SightlineError as error:
+            self._send(frames.NotReady(frames.to_wire_error(error)))
+            self._closing.set()
+        except Exception:
+            log.exception("the engine could not start")
+            unknown = EngineUnavailable("The engine could not start. The server's log says why.")
+            self._send(frames.NotReady(frames.to_wire_error(unknown)))
+            self._closing.set()
+        else:
+            self._engine = engine
+            self._send(frames.Ready(engine.info))
+
+    async def _generate(self, frame: frames.Generate, fd: int | None) -> None:
+        credit = self._credits[frame.stream] = asyncio.Semaphore(frames.WINDOW)
+        try:
+            pixels = receive(fd, frame.shared_bytes) if fd is not None else size_only
+            request = frames.from_wire(frame.request, pixels)
+            async with aclosing(self._ready_engine().generate(request)) as events:
+                async for event in events:
+                    await credit.acquire()
+                    self._send(frames.said(frame.stream, event))
+        except Exception as error:
+            self._fail(frame.stream, error)
+        finally:
+            del self._credits[frame.stream]
+
+    async def _count(self, frame: frames.Count) -> None:
+        try:
+            count = await self._ready_engine().count_tokens(frames.from_wire(frame.request, size_only))
+            self._send(frames.Counted(frame.stream, count))
+        except Exception as error:
+            self._fail(frame.stream, error)
+
+    def _ready_engine(self) -> Engine:
+        if self._engine is None:
+            raise EngineUnavailable("The engine is still being started.")
+        return self._engine
+
+    def _fail(self, stream: int, error: Exception) -> None:
+        if not isinstance(error, SightlineError):
+            log.error("a bug in the engine", exc_info=error)
+            error = EngineFailed("The engine failed. The server's log says why.")
+        self._send(frames.Failed(stream, frames.to_wire_error(error)))
+
+    # --- events --------------------------------------------------------------------------------------------------
+
+    def _send(self, frame: frames.ToParent) -> None:
+        """All frames of one turn of the event loop go in one write: a step of 16 sequences costs one, not 16."""
+        if not self._outgoing:
+            self._loop.call_soon(self._flush)
+        self._outgoing.append(frames.encode(frame))
+
+    def _flush(self) -> None:
+        assert self._transport is not None
+        self._transport.write(b"".join(self._outgoing))
+        self._outgoing.clear()
+
+
+def _parent_is_gone() -> NoReturn:
+    os._exit(0)  # at once, from whatever thread: there is nobody to tell, and the kernel frees what we hold
+
+
+def _die_with_parent() -> None:
+    """End-of-file tells us of the parent's death, but only when Python runs; the kernel's signal needs no Python."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+async def _run(requests: socket.socket, events: socket.socket) -> int:
+    return await Worker(requests, events).run()
+
+
+def main(requests_fd: str, events_fd: str, _name: str) -> NoReturn:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes us in order
+    _die_with_parent()
+    # The parent reads the level off each line.
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    requests, events = (socket.socket(fileno=int(fd)) for fd in (requests_fd, events_fd))
+    for end in (requests, events):
+        end.set_inheritable(False)  # what the engine starts must not keep them open
+    status = asyncio.run(_run(requests, events))
+    logging.shutdown()
+    os._exit(status)  # threads of an engine must not keep a closed child alive
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,415 @@
+"""The parent's side of one child process: how it is started, spoken to, listened to and ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
+
+import msgspec
+
+from sightline.config import ModelConfig
+from sightline.engines import EngineInfo
+from sightline.engines.worker import frames
+from sightline.engines.worker.pictures import share
+from sightline.errors import EngineFailed, EngineUnavailable, InvalidRequest, SightlineError
+from sightline.types import EngineRequest, Event, Finish, Pixels, TokenCount
+
+log = logging.getLogger(__name__)
+
+PING_EVERY_S = 5.0
+CLOSE_GRACE_S = 5.0
+"""How long a child may take to close its engine before it is killed."""
+_EXIT_TO_EOF_S = 0.5
+"""A dead child's events end with the socket, unless a process of its own holds the socket open."""
+_LOG_LINE_CHARS = 2_000
+_LAST_LINES = 20
+_LEVELS = logging.getLevelNamesMapping()
+
+
+class Child:
+    """One process that runs an engine, and what is under way in it.
+
+    Life: made -> `start` -> `generate`, `count_tokens`, `watch` -> `stop`. The next process is another `Child`.
+    Used from one event loop.
+    """
+
+    def __init__(self, config: ModelConfig, *, ping_timeout_s: float, on_lost: Callable[[Child], None]) -> None:
+        """`on_lost` is called as soon as it is known that nothing can be asked of it any more."""
+        self.pid: int | None = None
+        self.lost = False
+        self.served = False
+        """It has completed a request."""
+        self.hopeless = False
+        """It said why it cannot load, or took too long: another one would fare no better."""
+        self.last_lines: deque[str] = deque(maxlen=_LAST_LINES)
+        self._config = config
+        self._ping_timeout_s = ping_timeout_s
+        self._on_lost = on_lost
+        self._loop = asyncio.get_running_loop()
+        self._ready: asyncio.Future[EngineInfo | SightlineError] = self._loop.create_future()
+        self._ended: asyncio.Future[None] = self._loop.create_future()
+        self._pong: asyncio.Future[None] = self._loop.create_future()
+        self._numbers = itertools.count(1)
+        self._streams: dict[int, _Stream] = {}
+        self._counts: dict[int, asyncio.Future[TokenCount]] = {}
+        self._to_send: queue.SimpleQueue[_Parcel | None] = queue.SimpleQueue()
+        self._process: asyncio.subprocess.Process | None = None
+        self._exit: asyncio.Task[int] | None = None
+        self._output: asyncio.Task[None] | None = None
+        self._events: asyncio.Transport | None = None
+
+    # --- life ----------------------------------------------------------------------------------------------------
+
+    async def start(self) -> EngineInfo:
+        """Starts the process and waits until its engine is ready. Raises `EngineUnavailable`; then `stop` it."""
+        try:
+            await self._spawn()
+        except OSError as error:
+            log.error("model %s: no process could be started: %s", self._config.name, error)
+            raise EngineUnavailable("The engine's process could not be started.") from None
+        self._send(frames.Start(self._config))
+        timeout_s = self._config.start_timeout_s
+        await self._first_of(self._ready, self._ended, timeout_s=timeout_s)
+        if self._ready.done():
+            outcome = self._ready.result()
+            if isinstance(outcome, EngineInfo):
+                return outcome
+            self.hopeless = True
+            raise EngineUnavailable(outcome.message)
+        if self.lost:
+            raise EngineUnavailable(f"The engine's process ended while it was loading ({await self.stop()}).")
+        self.hopeless = True
+        raise EngineUnavailable(f"The model did not load within {timeout_s:g} s.")
+
+    async def watch(self) -> None:
+        """Returns when the child is lost, or does not answer any more and must be stopped.
+
+        What a pong proves: the child's threads get to run and its event loop turns. It does not prove that the engine
+        makes progress, which no one can tell from a long prefill: a request's own deadline sees to that. The timeout
+        must be longer than native code may keep Python's lock to itself.
+        """
+        for number in itertools.count():
+            self._pong = self._loop.create_future()
+            self._send(frames.Ping(number))
+            await self._first_of(self._pong, self._ended, timeout_s=self._ping_timeout_s)
+            if not self._pong.done() and not self.lost:
+                log.error("model %s: its engine has not answered for %g s", self._config.name, self._ping_timeout_s)
+                self.lose()
+            if self.lost:
+                return
+            await asyncio.wait({self._ended}, timeout=min(PING_EVERY_S, self._ping_timeout_s))
+
+    @staticmethod
+    async def _first_of(*futures: asyncio.Future[Any], timeout_s: float) -> None:
+        await asyncio.wait(futures, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+
+    async def stop(self) -> str:
+        """Ends the process, at the latest by SIGKILL; returns how it ended, in words. Idempotent."""
+        if self._process is None or self._exit is None:
+            return "it never ran"
+        try:
+            loaded = self._ready.done() and isinstance(self._ready.result(), EngineInfo)
+            if loaded and not self.lost:  # nothing is worth waiting for while it loads or hangs
+                self._send(frames.Close())
+                await asyncio.wait({self._exit}, timeout=CLOSE_GRACE_S)
+        finally:
+            if not self._exit.done():
+                with contextlib.suppress(ProcessLookupError):
+                    self._process.kill()
+            self.lose()
+            self._to_send.put(None)
+            if self._events is not None:
+                self._events.abort()
+        status = await self._exit
+        if self._output is not None:
+            await asyncio.wait({self._output}, timeout=_EXIT_TO_EOF_S)
+            self._output.cancel()
+        return _in_words(status)
+
+    def abandon(self, reason: str) -> None:
+        """Ends everything under way with `EngineUnavailable`."""
+        for stream in self._streams.values():
+            stream.end(EngineUnavailable(reason))
+        self._fail_counts(reason)
+
+    # --- requests ------------------------------------------------------------------------------------------------
+
+    async def generate(self, request: EngineRequest) -> AsyncGenerator[Event, None]:
+        """As `Engine.generate`."""
+        number, stream = self._open(), _Stream()
+        self._streams[number] = stream
+        try:
+            wire, shared_bytes = frames.to_wire(request)
+            self._send(frames.Generate(number, wire, shared_bytes), request)
+            for taken in itertools.count(1):
+                event = await stream.take()
+                if taken % (frames.WINDOW // 2) == 0:
+                    self._send(frames.Credit(number, frames.WINDOW // 2))
+                yield event
+                if isinstance(event, Finish):
+                    return
+        finally:
+            del self._streams[number]
+            if not stream.ended:
+                self._send(frames.Cancel(number))
+
+    async def count_tokens(self, request: EngineRequest) -> TokenCount:
+        """As `Engine.count_tokens`."""
+        number = self._open()
+        counted: asyncio.Future[TokenCount] = self._loop.create_future()
+        self._counts[number] = counted
+        try:
+            self._send(frames.Count(number, frames.to_wire(request)[0]))
+            return await counted
+        finally:
+            del self._counts[number]
+
+    def _open(self) -> int:
+        if self.lost:
+            raise EngineUnavailable(_DIED)
+        return next(self._numbers)
+
+    # --- down ----------------------------------------------------------------------------------------------------
+
+    def _send(self, frame: frames.ToChild, pictures_of: EngineRequest | None = None) -> None:
+        """Raises `InvalidRequest` for what cannot be encoded."""
+        try:
+            data = frames.encode(frame)
+        except (ValueError, TypeError, OverflowError):  # e.g. an integer over 64 bits, somewhere in a tool's schema
+            raise InvalidRequest("The request holds a value that cannot be passed to the engine.") from None
+        if isinstance(frame, frames.Generate) and pictures_of is not None and frame.shared_bytes:
+            pictures = [part for m in frame.request.messages for part in m.content if not isinstance(part, str)]
+            self._to_send.put(
+                _Parcel(data, frame.stream, [i.pixels for i in pictures_of.images], [p.offset for p in pictures])
+            )
+        else:
+            self._to_send.put(_Parcel(data))
+
+    def _run_sender(self, sock: socket.socket) -> None:
+        """A thread of its own: copying pixels takes milliseconds, and a child may be slow to read."""
+        with sock:
+            while (parcel := self._to_send.get()) is not None:
+                try:
+                    parcel.send(sock)
+                except _NoMemory:
+                    self._in_loop(self._refuse, parcel.stream)
+                except OSError:  # the child is gone, as the event socket will tell, too
+                    return
+
+    def _in_loop(self, callback: Callable[[int], None], argument: int) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has been closed
+            self._loop.call_soon_threadsafe(callback, argument)
+
+    def _refuse(self, number: int) -> None:
+        log.error("model %s: no shared memory for a request's pictures", self._config.name)
+        if number in self._streams:
+            self._streams[number].end(EngineUnavailable("There is no memory for the pictures right now."))
+
+    # --- up ------------------------------------------------------------------------------------------------------
+
+    def receive(self, frame: frames.ToParent) -> None:
+        """What is for a stream that is no more is dropped: it was cancelled, and its last events crossed the word."""
+        if isinstance(frame, frames.Said):
+            if isinstance(frame, frames.Finished):
+                self.served = True
+            if (stream := self._streams.get(frame.stream)) is not None:
+                stream.put(frame.event)
+            return
+        match frame:
+            case frames.Counted(number, count):
+                if (counted := self._counts.get(number)) is not None and not counted.done():
+                    counted.set_result(count)
+            case frames.Failed(number, error):
+                if number in self._streams:
+                    self._streams[number].put(frames.from_wire_error(error))
+                elif (counted := self._counts.get(number)) is not None and not counted.done():
+                    counted.set_exception(frames.from_wire_error(error))
+            case frames.Pong():
+                if not self._pong.done():
+                    self._pong.set_result(None)
+            case frames.Ready(info):
+                self._ready.set_result(info)
+            case frames.NotReady(error):
+                self._ready.set_result(frames.from_wire_error(error))
+
+    def lose(self) -> None:
+        """Nothing can be asked of it any more: its socket has ended, or it does not answer."""
+        if self.lost:
+            return
+        self.lost = True
+        if not self._ended.done():
+            self._ended.set_result(None)
+        for stream in self._streams.values():
+            stream.break_off()
+        self._fail_counts(_DIED)
+        self._on_lost(self)
+
+    def _fail_counts(self, reason: str) -> None:
+        for counted in self._counts.values():
+            if not counted.done():
+                counted.set_exception(EngineUnavailable(reason))
+
+    # --- the process ---------------------------------------------------------------------------------------------
+
+    async def _spawn(self) -> None:
+        with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
+            requests, child_requests = socket.socketpair()
+            events, child_events = socket.socketpair()
+            for stack, ends in ((ours, (requests, events)), (theirs, (child_requests, child_events))):
+                for end in ends:
+                    stack.enter_context(end)
+            fds = (child_requests.fileno(), child_events.fileno())
+            # -P: a file named like a module, in the directory the server was started from, is not imported.
+            # A session of its own: Ctrl-C in the terminal is for the parent, which then closes us in order.
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable, "-P", "-u", "-X", "faulthandler", "-m", "sightline.engines.worker",
+                *map(str, fds), self._config.name,
+                stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+                pass_fds=fds, start_new_session=True,
+            )  # fmt: skip
+            theirs.close()  # before we listen: a copy of the child's end here would hide its death
+            self.pid = self._process.pid
+            self._exit = asyncio.create_task(self._process.wait())
+            self._exit.add_done_callback(lambda _: self._loop.call_later(_EXIT_TO_EOF_S, self.lose))
+            assert self._process.stdout is not None
+            self._output = asyncio.create_task(self._log_output(self._process.stdout))
+            self._events, _ = await self._loop.create_unix_connection(lambda: _Listener(self), sock=events)
+            threading.Thread(
+                target=self._run_sender, args=[requests], name=f"to-engine-{self.pid}", daemon=True
+            ).start()  # fmt: skip
+            ours.pop_all()
+
+    async def _log_output(self, output: asyncio.StreamReader) -> None:
+        """What the child prints goes to the log, a bounded line at a time, control characters escaped."""
+        line = ""
+        while data := await output.read(65_536):
+            *lines, line = (line + data.decode(errors="replace")).split("\n")
+            line = line[-_LOG_LINE_CHARS:]
+            for complete in lines:
+                self._log_line(complete)
+        if line:
+            self._log_line(line)
+
+    def _log_line(self, line: str) -> None:
+        line = line[:_LOG_LINE_CHARS].rstrip().translate(_ESCAPED)
+        if line:
+            self.last_lines.append(line)
+            log.log(_LEVELS.get(line.partition(" ")[0], logging.INFO), "model %s: %s", self._config.name, line)
+
+
+def _in_words(status: int) -> str:
+    """An exit status as `subprocess` gives it: negative for a signal."""
+    if status >= 0:
+        return f"exit status {status}"
+    try:
+        return signal.Signals(-status).name
+    except ValueError:
+        return f"signal {-status}"
+
+
+_DIED = "The engine's process ended before it had answered. It is being started again."
+_ESCAPED = {code: f"\\x{code:02x}" for code in (*range(9), *range(10, 32), *range(127, 160))}
+
+
+class _Stream:
+    """The events of one request on their way to its consumer."""
+
+    def __init__(self) -> None:
+        self.ended = False
+        """Nothing more will come from the child."""
+        self._items: asyncio.Queue[Event | SightlineError] = asyncio.Queue()  # bounded by frames.WINDOW
+        self._begun = False
+
+    async def take(self) -> Event:
+        item = await self._items.get()
+        if isinstance(item, SightlineError):
+            raise item
+        self._begun = True
+        return item
+
+    def put(self, item: Event | SightlineError) -> None:
+        if not self.ended:
+            self.ended = isinstance(item, Finish | SightlineError)
+            self._items.put_nowait(item)
+
+    def end(self, error: SightlineError) -> None:
+        """At once: what waits to be taken is dropped."""
+        if not self.ended:
+            while not self._items.empty():
+                self._items.get_nowait()
+            self.put(error)
+
+    def break_off(self) -> None:
+        """The child is gone. A stream whose end has arrived is whole; one of which nothing has been taken can be run
+        again elsewhere, whatever waits here; another one fails after what it has said."""
+        if self._begun:
+            self.put(EngineFailed("The engine's process ended while it answered."))
+        else:
+            self.end(EngineUnavailable(_DIED))
+
+
+class _Listener(asyncio.Protocol):
+    """Reads the event socket: a chunk of bytes may hold the events of many streams."""
+
+    def __init__(self, child: Child) -> None:
+        self._child = child
+        self._bodies = frames.Bodies()
+        self._transport: asyncio.BaseTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for body in self._bodies.feed(data):
+                self._child.receive(frames.decode_to_parent(body))
+        except (ValueError, msgspec.MsgspecError) as error:
+            log.error("engine process %s sent nonsense: %s", self._child.pid, error)
+            assert self._transport is not None
+            self._transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._child.lose()
+
+
+class _Parcel:
+    """A frame, and the pictures that go beside it."""
+
+    def __init__(
+        self, data: bytes, stream: int = 0, pixels: list[Pixels] | None = None, offsets: list[int] | None = None
+    ) -> None:
+        self.stream = stream
+        self._data = data
+        self._pixels = pixels
+        self._offsets = offsets
+
+    def send(self, sock: socket.socket) -> None:
+        """Raises `_NoMemory`, or `OSError` when the child is gone."""
+        if not self._pixels or not self._offsets:
+            sock.sendall(self._data)
+            return
+        try:
+            fd = share(self._pixels, self._offsets)
+        except (OSError, MemoryError) as error:
+            raise _NoMemory from error
+        # The descriptor rides on the length, which the child reads alone; the body follows.
+        try:
+            sent = socket.send_fds(sock, [self._data[: frames.LENGTH_BYTES]], [fd])
+        finally:
+            os.close(fd)
+        sock.sendall(memoryview(self._data)[sent:])
+
+
+class _NoMemory(Exception):
+    """Neither memory nor a descriptor for pictures."""
