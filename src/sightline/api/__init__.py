@@ -1,0 +1,1 @@
+"""Wire dialects: JSON in, JSON and events out. Nothing below this package knows HTTP."""

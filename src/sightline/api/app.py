@@ -1,0 +1,153 @@
+"""The ASGI application: routes, and what happens to every request before and after its own route.
+
+    Edge: request id -> who may ask -> route -> errors become answers -> one line in the log
+
+Pure ASGI, so that a stream passes through untouched and a cancelled request is cancelled all the way down.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sightline import metrics
+from sightline.api import access, chat, errors, models
+from sightline.api.disconnect import ClientDisconnected
+from sightline.api.wire import encode
+from sightline.config import Settings
+from sightline.service import Service
+
+log = logging.getLogger(__name__)
+access_log = logging.getLogger("sightline.access")
+
+PUBLIC = frozenset({"/health", "/ready"})
+"""Paths that anyone may ask for: orchestrators probe them under whatever name or address they know. Every other path,
+also one that does not exist, is for those whom `Edge._admit` lets in."""
+CLIENT_CLOSED_REQUEST = 499
+"""In the log only: nobody is there to be told. nginx's number for it."""
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9_-]{1,64}")
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
+
+
+def create_app(service: Service, settings: Settings, *, wait: bool = False) -> ASGIApp:
+    """The application; its lifespan starts and closes the service.
+
+    With `wait`, startup ends when every model is ready or has failed. Without, the server answers at once: `/health`
+    is 200 and `/ready` 503 while models load, and requests wait for theirs.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_: ASGIApp) -> AsyncIterator[None]:
+        await service.start(wait=wait)
+        try:
+            yield
+        finally:
+            await service.close()
+
+    router = Router(
+        [*chat.routes(service, settings), *models.routes(service), *_probes(service)],
+        redirect_slashes=False,
+        default=_not_found,
+        lifespan=lifespan,
+    )
+    return Edge(router, settings.allowed_hosts)
+
+
+def _probes(service: Service) -> list[Route]:
+    async def health(request: Request) -> Response:
+        return Response(encode({"status": "ok"}), media_type="application/json")
+
+    async def ready(request: Request) -> Response:
+        if service.ready():
+            return Response(encode({"status": "ready"}), media_type="application/json")
+        return Response(encode({"status": "not ready"}), 503, media_type="application/json")
+
+    async def show_metrics(request: Request) -> Response:
+        body, media_type = metrics.render()
+        return Response(body, media_type=media_type)
+
+    return [Route("/health", health), Route("/ready", ready), Route("/metrics", show_metrics)]
+
+
+async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
+    raise HTTPException(404, f"There is no {scope['method'][:16]} {scope['path'][:128]} here.")
+
+
+class Edge:
+    """Around every request, whatever its route."""
+
+    def __init__(self, app: ASGIApp, allowed_hosts: Iterable[str]) -> None:
+        self._app = app
+        self._allowed_hosts = frozenset(host.lower() for host in allowed_hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        scope["app"] = self  # so that Starlette raises for a wrong method, where it would answer in its own words
+        request_id = _request_id(scope)
+        record = access.open_record(scope, request_id)
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                record.status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        try:
+            try:
+                self._admit(scope)
+                await self._app(scope, receive, send_with_id)
+            except ClientDisconnected:
+                record.status = CLIENT_CLOSED_REQUEST
+            except Exception as error:
+                record.error = error
+                if record.status is not None:
+                    return  # too late for an answer: the server closes a connection whose reply stays incomplete
+                await errors.to_response(error, request_id)(scope, receive, send_with_id)
+        finally:
+            _log(scope, record)
+
+    def _admit(self, scope: Scope) -> None:
+        """Decides on the ASGI scope, never on a reconstructed URL, whether a request may go on to its route.
+
+        Today that is the Host header alone, which keeps a web page from reaching a local server under a name of its own
+        (DNS rebinding). Keys and their rights are asked for here when there are any.
+
+        Raises `HTTPException`: 400 for a Host that is missing, doubled or malformed, 421 (misdirected request, RFC 9110
+        section 15.5.20) for one that is not allowed.
+        """
+        if scope["path"] in PUBLIC or "*" in self._allowed_hosts:
+            return
+        hosts = [value for name, value in scope["headers"] if name == b"host"]
+        host = _HOST.fullmatch(hosts[0].decode("latin-1")) if len(hosts) == 1 else None
+        if host is None:
+            raise HTTPException(400, "The request needs one well-formed Host header.")
+        if host[1].lower() not in self._allowed_hosts:
+            raise HTTPException(421, "This server does not answer under the name in the Host header.")
+
+
+def _request_id(scope: Scope) -> str:
+    """The client's own, if it is harmless; else a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
+            return str(value.decode())
+    return f"req_{os.urandom(12).hex()}"
+
+
+def _log(scope: Scope, record: access.Record) -> None:
+    if record.error is not None and errors.is_bug(record.error):
+        log.error("request %s met a bug: %s", record.request_id, access.to_trace(record.error))
+    route = scope.get("route")
+    path = route.path if isinstance(route, Route) else "none"
+    access_log.info("%s", access.to_line(record, method=scope["method"], route=path))

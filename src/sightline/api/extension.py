@@ -1,0 +1,92 @@
+"""The `sightline` object of replies: what became of each picture, which engine answered, where the time went.
+
+The same in every OpenAI-shaped dialect (wire contract, section 13).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from sightline.service import Prepared
+from sightline.types import Finish, Usage
+
+
+class ImageReport(msgspec.Struct, frozen=True, kw_only=True):
+    index: int
+    width: int
+    height: int
+    served_width: int
+    served_height: int
+    tokens: int
+    digest: str
+    cached: bool
+
+
+class TimingReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Seconds. Of several choices, which run side by side, the slowest counts."""
+
+    fetch_s: float
+    decode_s: float
+    """Of picture files; `decode_per_token_s` is the model's."""
+    queue_s: float
+    encode_s: float
+    prefill_s: float
+    decode_per_token_s: float
+
+
+class Extension(msgspec.Struct, frozen=True, kw_only=True):
+    engine: str
+    path: tuple[str, ...]
+    images: list[ImageReport]
+    timing: TimingReport
+
+
+def to_usage(finishes: Sequence[Finish]) -> Usage:
+    """The usage of a whole request. Its choices share one prompt, which is counted once; what only some of them found
+    in a cache was computed for this request all the same."""
+    usages = [f.usage for f in finishes]
+    return Usage(
+        prompt_tokens=usages[0].prompt_tokens,
+        completion_tokens=sum(u.completion_tokens for u in usages),
+        image_tokens=usages[0].image_tokens,
+        images_cached=tuple(all(hits) for hits in zip(*(u.images_cached for u in usages), strict=False)),
+        cached_tokens=min(u.cached_tokens for u in usages),
+        reasoning_tokens=sum(u.reasoning_tokens for u in usages),
+    )
+
+
+def to_extension(prepared: Prepared, finishes: Sequence[Finish]) -> Extension:
+    cached = to_usage(finishes).images_cached
+    images = [
+        ImageReport(
+            index=index,
+            width=image.width,
+            height=image.height,
+            served_width=image.served_width,
+            served_height=image.served_height,
+            tokens=image.tokens,
+            digest=image.digest,
+            cached=index < len(cached) and cached[index],
+        )
+        for index, image in enumerate(prepared.images)
+    ]
+    return Extension(engine=prepared.engine, path=prepared.path, images=images, timing=_to_timing(prepared, finishes))
+
+
+def _to_timing(prepared: Prepared, finishes: Sequence[Finish]) -> TimingReport:
+    timings = [f.timing for f in finishes]
+    return TimingReport(
+        fetch_s=_rounded(prepared.fetch_s),
+        decode_s=_rounded(prepared.decode_s),
+        queue_s=_rounded(prepared.queue_s + max(t.queue_s for t in timings)),
+        encode_s=_rounded(max(t.encode_s for t in timings)),
+        prefill_s=_rounded(max(t.prefill_s for t in timings)),
+        # The first token is prefill's.
+        decode_per_token_s=_rounded(max(f.timing.decode_s / max(1, f.usage.completion_tokens - 1) for f in finishes)),
+    )
+
+
+def _rounded(seconds: float) -> float:
+    return round(seconds, 6)

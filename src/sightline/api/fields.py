@@ -1,0 +1,196 @@
+"""Checked fields: a request's schema is a struct whose annotations say what each field may hold.
+
+    class Body(msgspec.Struct, frozen=True, kw_only=True):
+        model: Annotated[str, string()]                          # required: it has no default
+        temperature: Annotated[float, number(0, 2)] = 1.0      # null means the default
+
+    read(Body, {"temperature": 3})  ->  InvalidRequest, param "temperature"
+
+A rule takes a value and its place in the request (`messages[0].content[1].image_url.url`) and returns the value as the
+struct holds it, or raises `InvalidRequest` (`UnsupportedFeature` from `refused`). Fields that no struct names are
+ignored. msgspec could check types itself, but it tells where and what was wrong only in prose, and clients are owed
+`param` and `code`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Annotated, Any, NoReturn, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from sightline.errors import InvalidRequest, UnsupportedFeature
+
+T = TypeVar("T")
+S = TypeVar("S", bound=msgspec.Struct)
+Rule: TypeAlias = Callable[[Any, str], T]
+
+_SHOWN = 64
+"""Characters of a client's text that a message may repeat."""
+
+
+def read(schema: type[S], value: Any, at: str = "") -> S:
+    """`value`, an object of the request that stands at `at`, as `schema`.
+
+    Raises `InvalidRequest` (or `UnsupportedFeature`) for the first field at fault.
+    """
+    if not isinstance(value, dict):
+        raise wrong_type(at, "an object", value)
+    rules = _rules(schema)
+    checked = {}
+    for name, given in value.items():
+        if given is not None and (rule := rules.get(name)) is not None:
+            checked[name] = rule(given, f"{at}.{name}" if at else name)
+    for name in _required(schema):
+        if name not in checked:
+            place = f"{at}.{name}" if at else name
+            raise wrong_type(place, "a value", None) if name in value else missing(place)
+    return schema(**checked)
+
+
+@cache
+def _rules(schema: type[msgspec.Struct]) -> Mapping[str, Rule[Any]]:
+    hints = get_type_hints(schema, include_extras=True)
+    return {name: get_args(hint)[1] for name, hint in hints.items() if get_origin(hint) is Annotated}
+
+
+@cache
+def _required(schema: type[msgspec.Struct]) -> tuple[str, ...]:
+    return tuple(f.name for f in msgspec.structs.fields(schema) if f.required)
+
+
+# --- rules -----------------------------------------------------------------------------------------------------------
+
+
+def string(*, min_length: int = 0, max_length: int | None = None) -> Rule[str]:
+    def rule(value: Any, at: str) -> str:
+        if not isinstance(value, str):
+            raise wrong_type(at, "a string", value)
+        if len(value) < min_length:
+            raise invalid(at, "must not be empty" if min_length == 1 else f"must have {min_length} characters or more")
+        if max_length is not None and len(value) > max_length:
+            raise invalid(at, f"must have at most {max_length} characters, and has {len(value)}")
+        return value
+
+    return rule
+
+
+def one_of(*allowed: str) -> Rule[Any]:
+    choices = ", ".join(repr(a) for a in allowed)
+
+    def rule(value: Any, at: str) -> str:
+        if not isinstance(value, str):
+            raise wrong_type(at, "a string", value)
+        if value not in allowed:
+            raise invalid(at, f"must be one of {choices}, not {value[:_SHOWN]!r}")
+        return value
+
+    return rule
+
+
+def boolean(value: Any, at: str) -> bool:
+    if not isinstance(value, bool):
+        raise wrong_type(at, "a boolean", value)
+    return value
+
+
+def integer(low: int | None = None, high: int | None = None) -> Rule[int]:
+    def rule(value: Any, at: str) -> int:
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise wrong_type(at, "an integer", value)
+        if (low is not None and value < low) or (high is not None and value > high):
+            raise invalid(at, f"must be {_range(low, high)}, not {value}")
+        return value
+
+    return rule
+
+
+def number(low: float, high: float, *, above: bool = False) -> Rule[float]:
+    """`above`: the lower bound itself is out."""
+    bounds = f"above {low:g} and at most {high:g}" if above else _range(low, high)
+
+    def rule(value: Any, at: str) -> float:
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise wrong_type(at, "a number", value)
+        if not low <= value <= high or (above and value == low):
+            raise invalid(at, f"must be {bounds}, not {value:g}")
+        return float(value)
+
+    return rule
+
+
+def mapping(value: Any, at: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise wrong_type(at, "an object", value)
+    return value
+
+
+def array(item: Rule[T], *, min_length: int = 0, max_length: int | None = None) -> Rule[tuple[T, ...]]:
+    def rule(value: Any, at: str) -> tuple[T, ...]:
+        if not isinstance(value, list):
+            raise wrong_type(at, "an array", value)
+        if len(value) < min_length:
+            raise invalid(at, f"must have {min_length} or more items")
+        if max_length is not None and len(value) > max_length:
+            raise invalid(at, f"must have at most {max_length} items, and has {len(value)}")
+        return tuple(item(one, f"{at}[{index}]") for index, one in enumerate(value))
+
+    return rule
+
+
+def struct(schema: type[S]) -> Rule[S]:
+    return lambda value, at: read(schema, value, at)
+
+
+def anything(value: Any, at: str) -> Any:
+    """For what is checked once more of the request is known."""
+    return value
+
+
+def refused(reason: str) -> Rule[None]:
+    """A field that would change the answer and that this server does not honour."""
+
+    def rule(value: Any, at: str) -> NoReturn:
+        raise UnsupportedFeature(f"'{at}' is not supported: {reason}", param=at)
+
+    return rule
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+def missing(at: str) -> InvalidRequest:
+    return InvalidRequest(f"Missing required parameter: '{at}'.", param=at, code="missing_required_parameter")
+
+
+def invalid(at: str, what: str) -> InvalidRequest:
+    return InvalidRequest(f"Invalid '{at}': it {what}.", param=at)
+
+
+def wrong_type(at: str, wanted: str, value: Any) -> InvalidRequest:
+    return InvalidRequest(
+        f"Invalid type for '{at}': expected {wanted}, but got {_kind(value)}.", param=at, code="invalid_type"
+    )
+
+
+def _kind(value: Any) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "a boolean"
+        case int() | float():
+            return "a number"
+        case str():
+            return "a string"
+        case list():
+            return "an array"
+        case _:
+            return "an object"
+
+
+def _range(low: float | None, high: float | None) -> str:
+    if high is None:
+        return f"at least {low:g}"
+    return f"at most {high:g}" if low is None else f"between {low:g} and {high:g}"
