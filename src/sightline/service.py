@@ -127,11 +127,16 @@ class Service:
 
     async def count_tokens(self, request: ChatRequest) -> TokenCount:
         """What the prompt would cost. Pictures are understood; nothing runs on the engine."""
+        return (await self.measure(request))[0]
+
+    async def measure(self, request: ChatRequest) -> tuple[TokenCount, tuple[ServedImage, ...]]:
+        """What the prompt would cost, and what would become of its pictures."""
         model = self._model(request)
         info = await model.loaded()
         _refuse_unsupported(request, info)
         resolved = await self._resolve(request, info)
-        return await model.engine.count_tokens(_to_engine_request(request, resolved, 0))
+        count = await model.engine.count_tokens(_to_engine_request(request, resolved, 0))
+        return count, _served(resolved, count)
 
     async def generate(self, request: ChatRequest, *, timeout_s: float | None = None) -> AsyncGenerator[Item, None]:
         """Yields `Prepared` when the first event of an engine is there (an error before it can still be a true status),
