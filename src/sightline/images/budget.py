@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from sightline.errors import ImageTooSmall
+
+if TYPE_CHECKING:  # the decoder processes start without numpy, which types imports
+    from sightline.types import ImageRef
+
+MAX_RATIO = 200
+"""Longer side to shorter side; the limit of `smart_resize`."""
+
+_LOW_DETAIL = 4
+"""`detail: low` is a picture of at most a fourth of the model's pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,3 +29,49 @@ class VisionBudget:
     """Pixels on a side of what becomes one token: patch size x spatial merge size."""
     min_pixels: int
     max_pixels: int
+
+    def smart_resize(self, width: int, height: int) -> tuple[int, int]:
+        """The size (width, height) in pixels at which a picture of that size is served: both sides multiples of `cell`,
+        the area in `min_pixels..max_pixels` where whole cells allow, the shape kept as nearly as they allow.
+
+        Equal to transformers' function of that name, which rounds halves to even as Python does. A very long picture
+        may exceed `max_pixels`, because neither side goes below one cell. Raises `ImageTooSmall` for a ratio of sides
+        over 200.
+        """
+        if max(width, height) > MAX_RATIO * min(width, height):
+            raise ImageTooSmall(
+                f"this picture is {width} x {height} pixels, one side more than {MAX_RATIO} times the other. "
+                "Crop it or cut it into pieces."
+            )
+        served_width = round(width / self.cell) * self.cell
+        served_height = round(height / self.cell) * self.cell
+        if served_width * served_height > self.max_pixels:
+            shrink = math.sqrt((height * width) / self.max_pixels)
+            served_width = max(self.cell, math.floor(width / shrink / self.cell) * self.cell)
+            served_height = max(self.cell, math.floor(height / shrink / self.cell) * self.cell)
+        elif served_width * served_height < self.min_pixels:
+            grow = math.sqrt(self.min_pixels / (height * width))
+            served_width = math.ceil(width * grow / self.cell) * self.cell
+            served_height = math.ceil(height * grow / self.cell) * self.cell
+        return served_width, served_height
+
+    def tokens(self, width: int, height: int) -> int:
+        """Vision tokens of a picture served at this size in pixels (what `smart_resize` gave)."""
+        return (width // self.cell) * (height // self.cell)
+
+    def for_picture(self, ref: ImageRef) -> VisionBudget:
+        """This budget, narrowed to what the request asks of one picture; never wider than the model's own.
+
+        `detail` comes first: `low` is a fourth of `max_pixels`, but not less than `min_pixels`. `auto`, `high` and
+        `original` are the model's whole range, inside which a picture keeps its own size to the nearest cell. Then
+        `max_pixels` and `min_pixels` narrow further; each is clamped into the range, and where they contradict each
+        other `max_pixels` wins.
+        """
+        low, high = self.min_pixels, self.max_pixels
+        if ref.detail == "low":
+            high = max(low, high // _LOW_DETAIL)
+        if ref.max_pixels is not None:
+            high = min(max(ref.max_pixels, low), high)
+        if ref.min_pixels is not None:
+            low = min(max(ref.min_pixels, low), high)
+        return replace(self, min_pixels=low, max_pixels=high)

@@ -1,0 +1,234 @@
+"""The pool of decoder processes: hostile files are only ever opened there.
+
+Each process has a limit on memory and on CPU time per picture, enforced by the kernel, and on wall time, enforced here.
+One that dies or is too slow is replaced, and costs at most the picture that it held: a process that was killed is not
+the picture's fault, so the picture is tried once more. None survives its parent: its socket closes, and it ends.
+
+A thread a process talks to it (frames and copies release the GIL), so the event loop never waits for one.
+What is said between the two sides is defined in `decoder_process.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from io import BufferedRandom
+
+import msgspec
+import numpy as np
+
+from sightline.config import ImageLimits
+from sightline.errors import EngineUnavailable, ImageError, ImageTooLarge, ImageUnreadable
+from sightline.images import decoder_process
+from sightline.images.budget import VisionBudget
+from sightline.images.codec import Picture
+from sightline.images.decoder_process import REPLIES, Refused, Reply, receive, send
+from sightline.types import Pixels
+
+_WALL_PER_CPU = 4
+"""Wall seconds a decoder may take for each CPU second it may use: machines are shared."""
+_START_S = 30.0
+"""Wall seconds a new process may take until it is ready; it takes 0.1 on an idle machine."""
+_KEPT_VARIABLES = ("PATH", "PYTHONHOME", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG")
+"""What a decoder needs of our environment. The rest (keys among it) is none of its business."""
+
+
+class DecoderPool:
+    """`limits.decoders` processes, first come, first served. Used from one event loop: start, decode..., close."""
+
+    def __init__(self, limits: ImageLimits) -> None:
+        self._limits = limits
+        self._processes: dict[int, _Process] = {}
+        """By slot. A slot is held by one picture at a time, and its process is replaced by the thread that holds it."""
+        self._idle = list(range(limits.decoders))
+        self._turn = asyncio.Semaphore(limits.decoders)  # wakes in the order of asking
+        self._threads = ThreadPoolExecutor(limits.decoders, thread_name_prefix="decoder")
+        self._lock = threading.Lock()
+        """Held while a process is put into its slot, so that `close` misses none."""
+        self._is_closed = False
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        return tuple(process.pid for process in self._processes.values())
+
+    async def start(self) -> None:
+        """Starts the processes; returns before they are ready, which the first picture of each waits for."""
+        loop = asyncio.get_running_loop()
+        await asyncio.gather(*(loop.run_in_executor(self._threads, self._replace, slot) for slot in self._idle))
+
+    async def decode(self, file: bytes, budget: VisionBudget) -> tuple[Picture, Pixels]:
+        """What `codec.decode` finds in the file, and the pixels at the served size, read-only.
+
+        Raises what `codec.decode` raises; `ImageTooLarge` where a limit of the process ended it; `ImageUnreadable`
+        where it died twice under this file; `EngineUnavailable` where the pool is closed. Cancelled in line, it leaves
+        the line; cancelled while it is decoded, the process finishes this picture for nobody (its limits bound that)
+        and only then takes the next.
+        """
+        await self._turn.acquire()
+        if self._is_closed:
+            self._turn.release()
+            raise _shutting_down()
+        slot = self._idle.pop()
+        decoding = asyncio.get_running_loop().run_in_executor(self._threads, self._decode, slot, file, budget)
+
+        def free(_: object) -> None:
+            self._idle.append(slot)
+            self._turn.release()
+
+        decoding.add_done_callback(free)
+        return await asyncio.shield(decoding)
+
+    async def close(self) -> None:
+        """Ends every process. What is being decoded raises `EngineUnavailable`. Idempotent."""
+        with self._lock:
+            self._is_closed = True
+            for process in self._processes.values():
+                process.kill()
+        await asyncio.to_thread(self._threads.shutdown)
+        for process in self._processes.values():
+            process.end()
+
+    # --- in a slot's thread --------------------------------------------------------------------------------------
+
+    def _decode(self, slot: int, file: bytes, budget: VisionBudget) -> tuple[Picture, Pixels]:
+        for is_last in (False, True):
+            process = self._processes[slot]
+            try:
+                return process.decode(file, budget)
+            except _DiedStarting:
+                self._replace(slot)
+                if is_last:
+                    raise
+            except _Died:
+                self._replace(slot)
+            except _OverLimit:
+                self._replace(slot)
+                raise ImageTooLarge(
+                    "this picture takes more time to decode than this server allows. Make it smaller."
+                ) from None
+        raise ImageUnreadable("this picture twice ended the process that decoded it. Save it in another format.")
+
+    def _replace(self, slot: int) -> None:
+        if slot in self._processes:
+            self._processes[slot].end()
+        with self._lock:
+            if self._is_closed:
+                raise _shutting_down()
+            self._processes[slot] = _Process(self._limits)
+
+
+class _Died(Exception):
+    """The process ended under a picture, and not by one of its limits."""
+
+
+class _DiedStarting(RuntimeError):
+    """The process ended before it was ready: this installation is broken, or the machine out of memory."""
+
+
+class _OverLimit(Exception):
+    """The picture took more time than is allowed."""
+
+
+class _Process:
+    """One decoder process, its socket and its desk. Everything blocks; one thread at a time, but `kill` from any."""
+
+    def __init__(self, limits: ImageLimits) -> None:
+        self._wall_s = float(limits.decoder_cpu_s * _WALL_PER_CPU)
+        self._is_ready = False
+        self._desk = _file_in_memory()
+        self._socket, theirs = socket.socketpair()
+        with theirs:
+            fds = (theirs.fileno(), self._desk.fileno())
+            command: list[str | bytes] = [
+                sys.executable,
+                "-P",
+                "-m",
+                decoder_process.__name__,
+                *map(str, fds),
+                msgspec.json.encode(limits),
+            ]
+            self._process = subprocess.Popen(
+                command,
+                pass_fds=fds,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env={name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ},
+                start_new_session=True,  # Ctrl-C is for the server, which may have requests to finish
+            )
+        self._stream = self._socket.makefile("rwb")
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def decode(self, file: bytes, budget: VisionBudget) -> tuple[Picture, Pixels]:
+        """Raises `ImageError`; or `_Died`, `_DiedStarting` or `_OverLimit`, after which only `end` is left to do."""
+        if not self._is_ready:
+            self._receive(_START_S, _DiedStarting)
+            self._is_ready = True
+        self._desk.seek(0)
+        self._desk.truncate()
+        self._desk.write(file)
+        self._desk.flush()
+        with suppress(BrokenPipeError):  # it died idle: the answer, which will not come, tells that
+            send(self._stream, budget)
+        reply = self._receive(self._wall_s, _Died)
+        if isinstance(reply, Refused):
+            raise _IMAGE_ERRORS[reply.error](reply.message)
+        if not isinstance(reply, Picture):
+            raise _Died
+        pixels = np.empty((reply.served_height, reply.served_width, 3), np.uint8)
+        self._desk.seek(0)
+        if self._desk.readinto(pixels.data.cast("B")) != pixels.size:
+            raise _Died
+        self._desk.seek(0)
+        self._desk.truncate()  # gives the memory back, and keeps nobody's picture
+        pixels.flags.writeable = False
+        return reply, pixels
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def end(self) -> None:
+        """Kills it if it lives, and frees what it held. Idempotent."""
+        self._process.kill()
+        self._process.wait()
+        with suppress(OSError):  # a frame that was never taken
+            self._stream.close()
+        self._socket.close()
+        self._desk.close()
+
+    def _receive(self, timeout_s: float, died: type[Exception]) -> Reply:
+        self._socket.settimeout(timeout_s)
+        try:
+            reply = receive(self._stream, REPLIES)
+        except TimeoutError:
+            raise _OverLimit from None
+        except (ConnectionError, msgspec.DecodeError):
+            raise died from None
+        if reply is None:
+            if self._process.wait() == -signal.SIGXCPU:
+                raise _OverLimit
+            raise died(f"A decoder process ended with status {self._process.returncode}.")
+        return reply
+
+
+_IMAGE_ERRORS: dict[str, type[ImageError]] = {error.__name__: error for error in ImageError.__subclasses__()}
+
+
+def _shutting_down() -> EngineUnavailable:
+    return EngineUnavailable("The server is shutting down.")
+
+
+def _file_in_memory() -> BufferedRandom:
+    if hasattr(os, "memfd_create"):
+        return open(os.memfd_create("sightline-desk"), "w+b")
+    return tempfile.TemporaryFile()

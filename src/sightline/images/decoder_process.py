@@ -1,0 +1,96 @@
+"""Inside a decoder process: one hostile file at a time, under limits that the kernel enforces.
+
+    python -m sightline.images.decoder_process SOCKET_FD DESK_FD LIMITS_JSON
+
+Started by the pool in `decoder.py`; what both sides must agree on is defined here. Control goes over a private socket
+as frames of msgpack behind four bytes of length. File bytes and pixels lie on the *desk*, a file in memory that both
+sides hold: the parent lays the picture file there and sends a `VisionBudget`; the answer is a `Picture`, with its
+pixels now on the desk, or `Refused`. A first frame, `Ready`, comes before any picture.
+
+Imports little (no numpy, no asyncio), so that a new one is there in a tenth of a second.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import socket
+import sys
+import time
+import warnings
+from io import BufferedRWPair
+from typing import TypeVar
+
+import msgspec
+
+from sightline.config import ImageLimits
+from sightline.errors import ImageError
+from sightline.images.budget import VisionBudget
+from sightline.images.codec import Picture, decode
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    pass
+
+
+class Refused(msgspec.Struct, frozen=True, tag=True):
+    """The picture is at fault."""
+
+    error: str
+    """Name of a class of ImageError."""
+    message: str
+
+
+Reply = Ready | Picture | Refused
+
+BUDGETS = msgspec.msgpack.Decoder(VisionBudget)
+REPLIES: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
+
+T = TypeVar("T")
+
+
+def send(stream: BufferedRWPair, message: VisionBudget | Reply) -> None:
+    frame = msgspec.msgpack.encode(message)
+    stream.write(len(frame).to_bytes(4, "little") + frame)
+    stream.flush()
+
+
+def receive(stream: BufferedRWPair, decoder: msgspec.msgpack.Decoder[T]) -> T | None:
+    """The next message; None when the other side is gone, even in the middle of one."""
+    head = stream.read(4)
+    length = int.from_bytes(head, "little")
+    frame = stream.read(length)
+    return decoder.decode(frame) if len(head) == 4 and len(frame) == length else None
+
+
+def main() -> None:
+    connection = socket.socket(fileno=int(sys.argv[1]))
+    limits = msgspec.json.decode(sys.argv[3], type=ImageLimits)
+    resource.setrlimit(resource.RLIMIT_AS, (limits.decoder_memory_bytes,) * 2)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold somebody's picture
+    warnings.simplefilter("ignore")  # Pillow's are about the file; nobody here can act on them
+    with open(int(sys.argv[2]), "r+b") as desk, connection.makefile("rwb") as stream:
+        send(stream, Ready())
+        while (budget := receive(stream, BUDGETS)) is not None:
+            _allow_cpu(limits.decoder_cpu_s)
+            try:
+                desk.seek(0)
+                reply, pixels = decode(desk, budget, limits)
+                desk.seek(0)
+                desk.truncate()
+                desk.write(pixels)
+                desk.flush()
+            except ImageError as error:
+                send(stream, Refused(type(error).__name__, error.message))
+            else:
+                send(stream, reply)
+
+
+def _allow_cpu(seconds: int) -> None:
+    """Lets the kernel end this process (SIGXCPU) after so many more seconds of CPU time, to the second above."""
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time()) + seconds, hard))
+
+
+if __name__ == "__main__":
+    main()
