@@ -1,0 +1,39 @@
+"""`sightline ask`: pictures in the order in which they are named, an answer on standard output."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from sightline.cli import main
+
+
+def save(path: Path, colour: str) -> str:
+    Image.new("RGB", (64, 48), colour).save(path)
+    return str(path)
+
+
+def test_the_answer_says_what_was_seen(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pictures = [save(tmp_path / "a.png", "red"), save(tmp_path / "b.jpg", "blue")]
+    assert main(["ask", "--engine", "fake", *pictures, "What is this?"]) == 0
+    out = capfd.readouterr().out
+    assert out.index("red") < out.index("blue")
+    assert "What is this?" in out
+
+
+def test_a_question_alone(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["ask", "--engine", "fake", "Hello?"]) == 0
+    assert "Hello?" in capfd.readouterr().out
+
+
+def test_a_picture_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ask", "--engine", "fake", str(tmp_path / "none.png"), "?"]) == 1
+    assert "none.png" in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_picture(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "note.txt").write_text("hello")
+    assert main(["ask", "--engine", "fake", str(tmp_path / "note.txt"), "?"]) == 1
+    assert "note.txt" in capfd.readouterr().err

@@ -1,0 +1,45 @@
+"""The arguments that name a model."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+from sightline.cli.models import add_model_arguments, to_model_config
+from sightline.config import PEEK, ModelConfig
+from sightline.errors import InvalidRequest
+
+
+def config(*argv: str) -> ModelConfig:
+    parser = argparse.ArgumentParser()
+    add_model_arguments(parser)
+    return to_model_config(parser.parse_args(argv))
+
+
+def test_without_arguments_it_is_the_embedded_model() -> None:
+    assert (config().name, config().engine, config().source) == (PEEK, "openvino", PEEK)
+
+
+def test_a_directory_names_the_model(tmp_path: Path) -> None:
+    (tmp_path / "my-model").mkdir()
+    assert config("--model", str(tmp_path / "my-model")).name == "my-model"
+    assert config("--model", str(tmp_path / "my-model"), "--name", "m").name == "m"
+
+
+def test_a_directory_that_is_not_there_is_told() -> None:
+    with pytest.raises(InvalidRequest, match="neither `peek` nor a directory"):
+        config("--model", "nowhere")
+
+
+def test_options_are_json_where_they_are_json() -> None:
+    made = config("--engine", "fake", "--option", "slots=8", "--option", "step_s=0.5", "--option", "say=hi = there")
+    assert (made.name, made.engine) == ("fake", "fake")
+    assert made.options == {"slots": 8, "step_s": 0.5, "say": "hi = there"}
+
+
+@pytest.mark.parametrize("bad", ["slots", "=8"])
+def test_an_option_without_key_or_value_is_told(bad: str) -> None:
+    with pytest.raises(InvalidRequest, match="KEY=VALUE"):
+        config("--option", bad)
