@@ -145,10 +145,11 @@ class FakeEngine:
         self._options = options
         self._slots = config.max_concurrent if options.slots is None else options.slots
         area = options.cell**2
+        self._vision = VisionBudget(options.cell, options.min_image_tokens * area, options.max_image_tokens * area)
         self.info = EngineInfo(
             engine="fake",
             context_length=options.context_length,
-            vision=VisionBudget(options.cell, options.min_image_tokens * area, options.max_image_tokens * area),
+            vision=self._vision,
             features=_FEATURES,
         )
         self.steps = 0
@@ -180,7 +181,7 @@ class FakeEngine:
         self._loop = asyncio.create_task(self._run())
 
     async def count_tokens(self, request: EngineRequest) -> TokenCount:
-        count = _count_tokens(request, self._options.cell)
+        count = _count_tokens(request, self._vision)
         limit, wanted = self._options.context_length, request.sampling.max_tokens
         if count.prompt_tokens + (wanted if wanted is not None else 1) > limit:
             asked = f" and {wanted} for the answer" if wanted is not None else ""
@@ -592,11 +593,9 @@ def _most(names: npt.NDArray[np.intp], right: int = 0, columns: int | None = Non
 # --- what it costs ---------------------------------------------------------------------------------------------------
 
 
-def _count_tokens(request: EngineRequest, cell: int) -> TokenCount:
+def _count_tokens(request: EngineRequest, vision: VisionBudget) -> TokenCount:
     """See the module: nothing here looks at what the pixels are, only at how many."""
-    image_tokens = tuple(
-        math.ceil(i.served_height / cell) * math.ceil(i.served_width / cell) for i in request.images
-    )  # fmt: skip
+    image_tokens = tuple(vision.tokens(image.served_width, image.served_height) for image in request.images)
     text_tokens = sum(map(_message_tokens, request.messages))
     for tool in request.tools:
         schema = json.dumps(tool.parameters, separators=(",", ":"))
