@@ -1,0 +1,212 @@
+"""Our own engine on OpenVINO's runtime: continuous batching over paged attention, for the Qwen2-VL architecture.
+
+One request, hop by hop:
+
+    generate (event loop) -> prompt.py -> inbox -> [engine thread: scheduler.py -> vision.py -> runner.py -> sampler.py
+    -> answer.py] -> the request's queue on the event loop
+
+The event loop and the engine thread share nothing but the inbox and the queues; `infer()` releases the GIL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from sightline.config import MIB, ModelConfig
+from sightline.engines import FEATURES, EngineInfo
+from sightline.engines.openvino.answer import Vocabulary
+from sightline.engines.openvino.checkpoint import CheckpointError, read_facts
+from sightline.engines.openvino.loop import Events, Generation, StepLoop
+from sightline.engines.openvino.prompt import Prompt, PromptBuilder
+from sightline.engines.openvino.runner import LanguageRunner, load_models
+from sightline.engines.openvino.vision import VisionEncoder, read_preprocessor
+from sightline.errors import ContextLengthExceeded, EngineUnavailable, InvalidRequest, SightlineError
+from sightline.types import EngineRequest, Event, Finish, TokenCount
+
+log = logging.getLogger(__name__)
+
+_LONG_PROMPT_CHARACTERS: Final = 20_000
+"""From here on a prompt is tokenised in a thread, so that the event loop stays responsive."""
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`ModelConfig.options` of this engine."""
+
+    context_length: int | None = None
+    """Prompt and completion tokens together; at most (and by default) what the model was made for."""
+    step_tokens: int = 512
+    """The most tokens in a step: a long prompt makes others wait for at most this many."""
+    kv_cache_mib: int = 1024
+    """Upper bound of the KV blocks' memory; one full context always fits."""
+    embedding_cache_mib: int = 64
+    """Upper bound of kept picture embeddings."""
+    kv_cache_precision: str = "f32"
+    inference_precision: str = "f32"
+    num_threads: int = 0
+    """CPU threads of a step; 0: all."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """What is there between `start` and `close`."""
+
+    info: EngineInfo
+    prompts: PromptBuilder
+    vocabulary: Vocabulary
+    vocab_size: int
+    end_tokens: frozenset[int]
+    loop: StepLoop
+
+
+class OpenVINOEngine:
+    """An `Engine` that runs in this process; `worker` gives it a process of its own."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        """Raises `InvalidRequest` for options that do not exist or have the wrong type."""
+        try:
+            self._options = msgspec.convert(dict(config.options), Options, strict=False)
+        except msgspec.ValidationError as error:
+            raise InvalidRequest(f"Engine options: {error}.", param="options") from None
+        self._config = config
+        self._loaded: _Loaded | None = None
+        self._closed = False
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._running.info
+
+    async def start(self) -> None:
+        try:
+            loaded = await asyncio.to_thread(self._load)
+        except (CheckpointError, OSError, RuntimeError) as error:
+            self._closed = True
+            raise EngineUnavailable(f"The model {self._config.name!r} cannot be loaded: {error}") from error
+        if self._closed:
+            loaded.loop.close()
+            raise EngineUnavailable("The engine was closed while it was loading.")
+        self._loaded = loaded
+
+    async def count_tokens(self, request: EngineRequest) -> TokenCount:
+        prompt = await self._build(request)
+        self._max_tokens(request, prompt)
+        return prompt.count
+
+    async def generate(self, request: EngineRequest) -> AsyncGenerator[Event, None]:
+        running = self._running
+        vocab_size = running.vocab_size
+        if any(not 0 <= token < vocab_size for token in request.sampling.logit_bias):
+            raise InvalidRequest(f"A token id in logit_bias is not below {vocab_size}.", param="logit_bias")
+        prompt = await self._build(request)
+        max_tokens = self._max_tokens(request, prompt)
+        events = _Queue(asyncio.get_running_loop())
+        generation = Generation(
+            request, prompt, max_tokens, events.put, running.vocabulary, vocab_size, running.end_tokens
+        )
+        running.loop.submit(generation)
+        try:
+            while True:
+                for event in await events.get():
+                    if isinstance(event, SightlineError):
+                        raise event
+                    yield event
+                    if isinstance(event, Finish):
+                        return
+        finally:
+            running.loop.cancel(generation)
+
+    async def close(self) -> None:
+        self._closed = True
+        if (loaded := self._loaded) is not None:
+            self._loaded = None
+            await asyncio.to_thread(loaded.loop.close)
+
+    @property
+    def _running(self) -> _Loaded:
+        if self._loaded is None:
+            raise EngineUnavailable("The engine is not running.")
+        return self._loaded
+
+    def _load(self) -> _Loaded:
+        options, model_dir = self._options, self._config.path
+        if not model_dir.is_dir():
+            raise CheckpointError("there is no such directory")
+        facts = read_facts(model_dir)
+        preprocessor = read_preprocessor(model_dir, facts.vision)
+        models = load_models(
+            model_dir,
+            kv_cache_precision=options.kv_cache_precision,
+            inference_precision=options.inference_precision,
+            num_threads=options.num_threads,
+        )
+        context = min(options.context_length or facts.language.context_length, facts.language.context_length)
+        runner = LanguageRunner(
+            models,
+            context_length=context,
+            max_sequences=self._config.max_concurrent,
+            cache_bytes=options.kv_cache_mib * MIB,
+        )
+        encoder = VisionEncoder(
+            models.vision_patches,
+            models.vision_merger,
+            facts.vision,
+            preprocessor,
+            options.embedding_cache_mib * MIB,
+        )
+        info = EngineInfo(
+            engine=self._config.engine,
+            context_length=context,
+            vision=preprocessor.budget,
+            features=FEATURES - {"tools", "json_object", "json_schema"},
+            weights_digest=models.weights_digest,
+        )
+        loop = StepLoop(runner, encoder, max_running=self._config.max_concurrent, step_tokens=options.step_tokens)
+        prompts = PromptBuilder(model_dir, preprocessor, facts.image_token_id)
+        return _Loaded(info, prompts, Vocabulary(model_dir), facts.language.vocab_size, facts.eos_token_ids, loop)
+
+    async def _build(self, request: EngineRequest) -> Prompt:
+        prompts = self._running.prompts
+        if (
+            sum(len(p.text) for m in request.messages for p in m.content if hasattr(p, "text"))
+            < _LONG_PROMPT_CHARACTERS
+        ):
+            return prompts.build(request)
+        return await asyncio.to_thread(prompts.build, request)
+
+    def _max_tokens(self, request: EngineRequest, prompt: Prompt) -> int:
+        """How many tokens may be generated. Raises `ContextLengthExceeded`."""
+        context, count, wanted = self.info.context_length, prompt.count, request.sampling.max_tokens
+        if count.prompt_tokens + (wanted or 1) > context:
+            pictures = f", {sum(count.image_tokens)} of them for pictures" if count.image_tokens else ""
+            room = (
+                f" and {wanted} were requested for the completion" if wanted else ", which leaves no room for an answer"
+            )
+            raise ContextLengthExceeded(
+                f"This model's context is {context} tokens. The messages are {count.prompt_tokens} tokens{pictures}"
+                f"{room}. Shorten the messages, send fewer or smaller pictures, or lower max_tokens.",
+                param="messages",
+            )
+        return wanted or context - count.prompt_tokens
+
+
+class _Queue:
+    """Lists of events from the engine thread to one consumer on the event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._events: asyncio.Queue[Events] = asyncio.Queue()
+
+    def put(self, events: Events) -> None:
+        """From any thread."""
+        try:
+            self._loop.call_soon_threadsafe(self._events.put_nowait, events)
+        except RuntimeError:  # the event loop is closed: nobody waits any more
+            log.debug("events after the event loop was closed")
+
+    async def get(self) -> Events:
+        return await self._events.get()

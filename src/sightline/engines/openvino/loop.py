@@ -1,0 +1,237 @@
+"""The step loop: one thread that owns scheduler, blocks, models and caches, and runs step after step.
+
+Between two steps it takes what has come in: new generations, and those that nobody wants any more. A cancelled
+generation therefore frees its sequence within one step.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from sightline.engines.openvino.answer import Answer, End, Vocabulary
+from sightline.engines.openvino.blocks import BlockPool, PrefixNames
+from sightline.engines.openvino.prompt import Prompt
+from sightline.engines.openvino.runner import Embeddings, LanguageRunner, Piece, Tokens
+from sightline.engines.openvino.sampler import Logits, Sampler, logprobs
+from sightline.engines.openvino.scheduler import Chunk, Scheduler, Sequence
+from sightline.engines.openvino.vision import VisionEncoder
+from sightline.errors import EngineFailed, EngineUnavailable, SightlineError
+from sightline.types import EngineRequest, Event, Finish, Timing, Usage
+
+log = logging.getLogger(__name__)
+
+Events: TypeAlias = list[Event | SightlineError]
+"""What a step gives to one generation; an error or a `Finish` is the last it gets."""
+
+
+class Generation:
+    """One request on its way through the engine. Made on the event loop, from then on the engine thread's alone."""
+
+    def __init__(
+        self,
+        request: EngineRequest,
+        prompt: Prompt,
+        max_tokens: int,
+        deliver: Callable[[Events], None],
+        vocabulary: Vocabulary,
+        vocab_size: int,
+        eos_tokens: frozenset[int],
+    ) -> None:
+        """`deliver` is called from the engine thread."""
+        params = request.sampling
+        end_tokens = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else eos_tokens)
+        self.request = request
+        self.prompt = prompt
+        self.deliver = deliver
+        self.sampler = Sampler(params, prompt.tokens, end_tokens, vocab_size)
+        self.answer = Answer(vocabulary, params, end_tokens, max_tokens)
+        self.pictures: list[Embeddings | None] = [None] * len(prompt.images)
+        """Embeddings, once a chunk has needed them. Kept until the end: the sequence may have to be computed again."""
+        self.pictures_cached = [True] * len(prompt.images)
+        self.submitted = time.perf_counter()
+        self.scheduled: float | None = None
+        self.first_token: float | None = None
+        self.encode_s = 0.0
+
+    def positions(self, begin: int, end: int) -> Tokens:
+        """[3, tokens]: the prompt's own, and one further for each token generated."""
+        if end <= len(self.prompt.tokens):
+            return self.prompt.positions[:, begin:end]
+        generated = np.arange(max(begin, len(self.prompt.tokens)), end) - len(self.prompt.tokens)
+        following = np.broadcast_to(self.prompt.next_position + generated, (3, len(generated)))
+        return np.concatenate([self.prompt.positions[:, begin:], following], axis=1)
+
+    def finish(self, end: End, sequence: Sequence) -> Finish:
+        now = time.perf_counter()
+        scheduled, first_token = self.scheduled or now, self.first_token or now
+        usage = Usage(
+            prompt_tokens=len(self.prompt.tokens),
+            completion_tokens=self.answer.num_tokens,
+            image_tokens=self.prompt.count.image_tokens,
+            images_cached=tuple(self.pictures_cached),
+            cached_tokens=sequence.num_cached or 0,
+        )
+        timing = Timing(
+            queue_s=scheduled - self.submitted,
+            encode_s=self.encode_s,
+            prefill_s=max(0.0, first_token - scheduled - self.encode_s),
+            decode_s=now - first_token,
+        )
+        return Finish(end.reason, usage, timing, end.stop_sequence)
+
+
+_Command: TypeAlias = tuple[Literal["submit", "cancel", "close"], Generation | None]
+
+
+class StepLoop:
+    """Life: made (the thread runs) -> `submit` and `cancel`, from any thread -> `close`."""
+
+    def __init__(self, runner: LanguageRunner, encoder: VisionEncoder, *, max_running: int, step_tokens: int) -> None:
+        self._runner = runner
+        self._encoder = encoder
+        self._pool = BlockPool(runner.num_blocks, runner.block_size)
+        self._scheduler = Scheduler(self._pool, max_running=max_running, step_tokens=step_tokens)
+        self._live: dict[Sequence, Generation] = {}
+        self._sequences: dict[Generation, Sequence] = {}
+        self._arrivals = 0
+        self._inbox: SimpleQueue[_Command] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="openvino-steps", daemon=True)
+        self._thread.start()
+
+    def submit(self, generation: Generation) -> None:
+        self._inbox.put(("submit", generation))
+
+    def cancel(self, generation: Generation) -> None:
+        """Nothing is delivered after the step that is running now. One that has ended is left alone."""
+        self._inbox.put(("cancel", generation))
+
+    def close(self) -> None:
+        """Ends the thread after the step that is running now; what was under way gets `EngineUnavailable`."""
+        self._inbox.put(("close", None))
+        self._thread.join()
+
+    def _run(self) -> None:
+        while self._take_commands():
+            self._step()
+        while not self._inbox.empty():
+            command, generation = self._inbox.get()
+            if command == "submit" and generation is not None:
+                generation.deliver([EngineUnavailable("The engine was stopped.")])
+        for generation in list(self._sequences):
+            self._end(generation, EngineUnavailable("The engine was stopped."))
+
+    def _take_commands(self) -> bool:
+        """Does what came in since the last step; waits if there is nothing else to do. False: it is time to stop."""
+        while self._scheduler.is_idle or not self._inbox.empty():
+            command, generation = self._inbox.get()
+            if command == "close" or generation is None:
+                return False
+            if command == "submit":
+                self._take(generation)
+            elif (sequence := self._sequences.get(generation)) is not None:
+                self._forget(generation, sequence)
+        return True
+
+    def _take(self, generation: Generation) -> None:
+        request, prompt = generation.request, generation.prompt
+        self._arrivals += 1
+        names = PrefixNames(request.tenant, self._pool.block_size, prompt.spans)
+        sequence = Sequence(self._arrivals, list(prompt.tokens), names, request.priority)
+        self._live[sequence] = generation
+        self._sequences[generation] = sequence
+        self._scheduler.add(sequence)
+
+    def _forget(self, generation: Generation, sequence: Sequence) -> None:
+        del self._live[sequence], self._sequences[generation]
+        self._scheduler.finish(sequence)
+
+    def _end(self, generation: Generation, event: Finish | SightlineError, *before: Event) -> None:
+        self._forget(generation, self._sequences[generation])
+        generation.deliver([*before, event])
+
+    def _step(self) -> None:
+        chunks = self._scheduler.schedule()
+        try:
+            embeddings, chunks = self._embed(chunks)
+            if not chunks:
+                return
+            logits = self._runner.forward(embeddings, [self._piece(chunk) for chunk in chunks])
+        except Exception:
+            # Whatever it was, keys and values of this step are not to be trusted: its sequences end here.
+            log.exception("a step of %d sequences failed", len(chunks))
+            for chunk in chunks:
+                self._end(self._live[chunk.sequence], EngineFailed("The engine failed while it ran this request."))
+            return
+        self._scheduler.advance(chunks)
+        for chunk, row in zip((c for c in chunks if c.is_last), logits, strict=True):
+            self._extend(chunk.sequence, row)
+
+    def _embed(self, chunks: list[Chunk]) -> tuple[Embeddings, list[Chunk]]:
+        """Embeddings [tokens, hidden] of the chunks, text's and pictures', and the chunks that are still to run: a
+        generation whose picture cannot be encoded ends here, without harm to the others."""
+        now = time.perf_counter()
+        for chunk in chunks:
+            generation = self._live[chunk.sequence]
+            generation.scheduled = generation.scheduled or now
+        chunks = [chunk for chunk in chunks if self._encode_pictures(chunk)]
+        if not chunks:
+            return np.empty((0, 0), np.float32), []
+        embeddings = self._runner.embed([t for c in chunks for t in c.sequence.tokens[c.begin : c.end]])
+        row = 0
+        for chunk in chunks:
+            generation = self._live[chunk.sequence]
+            for span, picture in zip(generation.prompt.spans, generation.pictures, strict=True):
+                begin, end = max(span.begin, chunk.begin), min(span.end, chunk.end)
+                if begin < end and picture is not None:
+                    embeddings[row + begin - chunk.begin : row + end - chunk.begin] = picture[
+                        begin - span.begin : end - span.begin
+                    ]
+            row += chunk.end - chunk.begin
+        return embeddings, chunks
+
+    def _encode_pictures(self, chunk: Chunk) -> bool:
+        """Sees to the embeddings of the pictures that the chunk reaches. False: one failed, the generation has ended.
+
+        Pictures are encoded when a chunk needs them, so those that the prefix cache covers never are.
+        """
+        generation = self._live[chunk.sequence]
+        began = time.perf_counter()
+        for index, (span, image) in enumerate(zip(generation.prompt.spans, generation.prompt.images, strict=True)):
+            if generation.pictures[index] is None and span.begin < chunk.end and chunk.begin < span.end:
+                try:
+                    embeddings, cached = self._encoder.encode(image, generation.request.tenant)
+                except Exception:
+                    log.exception("a picture of %dx%d px could not be encoded", image.served_width, image.served_height)
+                    self._end(generation, EngineFailed("The engine failed to encode a picture of this request."))
+                    return False
+                generation.pictures[index] = embeddings
+                generation.pictures_cached[index] = cached
+        generation.encode_s += time.perf_counter() - began
+        return True
+
+    def _piece(self, chunk: Chunk) -> Piece:
+        positions = self._live[chunk.sequence].positions(chunk.begin, chunk.end)
+        return Piece(chunk.end - chunk.begin, positions, chunk.begin, chunk.sequence.blocks, chunk.is_last)
+
+    def _extend(self, sequence: Sequence, logits: Logits) -> None:
+        """Samples the sequence's next token and delivers what came of it."""
+        generation = self._live[sequence]
+        if not np.isfinite(logits.max()):  # a NaN anywhere makes the maximum NaN
+            self._end(generation, EngineFailed("The model gave no number for this request."))
+            return
+        generation.first_token = generation.first_token or time.perf_counter()
+        token = generation.sampler.next_token(logits)
+        wanted = generation.request.sampling.logprobs
+        delta, end = generation.answer.push(token, None if wanted is None else logprobs(logits, token, wanted))
+        sequence.tokens.append(token)
+        if end is not None:
+            self._end(generation, generation.finish(end, sequence), *([] if delta is None else [delta]))
+        elif delta is not None:
+            generation.deliver([delta])

@@ -1,0 +1,169 @@
+"""The compiled models and their tensors: a batch of pieces of sequences in, logits of the wanted positions out.
+
+The language model comes as Optimum exports it, with keys and values as hidden state for one batch; a transformation of
+OpenVINO's turns that into attention over a pool of blocks, so that sequences can join and leave between steps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import openvino as ov
+from openvino import opset13 as ops
+
+# Private, which is why pyproject pins OpenVINO to one minor release; a test imports it.
+from openvino._offline_transformations import paged_attention_transformation
+
+from sightline.engines.openvino import files
+from sightline.engines.openvino.checkpoint import CheckpointError
+
+_WANTED: Final = "wanted_positions"
+"""The input we add: which rows of the batch go through the vocabulary projection."""
+
+Tokens = npt.NDArray[np.int64]
+Embeddings = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModels:
+    language: Any
+    """An `openvino.CompiledModel`, like the others; with paged attention and `wanted_positions`."""
+    text_embeddings: Any
+    vision_patches: Any
+    vision_merger: Any
+    weights_digest: str
+    """`sha256:<hex>` of the bytes that the language model's weights were read from."""
+    weights: Sequence[Any]
+    """The mapped files: constants may lie in them, so they live as long as the models."""
+
+
+def load_models(
+    model_dir: Path, *, kv_cache_precision: str, inference_precision: str, num_threads: int
+) -> LoadedModels:
+    """Reads and compiles the four models side by side. `num_threads`: of the CPU, 0 for all.
+
+    Raises `CheckpointError` when a file is missing, `RuntimeError` from OpenVINO when one cannot be read or compiled.
+    """
+    for name in files.MODELS:
+        for path in (model_dir / name, (model_dir / name).with_suffix(".bin")):
+            if not path.exists():
+                raise CheckpointError(f"{path.name} is missing; `python -m sightline.engines.openvino.export` makes it")
+    core = ov.Core()
+    options: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": inference_precision,
+        "KV_CACHE_PRECISION": kv_cache_precision,
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+    }
+    if num_threads:
+        options["INFERENCE_NUM_THREADS"] = num_threads
+    weights = {name: np.memmap((model_dir / name).with_suffix(".bin"), np.uint8, "r") for name in files.MODELS}
+
+    def load(name: str) -> Any:
+        xml = (model_dir / name).read_text(encoding="utf-8")
+        model = core.read_model(xml, ov.Tensor(weights[name]))
+        if name == files.LANGUAGE:
+            paged_attention_transformation(model)
+            _project_only_wanted(model)
+        return core.compile_model(model, "CPU", options)
+
+    with ThreadPoolExecutor(len(files.MODELS) + 1) as pool:
+        digest = pool.submit(lambda: hashlib.sha256(memoryview(weights[files.LANGUAGE])).hexdigest())
+        language, text, patches, merger = pool.map(load, files.MODELS)
+        return LoadedModels(language, text, patches, merger, f"sha256:{digest.result()}", tuple(weights.values()))
+
+
+def _project_only_wanted(model: Any) -> None:
+    """Gathers rows before the vocabulary projection: of a prompt, only the last position's logits are read, and the
+    projection of the others would be a fifth of the work."""
+    projection = model.output("logits").get_node().input_value(0).get_node()
+    while projection.get_type_name() in ("Convert", "Reshape", "Multiply") and projection.get_input_size() > 0:
+        projection = projection.input_value(0).get_node()
+    if projection.get_type_name() != "MatMul":
+        raise CheckpointError("the language model does not end in a vocabulary projection")
+    wanted = ops.parameter([-1], np.int32)
+    wanted.set_friendly_name(_WANTED)
+    wanted.output(0).set_names({_WANTED})
+    rows = ops.gather(projection.input_value(0), wanted, ops.constant(np.int64(0)))
+    projection.input(0).replace_source_output(rows.output(0))
+    model.add_parameters([wanted])
+    model.validate_nodes_and_infer_types()
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some consecutive tokens of one sequence."""
+
+    num_tokens: int
+    positions: Tokens
+    """[3, tokens]."""
+    num_past: int
+    """Tokens of the sequence that are already in its blocks."""
+    blocks: Sequence[int]
+    """Of the whole sequence so far, room for these tokens included."""
+    wants_logits: bool
+    """Of its last token."""
+
+
+class LanguageRunner:
+    """The language model and its pool of KV blocks. Used by one thread."""
+
+    def __init__(self, models: LoadedModels, *, context_length: int, max_sequences: int, cache_bytes: int) -> None:
+        """Takes blocks for `max_sequences` full contexts, or what fits into `cache_bytes`, but for one at least."""
+        self._request = models.language.create_infer_request()
+        self._text = models.text_embeddings.create_infer_request()
+        caches = {
+            port.get_any_name(): port
+            for port in models.language.inputs
+            if port.get_any_name().startswith(("key_cache.", "value_cache."))
+        }
+        if not caches:
+            raise CheckpointError("the language model has no attention that can be paged")
+        shapes = {name: [d.get_length() for d in list(p.get_partial_shape())[1:]] for name, p in caches.items()}
+        # With KV_CACHE_PRECISION u8 scales ride along in the last dimensions, but keys and values always lie in rows of
+        # tokens: 32 of them on today's CPU plugin.
+        self.block_size: int = shapes["value_cache.0"][1]
+        types = {name: port.get_element_type().to_dtype() for name, port in caches.items()}
+        block_bytes = sum(int(np.prod(shapes[name])) * types[name].itemsize for name in caches)
+        blocks_each = -(-context_length // self.block_size)
+        self.num_blocks = max(blocks_each, min(max_sequences * blocks_each, cache_bytes // block_bytes))
+        # np.zeros maps pages when they are first written: an idle pool costs nothing.
+        self._caches = [np.zeros((self.num_blocks, *shapes[name]), types[name]) for name in caches]
+        for name, cache in zip(caches, self._caches, strict=True):
+            self._request.set_tensor(name, ov.Tensor(cache, shared_memory=True))
+
+    def embed(self, tokens: Sequence[int]) -> Embeddings:
+        """[tokens, hidden]."""
+        ids = np.array(tokens, np.int64)[None, :]
+        embeddings: Embeddings = np.array(self._text.infer([ids], share_inputs=True)[0][0], np.float32)
+        return embeddings
+
+    def forward(self, embeddings: Embeddings, pieces: Sequence[Piece]) -> npt.NDArray[np.float32]:
+        """Computes the pieces in one step and writes their keys and values to their blocks.
+
+        `embeddings` [tokens of all pieces, hidden]. Gives logits [pieces that want them, vocabulary], in order. Raises
+        `RuntimeError` from OpenVINO.
+        """
+        ends = np.cumsum([p.num_tokens for p in pieces])
+        lengths = [p.num_past + p.num_tokens for p in pieces]
+        used = [-(-length // self.block_size) for length in lengths]
+        inputs: Mapping[str, npt.NDArray[Any]] = {
+            "inputs_embeds": embeddings,
+            "position_ids": np.concatenate([p.positions for p in pieces], axis=1),
+            "past_lens": np.array([p.num_past for p in pieces], np.int32),
+            "subsequence_begins": np.array([0, *ends], np.int32),
+            "block_indices": np.array([b for p, n in zip(pieces, used, strict=True) for b in p.blocks[:n]], np.int32),
+            "block_indices_begins": np.array([0, *np.cumsum(used)], np.int32),
+            "max_context_len": np.array(max(lengths), np.int32),
+            _WANTED: np.array([end - 1 for p, end in zip(pieces, ends, strict=True) if p.wants_logits], np.int32),
+        }
+        outputs = self._request.infer(inputs, share_inputs=True)
+        logits: npt.NDArray[np.float32] = np.array(outputs[0], np.float32)
+        return logits.reshape(-1, logits.shape[-1])
