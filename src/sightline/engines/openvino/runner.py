@@ -75,7 +75,7 @@ def load_models(
         return core.compile_model(model, "CPU", options)
 
     with ThreadPoolExecutor(len(files.MODELS) + 1) as pool:
-        digest = pool.submit(lambda: hashlib.sha256(memoryview(weights[files.LANGUAGE])).hexdigest())
+        digest = pool.submit(lambda: hashlib.sha256(weights[files.LANGUAGE].data).hexdigest())
         language, text, patches, merger = pool.map(load, files.MODELS)
         return LoadedModels(language, text, patches, merger, f"sha256:{digest.result()}", tuple(weights.values()))
 
