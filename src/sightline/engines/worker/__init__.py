@@ -5,6 +5,7 @@
         Child (child.py)            one process and what is under way in it
             frames.py               the messages between the two, and their bytes
             pictures.py             pixels, by shared memory
+            output.py               what it prints, for the log
     __main__.py                     the other side: runs the engine, in the child
 
 Two private socket pairs join them, and whoever dies, the other reads end-of-file at once. Requests go down one, written

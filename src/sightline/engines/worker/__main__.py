@@ -63,10 +63,14 @@ class Worker:
 
     def read_requests(self) -> None:
         """A thread, so that the parent's death is noticed whatever the event loop is doing."""
-        while True:
-            length, fd = self._read_length()
-            frame = frames.decode_to_child(self._read(frames.body_length(length)))
-            self._loop.call_soon_threadsafe(self._handle, frame, fd)
+        try:
+            while True:
+                length, fd = self._read_length()
+                frame = frames.decode_to_child(self._read(frames.body_length(length)))
+                self._loop.call_soon_threadsafe(self._handle, frame, fd)
+        except BaseException:  # deaf, we would only be in the way
+            log.exception("requests cannot be read")
+            os._exit(1)
 
     def _read_length(self) -> tuple[bytes, int | None]:
         """Descriptors come with the first byte of the length they belong to."""

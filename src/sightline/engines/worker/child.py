@@ -21,6 +21,7 @@ import msgspec
 from sightline.config import ModelConfig
 from sightline.engines import EngineInfo
 from sightline.engines.worker import frames
+from sightline.engines.worker.output import printable_lines
 from sightline.engines.worker.pictures import share
 from sightline.errors import EngineFailed, EngineUnavailable, InvalidRequest, SightlineError
 from sightline.types import EngineRequest, Event, Finish, Pixels, TokenCount
@@ -32,7 +33,6 @@ CLOSE_GRACE_S = 5.0
 """How long a child may take to close its engine before it is killed."""
 _EXIT_TO_EOF_S = 0.5
 """A dead child's events end with the socket, unless a process of its own holds the socket open."""
-_LOG_LINE_CHARS = 2_000
 _LAST_LINES = 20
 _LEVELS = logging.getLevelNamesMapping()
 
@@ -199,13 +199,20 @@ class Child:
     def _run_sender(self, sock: socket.socket) -> None:
         """A thread of its own: copying pixels takes milliseconds, and a child may be slow to read."""
         with sock:
-            while (parcel := self._to_send.get()) is not None:
-                try:
-                    parcel.send(sock)
-                except _NoMemory:
-                    self._in_loop(self._refuse, parcel.stream)
-                except OSError:  # the child is gone, as the event socket will tell, too
-                    return
+            while self._deliver(self._to_send.get(), sock):
+                pass
+
+    def _deliver(self, parcel: _Parcel | None, sock: socket.socket) -> bool:
+        """Whether there may be more to deliver."""
+        if parcel is None:
+            return False
+        try:
+            parcel.send(sock)
+        except _NoMemory:
+            self._in_loop(self._refuse, parcel.stream)
+        except OSError:  # the child is gone, as the event socket will tell, too
+            return False
+        return True
 
     def _in_loop(self, callback: Callable[[int], None], argument: int) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has been closed
@@ -291,19 +298,7 @@ class Child:
             ours.pop_all()
 
     async def _log_output(self, output: asyncio.StreamReader) -> None:
-        """What the child prints goes to the log, a bounded line at a time, control characters escaped."""
-        line = ""
-        while data := await output.read(65_536):
-            *lines, line = (line + data.decode(errors="replace")).split("\n")
-            line = line[-_LOG_LINE_CHARS:]
-            for complete in lines:
-                self._log_line(complete)
-        if line:
-            self._log_line(line)
-
-    def _log_line(self, line: str) -> None:
-        line = line[:_LOG_LINE_CHARS].rstrip().translate(_ESCAPED)
-        if line:
+        async for line in printable_lines(output):
             self.last_lines.append(line)
             log.log(_LEVELS.get(line.partition(" ")[0], logging.INFO), "model %s: %s", self._config.name, line)
 
@@ -319,7 +314,6 @@ def _in_words(status: int) -> str:
 
 
 _DIED = "The engine's process ended before it had answered. It is being started again."
-_ESCAPED = {code: f"\\x{code:02x}" for code in (*range(9), *range(10, 32), *range(127, 160))}
 
 
 class _Stream:

@@ -39,7 +39,7 @@ class WorkerEngine:
         """The one that is ready, or being started."""
         self._up: asyncio.Future[Child | None] | None = None
         """Pending while loading; the child when it is ready; None when there is none to wait for."""
-        self._supervisor: asyncio.Task[EngineUnavailable | None] | None = None
+        self._supervisor: asyncio.Task[EngineUnavailable] | None = None
 
     @property
     def info(self) -> EngineInfo:
@@ -118,8 +118,16 @@ class WorkerEngine:
     def _supervised(self) -> bool:
         return self._supervisor is not None and not self._supervisor.done()
 
-    async def _supervise(self) -> EngineUnavailable | None:
+    async def _supervise(self) -> EngineUnavailable:
         """Runs one child after the other until it is cancelled; returns only if the first one cannot load."""
+        try:
+            return await self._run_children()
+        except Exception:
+            log.exception("a bug in the supervision of model %s", self._config.name)
+            self._set_up(None)
+            return EngineUnavailable("The engine is not running.")
+
+    async def _run_children(self) -> EngineUnavailable:
         while True:
             child = self._child = Child(self._config, ping_timeout_s=self._ping_timeout_s, on_lost=self._on_lost)
             problem = None
