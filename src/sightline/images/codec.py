@@ -162,7 +162,7 @@ def _webp_canvas(head: bytes) -> tuple[int, int] | None:
 
 _FULL_DECODE_PIXELS = 4_000_000
 _OVERSAMPLING = 2
-_PROGRESSIVE_FACTOR = 4
+_PROGRESSIVE_FACTOR = 3
 
 
 def _verify_sides(width: int, height: int, limits: ImageLimits) -> None:

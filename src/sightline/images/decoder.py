@@ -20,7 +20,7 @@ import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from io import BufferedRandom
+from io import FileIO
 
 import msgspec
 import numpy as np
@@ -30,7 +30,7 @@ from sightline.errors import EngineUnavailable, ImageError, ImageTooLarge, Image
 from sightline.images import decoder_process
 from sightline.images.budget import VisionBudget
 from sightline.images.codec import Picture
-from sightline.images.decoder_process import REPLIES, Refused, Reply, receive, send
+from sightline.images.decoder_process import REPLIES, Refused, Reply, lay, opened, receive, send
 from sightline.types import Pixels
 
 _WALL_PER_CPU = 4
@@ -52,17 +52,18 @@ class DecoderPool:
         self._turn = asyncio.Semaphore(limits.decoders)  # wakes in the order of asking
         self._threads = ThreadPoolExecutor(limits.decoders, thread_name_prefix="decoder")
         self._lock = threading.Lock()
-        """Held while a process is put into its slot, so that `close` misses none."""
+        """Held while a slot's process changes, so that `close` misses none."""
         self._is_closed = False
 
     @property
     def pids(self) -> tuple[int, ...]:
+        """Of the processes that run now."""
         return tuple(process.pid for process in self._processes.values())
 
     async def start(self) -> None:
         """Starts the processes; returns before they are ready, which the first picture of each waits for."""
         loop = asyncio.get_running_loop()
-        await asyncio.gather(*(loop.run_in_executor(self._threads, self._replace, slot) for slot in self._idle))
+        await asyncio.gather(*(loop.run_in_executor(self._threads, self._restart, slot) for slot in self._idle))
 
     async def decode(self, file: bytes, budget: VisionBudget) -> tuple[Picture, Pixels]:
         """What `codec.decode` finds in the file, and the pixels at the served size, read-only.
@@ -100,29 +101,30 @@ class DecoderPool:
 
     def _decode(self, slot: int, file: bytes, budget: VisionBudget) -> tuple[Picture, Pixels]:
         for is_last in (False, True):
-            process = self._processes[slot]
+            process = self._processes.get(slot) or self._restart(slot)
             try:
                 return process.decode(file, budget)
             except _DiedStarting:
-                self._replace(slot)
+                self._restart(slot)
                 if is_last:
                     raise
             except _Died:
-                self._replace(slot)
+                self._restart(slot)
             except _OverLimit:
-                self._replace(slot)
+                self._restart(slot)
                 raise ImageTooLarge(
                     "this picture takes more time to decode than this server allows. Make it smaller."
                 ) from None
         raise ImageUnreadable("this picture twice ended the process that decoded it. Save it in another format.")
 
-    def _replace(self, slot: int) -> None:
-        if slot in self._processes:
-            self._processes[slot].end()
+    def _restart(self, slot: int) -> _Process:
         with self._lock:
+            if slot in self._processes:
+                self._processes.pop(slot).end()
             if self._is_closed:
                 raise _shutting_down()
-            self._processes[slot] = _Process(self._limits)
+            self._processes[slot] = process = _Process(self._limits)
+            return process
 
 
 class _Died(Exception):
@@ -172,25 +174,24 @@ class _Process:
     def decode(self, file: bytes, budget: VisionBudget) -> tuple[Picture, Pixels]:
         """Raises `ImageError`; or `_Died`, `_DiedStarting` or `_OverLimit`, after which only `end` is left to do."""
         if not self._is_ready:
-            self._receive(_START_S, _DiedStarting)
+            try:
+                self._receive(_START_S)
+            except (_Died, _OverLimit):
+                raise _DiedStarting(f"A decoder process did not start; its status is {self._process.poll()}.") from None
             self._is_ready = True
-        self._desk.seek(0)
-        self._desk.truncate()
-        self._desk.write(file)
-        self._desk.flush()
+        lay(self._desk.fileno(), file)
         with suppress(BrokenPipeError):  # it died idle: the answer, which will not come, tells that
             send(self._stream, budget)
-        reply = self._receive(self._wall_s, _Died)
+        reply = self._receive(self._wall_s)
         if isinstance(reply, Refused):
             raise _IMAGE_ERRORS[reply.error](reply.message)
         if not isinstance(reply, Picture):
             raise _Died
         pixels = np.empty((reply.served_height, reply.served_width, 3), np.uint8)
-        self._desk.seek(0)
-        if self._desk.readinto(pixels.data.cast("B")) != pixels.size:
-            raise _Died
-        self._desk.seek(0)
-        self._desk.truncate()  # gives the memory back, and keeps nobody's picture
+        with opened(self._desk.fileno()) as desk:
+            if desk.readinto(pixels.data.cast("B")) != pixels.size:
+                raise _Died
+        lay(self._desk.fileno(), b"")
         pixels.flags.writeable = False
         return reply, pixels
 
@@ -206,18 +207,16 @@ class _Process:
         self._socket.close()
         self._desk.close()
 
-    def _receive(self, timeout_s: float, died: type[Exception]) -> Reply:
+    def _receive(self, timeout_s: float) -> Reply:
         self._socket.settimeout(timeout_s)
         try:
             reply = receive(self._stream, REPLIES)
         except TimeoutError:
             raise _OverLimit from None
         except (ConnectionError, msgspec.DecodeError):
-            raise died from None
+            raise _Died from None
         if reply is None:
-            if self._process.wait() == -signal.SIGXCPU:
-                raise _OverLimit
-            raise died(f"A decoder process ended with status {self._process.returncode}.")
+            raise _OverLimit if self._process.wait() == -signal.SIGXCPU else _Died
         return reply
 
 
@@ -228,7 +227,7 @@ def _shutting_down() -> EngineUnavailable:
     return EngineUnavailable("The server is shutting down.")
 
 
-def _file_in_memory() -> BufferedRandom:
+def _file_in_memory() -> FileIO:
     if hasattr(os, "memfd_create"):
-        return open(os.memfd_create("sightline-desk"), "w+b")
-    return tempfile.TemporaryFile()
+        return open(os.memfd_create("sightline-desk"), "r+b", buffering=0)
+    return tempfile.TemporaryFile(buffering=0)

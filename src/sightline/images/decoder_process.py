@@ -18,7 +18,9 @@ import socket
 import sys
 import time
 import warnings
-from io import BufferedRWPair
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BufferedReader, BufferedRWPair
 from typing import TypeVar
 
 import msgspec
@@ -63,27 +65,42 @@ def receive(stream: BufferedRWPair, decoder: msgspec.msgpack.Decoder[T]) -> T | 
     return decoder.decode(frame) if len(head) == 4 and len(frame) == length else None
 
 
+def lay(desk: int, content: bytes) -> None:
+    """Puts this and nothing else on the desk; `b""` clears it, which gives the memory back."""
+    with open(desk, "wb", closefd=False) as file:
+        file.truncate(0)
+        file.seek(0)
+        file.write(content)
+
+
+@contextmanager
+def opened(desk: int) -> Iterator[BufferedReader]:
+    """What lies on the desk. A new file object each time: the buffer of an old one may hold the picture before."""
+    with open(desk, "rb", closefd=False) as file:
+        file.seek(0)
+        yield file
+
+
 def main() -> None:
     connection = socket.socket(fileno=int(sys.argv[1]))
     limits = msgspec.json.decode(sys.argv[3], type=ImageLimits)
     resource.setrlimit(resource.RLIMIT_AS, (limits.decoder_memory_bytes,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold somebody's picture
     warnings.simplefilter("ignore")  # Pillow's are about the file; nobody here can act on them
-    with open(int(sys.argv[2]), "r+b") as desk, connection.makefile("rwb") as stream:
+    desk = int(sys.argv[2])
+    with connection.makefile("rwb") as stream:
         send(stream, Ready())
         while (budget := receive(stream, BUDGETS)) is not None:
             _allow_cpu(limits.decoder_cpu_s)
             try:
-                desk.seek(0)
-                reply, pixels = decode(desk, budget, limits)
-                desk.seek(0)
-                desk.truncate()
-                desk.write(pixels)
-                desk.flush()
+                with opened(desk) as file:
+                    picture, pixels = decode(file, budget, limits)
             except ImageError as error:
                 send(stream, Refused(type(error).__name__, error.message))
             else:
-                send(stream, reply)
+                lay(desk, pixels)
+                del pixels
+                send(stream, picture)
 
 
 def _allow_cpu(seconds: int) -> None:

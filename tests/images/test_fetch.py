@@ -1,0 +1,136 @@
+"""What a client wrote becomes the bytes of a file, or a refusal that says what to do."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import socket
+from typing import Any, NoReturn
+
+import pytest
+
+from sightline.config import ImageLimits
+from sightline.errors import ImageEmpty, ImageEncodingInvalid, ImageFileTooLarge, ImageForbidden
+from sightline.images import fetch as module
+from sightline.images.fetch import fetch
+
+pytestmark = pytest.mark.anyio
+
+LIMITS = ImageLimits(max_bytes=300_000)
+CONTENT = bytes(range(256)) * 4
+PAYLOAD = base64.b64encode(CONTENT).decode()
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "data:image/png;base64",
+        "DATA:IMAGE/PNG;BASE64",
+        "data:;base64",
+        "data:image/png;charset=utf-8;name=a.png;base64",
+        "data:image/svg+xml; base64",
+        "Data:text/html;Base64",
+    ],
+)
+async def test_a_data_uri_in_any_case_with_any_parameters(header: str) -> None:
+    file = await fetch(f"{header},{PAYLOAD}", LIMITS)
+    assert file.content == CONTENT
+    assert file.digest == f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
+
+
+@pytest.mark.parametrize("size", [1, 1000, 65_537, 299_999])
+async def test_raw_bytes_and_data_uris_give_the_same_file(size: int) -> None:
+    content = (CONTENT * 300)[:size]
+    assert await fetch(content, LIMITS) == await fetch(f"data:;base64,{base64.b64encode(content).decode()}", LIMITS)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        f"data:image/png,{PAYLOAD}",
+        "data:image/png;base64",
+        "data:",
+        f"data:image/png;base64x,{PAYLOAD}",
+        f"data:image/png;base64,{PAYLOAD[:-1]}",
+        f"data:image/png;base64,{PAYLOAD[:40]}\n{PAYLOAD[40:]}",
+        f"data:image/png;base64, {PAYLOAD}",
+        f"data:image/png;base64,{PAYLOAD}=",
+        "data:image/png;base64,_-_-",
+        "data:image/png;base64,%2B%2F==",
+        "data:image/png;base64,\u20ac\u20ac\u20ac\u20ac",
+        "data:image/png;base64,====",
+        f"data:{'x' * 2000};base64,{PAYLOAD}",
+    ],
+)
+async def test_malformed_data_uris(uri: str) -> None:
+    with pytest.raises(ImageEncodingInvalid, match="base64"):
+        await fetch(uri, LIMITS)
+
+
+@pytest.mark.parametrize("source", [b"", "data:image/png;base64,"])
+async def test_nothing(source: str | bytes) -> None:
+    with pytest.raises(ImageEmpty, match="0 bytes"):
+        await fetch(source, LIMITS)
+
+
+@pytest.mark.parametrize("as_uri", [True, False])
+async def test_one_byte_over_the_limit(as_uri: bool) -> None:
+    fits, over = bytes(300_000), bytes(300_001)
+    sources: list[Any] = [fits, over]
+    if as_uri:
+        sources = [f"data:;base64,{base64.b64encode(content).decode()}" for content in sources]
+    assert len((await fetch(sources[0], LIMITS)).content) == 300_000
+    with pytest.raises(ImageFileTooLarge, match="300,000 bytes"):
+        await fetch(sources[1], LIMITS)
+
+
+async def test_what_is_too_large_is_never_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> NoReturn:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(module.pybase64, "b64decode", fail)
+    with pytest.raises(ImageFileTooLarge):
+        await fetch("data:;base64," + "A" * 400_008, LIMITS)
+    with pytest.raises(AssertionError, match="decoded"):
+        await fetch("data:;base64," + "A" * 400_000, LIMITS)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1:{port}/a.png",
+        "https://127.0.0.1:{port}/a.png",
+        "HTTP://localhost:{port}/",
+        "http:/\\127.0.0.1:{port}/",
+        "//127.0.0.1:{port}/a.png",
+        "ftp://127.0.0.1:{port}/a.png",
+        "gopher://127.0.0.1:{port}/",
+        "file:///etc/passwd",
+        "/etc/passwd",
+        "../secret.png",
+        "C:\\secret.png",
+        "unix:/run/docker.sock",
+        "blob:http://127.0.0.1:{port}/x",
+        "javascript:alert(1)",
+        " data:image/png;base64,AAAA",
+        "dat\0a:image/png;base64,AAAA",
+        "iVBORw0KGgo=",
+        "",
+    ],
+)
+async def test_nothing_else_is_touched(url: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as canary:
+        canary.setblocking(False)
+        url = url.format(port=canary.getsockname()[1])
+        with pytest.raises(ImageForbidden, match="data: URI") as caught:
+            await fetch(url, LIMITS)
+        with pytest.raises(BlockingIOError):  # nobody called
+            canary.accept()
+    assert len(url) < 3 or url not in caught.value.message
+
+
+async def test_remote_pictures_are_off_and_the_message_says_so() -> None:
+    with pytest.raises(
+        ImageForbidden, match=r"^remote pictures are off on this server; send the picture as a data: URI"
+    ):
+        await fetch("https://example.com/cat.jpg", LIMITS)
