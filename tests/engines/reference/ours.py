@@ -12,6 +12,9 @@ from typing import Any
 
 from sightline.config import ModelConfig
 from sightline.engines import Engine, EngineInfo, open_engine
+from sightline.engines.openvino.checkpoint import read_facts
+from sightline.engines.openvino.prompt import PromptBuilder
+from sightline.engines.openvino.vision import read_preprocessor
 from sightline.types import EngineRequest, FinishReason, Image, TextDelta, TokenCount, TokenLogprob, Usage
 from tests.engines.reference.pairs import Pair, serve
 
@@ -71,6 +74,14 @@ async def _answer(engine: Engine, request: EngineRequest) -> Answer:
                 finish = event
     tokens, logprobs = tuple(bytes(t.bytes) for t in told), tuple(t.logprob for t in told)
     return Answer(text, tokens, logprobs, finish.reason, finish.usage)  # type: ignore[union-attr]  # ends with Finish
+
+
+def prompt_ids(config: ModelConfig, pairs: Sequence[Pair], images: Sequence[tuple[Image, ...]]) -> list[list[int]]:
+    """The prompts that the engine's child process builds: its own builder, run here, where its tokens can be seen."""
+    facts = read_facts(config.path)
+    builder = PromptBuilder(config.path, read_preprocessor(config.path, facts.vision), facts.image_token_id)
+    requests = [pair.to_request(own, model=config.name) for pair, own in zip(pairs, images, strict=True)]
+    return [builder.build(request).tokens for request in requests]
 
 
 class Vocabulary:

@@ -121,12 +121,9 @@ def _cases(counts: dict[str, int], skip: int = 0) -> list[Case]:
     return [case for task, n in counts.items() for case in make_cases(task, skip + n, _SEED)[skip:]]
 
 
-def _pictures(case: Case) -> tuple[int, ...]:
-    return tuple(range(len(case.scenes)))
-
-
 def _one_turn(kind: str, case: Case, *, text_first: bool) -> Pair:
-    parts = (case.question, *_pictures(case)) if text_first else (*_pictures(case), case.question)
+    pictures = tuple(range(len(case.scenes)))
+    parts: tuple[str | int, ...] = (case.question, *pictures) if text_first else (*pictures, case.question)
     return Pair(case.id, kind, (Turn("user", parts),), case.scenes)
 
 

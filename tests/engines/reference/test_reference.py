@@ -5,6 +5,7 @@ Needs torch and transformers (requirements.txt beside this file); run by `make t
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ import numpy as np
 import pytest
 
 from sightline.config import PEEK, ModelConfig
-from tests.engines.reference.ours import Vocabulary, ask
-from tests.engines.reference.pairs import Pair, make_pairs
+from sightline.images.budget import VisionBudget
+from tests.engines.reference.ours import Vocabulary, ask, prompt_ids
+from tests.engines.reference.pairs import Pair, make_pairs, serve
 from training.peek.evaluation.drawing import encode
 
 pytestmark = [pytest.mark.engine_reference, pytest.mark.timeout(900)]
@@ -48,6 +50,8 @@ def test_goldens_made_anew_equal_the_committed_ones(fresh: dict[str, Any]) -> No
 def test_our_engine_equals_the_reference(fresh: dict[str, Any]) -> None:
     pairs = make_pairs()
     answers, vocabulary = ask(CONFIG, pairs), Vocabulary(CONFIG.path)
+    ids = prompt_ids(CONFIG, pairs, answers.images)
+    assert ids == [expected["ours"]["prompt_ids"] for expected in fresh["pairs"]]
     for pixels, allowed in (("ours", 0), ("own", 2)):
         differ = [
             (pair.id, answer.text, expected[pixels]["text"])
@@ -58,21 +62,9 @@ def test_our_engine_equals_the_reference(fresh: dict[str, Any]) -> None:
         assert len(differ) <= allowed, differ
 
 
-def test_prompt_ids_equal_the_reference_s(fresh: dict[str, Any]) -> None:
-    """Our own rendering and tokenising, in this process, against the chat template run by transformers."""
-    from tests.engines.reference.ours import prompt_ids
-
-    ours = prompt_ids(CONFIG, make_pairs())
-    assert ours == [pair["ours"]["prompt_ids"] for pair in fresh["pairs"]]
-
-
 def test_served_pixels_are_the_reference_processor_s(fresh: dict[str, Any]) -> None:
     """At most 1 level of 255 apart on 99.9 % of values, over all pictures and in each."""
-    import asyncio
-
-    from sightline.images.budget import VisionBudget
-    from tests.engines.reference.pairs import serve
-    from tests.engines.reference.transformers_fp32 import Reference
+    from tests.engines.reference.transformers_fp32 import Reference  # imports torch
 
     reference = Reference(CONFIG.path)
     pairs: list[Pair] = make_pairs()

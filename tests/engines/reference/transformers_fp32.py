@@ -49,12 +49,13 @@ class Answer:
 class Reference:
     def __init__(self, model_dir: Path) -> None:
         torch.set_num_threads(1)  # sums in one order on every machine; the model is too small for more to pay
-        self._model = Qwen2VLForConditionalGeneration.from_pretrained(
+        self._model: Any = Qwen2VLForConditionalGeneration.from_pretrained(
             model_dir, dtype=torch.float32, attn_implementation="eager"
-        ).eval()
-        self._processor = Qwen2VLImageProcessorPil.from_pretrained(model_dir)
-        self._tokenizer = AutoTokenizer.from_pretrained(model_dir)
-        self._placeholder = self._tokenizer.convert_tokens_to_ids(_PLACEHOLDER)
+        )
+        self._model.eval()
+        self._processor: Any = Qwen2VLImageProcessorPil.from_pretrained(model_dir)
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(model_dir)
+        self._placeholder: Any = self._tokenizer.convert_tokens_to_ids(_PLACEHOLDER)
 
     @property
     def budget(self) -> tuple[int, int, int]:
@@ -71,7 +72,7 @@ class Reference:
         return self._see([PILImage.fromarray(p) for p in pixels], do_resize=False)
 
     def resized(self, file: bytes) -> np.ndarray[Any, Any]:
-        """The reference's resized pixels, 0..255, as patches [patches, 1176]."""
+        """The reference's resized pixels, 0..255, as patches [patches, 3, 14, 14]."""
         return self._unscaled(PILImage.open(io.BytesIO(file)).convert("RGB"))
 
     def as_patches(self, pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -89,7 +90,7 @@ class Reference:
             out = self._model.generate(
                 input_ids=input_ids,
                 attention_mask=torch.ones_like(input_ids),
-                mm_token_type_ids=(input_ids == self._placeholder).int(),
+                mm_token_type_ids=input_ids.eq(self._placeholder).int(),
                 **pictures,
                 do_sample=False,
                 max_new_tokens=MAX_TOKENS,
@@ -130,4 +131,5 @@ class Reference:
     def _unscaled(self, picture: PILImage.Image, **kwargs: Any) -> np.ndarray[Any, Any]:
         out = self._processor(images=[picture], return_tensors="np", do_rescale=False, do_normalize=False, **kwargs)
         patches: np.ndarray[Any, Any] = out["pixel_values"]
-        return patches
+        size = self._processor.patch_size
+        return patches.reshape(-1, 3, self._processor.temporal_patch_size, size, size)[:, :, 0]  # the frames are equal
