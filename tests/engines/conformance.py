@@ -240,12 +240,12 @@ async def sixteen_at_once_get_their_own_answers(subject: Subject, engine: Engine
 @clause
 async def closing_frees_the_slot(subject: Subject, engine: Engine) -> None:
     async with subject.running(max_concurrent=1) as own:
-        endless = long(ask("Tell me more."), None)
+        lengthy = long(ask("Tell me more."), 400)
         began = time.perf_counter()
-        await answer(own, endless)
+        await answer(own, lengthy)
         whole = time.perf_counter() - began
         for _ in range(3):
-            await first_event(own, endless)
+            await first_event(own, lengthy)
         began = time.perf_counter()
         await answer(own, long(ask("next"), 2))
         assert time.perf_counter() - began < max(0.5 * whole, 0.05)

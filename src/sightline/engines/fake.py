@@ -238,10 +238,7 @@ class FakeEngine:
                 continue
             prefilled = self._prefill()
             await asyncio.sleep(self._options.step_s + self._options.prefill_s_per_token * prefilled)
-            self.steps += 1
-            for sequence in list(self._running):
-                if not sequence.to_prefill and sequence.due <= time.perf_counter():
-                    self._decode(sequence)
+            self._step()
 
     async def _sleep_until(self, due: float) -> None:
         """Until a sequence is due, or something changed who runs."""
@@ -267,6 +264,12 @@ class FakeEngine:
             sequence.to_prefill -= tokens
             left -= tokens
         return self._options.prefill_chunk - left
+
+    def _step(self) -> None:
+        self.steps += 1
+        for sequence in list(self._running):
+            if not sequence.to_prefill and sequence.due <= time.perf_counter():
+                self._decode(sequence)
 
     def _decode(self, sequence: _Sequence) -> None:
         try:

@@ -33,7 +33,7 @@ CLOSE_GRACE_S = 5.0
 """How long a child may take to close its engine before it is killed."""
 _EXIT_TO_EOF_S = 0.5
 """A dead child's events end with the socket, unless a process of its own holds the socket open."""
-_LAST_LINES = 20
+_LAST_LINES = 40
 _LEVELS = logging.getLevelNamesMapping()
 
 

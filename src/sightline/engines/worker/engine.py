@@ -72,7 +72,8 @@ class WorkerEngine:
         up = self._up = asyncio.get_running_loop().create_future()
         self._supervisor = asyncio.create_task(self._supervise(), name=f"supervisor of {self._config.name}")
         await asyncio.wait({up, self._supervisor}, return_when=asyncio.FIRST_COMPLETED)
-        if self._supervisor.done():
+        if not up.done() or up.result() is None:
+            await asyncio.wait({self._supervisor})
             problem = None if self._supervisor.cancelled() else self._supervisor.result()
             raise problem or EngineUnavailable(_STOPPED)
 
