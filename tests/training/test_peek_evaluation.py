@@ -22,7 +22,7 @@ from PIL import Image
 
 from training.peek.evaluation.__main__ import main
 from training.peek.evaluation.answers import is_right, normalise
-from training.peek.evaluation.client import Result, to_message
+from training.peek.evaluation.client import Result, serve, to_message
 from training.peek.evaluation.drawing import DIRECTIONS, POSITIONS, SHAPES, Figure, Scene, draw, encode
 from training.peek.evaluation.questions import TASKS, Case, make_cases
 from training.peek.evaluation.report import scores, to_table, wilson_interval
@@ -351,6 +351,21 @@ def test_a_server_that_always_says_red_is_found_out(tmp_path: Path) -> None:
         assert sheet.width > 1000
         assert len(sheet.getcolors(1 << 24) or []) > 20  # pictures are on it, not just paper
     assert (tmp_path / "accuracy.png").stat().st_size > 500
+
+
+def test_it_starts_and_ends_a_server_of_its_own(tmp_path: Path) -> None:
+    arguments = ["--tasks", "colour", "--per-task", "4", "--out", str(tmp_path), "--serve=--engine", "--serve=fake"]
+    assert main(arguments) == 1  # the fake engine tells of the pictures it got, in sentences: never the bare word
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [case["error"] for case in results["cases"]] == [None] * 4
+    assert all(case["answer"] for case in results["cases"])
+    assert "/v1/chat/completions" in (tmp_path / "server.log").read_text()
+
+
+def test_a_server_that_cannot_start_is_told_of(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="ended with status"), serve(["--no-such-option"], tmp_path / "log"):
+        pass
+    assert "--no-such-option" in (tmp_path / "log").read_text()
 
 
 def test_normalise_is_idempotent() -> None:

@@ -43,13 +43,13 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
 
     cases = [case for task in options.tasks for case in make_cases(task, options.per_task, options.seed)]
-    with nullcontext(options.url) if options.url else serve(options.serve) as url:
+    options.out.mkdir(parents=True, exist_ok=True)
+    with nullcontext(options.url) if options.url else serve(options.serve, options.out / "server.log") as url:
         began = time.perf_counter()
         model, results = asyncio.run(_ask(url, options.api_key, options.model, cases, options.concurrency))
         elapsed = time.perf_counter() - began
 
     rows = report.scores(results)
-    options.out.mkdir(parents=True, exist_ok=True)
     data = report.to_json(results, model=model, seed=options.seed)
     (options.out / "results.json").write_text(json.dumps(data, indent=1) + "\n")
     report.failures_sheet(results).save(options.out / "failures.png")

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import os
 import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import openai
 from openai.types.chat import ChatCompletionContentPartParam, ChatCompletionUserMessageParam
@@ -75,18 +74,19 @@ def to_message(case: Case) -> ChatCompletionUserMessageParam:
 
 
 @contextmanager
-def serve(arguments: Sequence[str] = ()) -> Iterator[str]:
-    """Runs `sightline serve ARGUMENTS` on a free port; gives its base URL once it is ready and ends it afterwards.
+def serve(arguments: Sequence[str], log: Path) -> Iterator[str]:
+    """Runs `sightline serve ARGUMENTS` on a free port, its output in `log`; gives its base URL once it is ready.
 
-    Raises `RuntimeError` when it ends by itself or is not ready in two minutes.
+    It is ended afterwards. Raises `RuntimeError` when it ends by itself or is not ready in two minutes.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-c", "import sys; from sightline.cli import main; sys.exit(main())"]
-    server = subprocess.Popen([*command, "serve", "--port", str(port), *arguments], env=os.environ)
+    command = [sys.executable, "-m", "sightline.cli", "serve", "--port", str(port), *arguments]
+    with log.open("wb") as output:
+        server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
     try:
-        _await_ready(server, f"http://127.0.0.1:{port}/ready")
+        _await_ready(server, f"http://127.0.0.1:{port}/ready", log)
         yield f"http://127.0.0.1:{port}/v1"
     finally:
         server.terminate()
@@ -97,16 +97,14 @@ def serve(arguments: Sequence[str] = ()) -> Iterator[str]:
             server.wait()
 
 
-def _await_ready(server: subprocess.Popen[bytes], url: str) -> None:
+def _await_ready(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
     deadline = time.monotonic() + _READY_WITHIN_S
     while time.monotonic() < deadline:
         if server.poll() is not None:
-            raise RuntimeError(f"the server ended with status {server.returncode} before it was ready")
+            raise RuntimeError(f"the server ended with status {server.returncode} before it was ready; see {log}")
         try:
-            with urllib.request.urlopen(url, timeout=5) as reply:
-                if reply.status == 200:
-                    return
-        except (urllib.error.URLError, OSError):
-            pass
-        time.sleep(0.2)
-    raise RuntimeError(f"the server was not ready within {_READY_WITHIN_S:.0f} s")
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except OSError:  # not listening yet, or 503: still loading
+            time.sleep(0.2)
+    raise RuntimeError(f"the server was not ready within {_READY_WITHIN_S:.0f} s; see {log}")
