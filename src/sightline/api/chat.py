@@ -79,7 +79,8 @@ class Head:
     created: int
     """Unix seconds."""
     model: str
-    system_fingerprint: str | None
+    system_fingerprint: str | msgspec.UnsetType = msgspec.UNSET
+    """Left out where the engine has no weight file: the specification has no null here."""
 
 
 # --- JSON to request -------------------------------------------------------------------------------------------------
@@ -402,7 +403,7 @@ class _Chat:
             record.facts["model"] = model
         body = read_chat_body(raw)
         # Not the request's id, which a client may choose and send twice.
-        head = Head(f"chatcmpl-{os.urandom(12).hex()}", int(time.time()), body.model, None)
+        head = Head(f"chatcmpl-{os.urandom(12).hex()}", int(time.time()), body.model)
         record.facts.update(completion=head.id, stream=body.stream)
         return head, body, to_chat_request(body, head.id, self._limits)
 
@@ -410,8 +411,9 @@ class _Chat:
         """With the fingerprint of the weights that answer, known once the engine runs."""
         infos = (status.info for status in self._service.models() if status.name == head.model)
         digest = next((info.weights_digest for info in infos if info is not None), None)
-        fingerprint = None if digest is None else f"fp_{digest.removeprefix('sha256:')[:12]}"
-        return replace(head, system_fingerprint=fingerprint)
+        if digest is None:
+            return head
+        return replace(head, system_fingerprint=f"fp_{digest.removeprefix('sha256:')[:12]}")
 
 
 async def _collect(items: AsyncGenerator[Item, None]) -> list[Item]:

@@ -300,7 +300,7 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
     object: str = "chat.completion"
     created: int
     model: str
-    system_fingerprint: str | None
+    system_fingerprint: str | UnsetType
     choices: list[Choice]
     usage: UsageReply
     sightline: Extension
@@ -333,7 +333,7 @@ class ChatCompletionChunk(msgspec.Struct, frozen=True, kw_only=True):
     object: str = "chat.completion.chunk"
     created: int
     model: str
-    system_fingerprint: str | None
+    system_fingerprint: str | UnsetType
     choices: tuple[ChunkChoice, ...]
     usage: UsageReply | UnsetType | None = UNSET
     sightline: Extension | UnsetType = UNSET
