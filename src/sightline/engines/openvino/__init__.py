@@ -181,7 +181,7 @@ class OpenVINOEngine:
     def _max_tokens(self, request: EngineRequest, prompt: Prompt) -> int:
         """How many tokens may be generated. Raises `ContextLengthExceeded`."""
         context, count, wanted = self.info.context_length, prompt.count, request.sampling.max_tokens
-        if count.prompt_tokens + (wanted or 1) > context:
+        if count.prompt_tokens + max(1, wanted or 0) > context:
             pictures = f", {sum(count.image_tokens)} of them for pictures" if count.image_tokens else ""
             room = (
                 f" and {wanted} were requested for the completion" if wanted else ", which leaves no room for an answer"
@@ -191,7 +191,7 @@ class OpenVINOEngine:
                 f"{room}. Shorten the messages, send fewer or smaller pictures, or lower max_tokens.",
                 param="messages",
             )
-        return wanted or context - count.prompt_tokens
+        return context - count.prompt_tokens if wanted is None else wanted
 
 
 class _Queue:

@@ -93,7 +93,7 @@ class PromptBuilder:
         texts: list[str] = []
 
         def sentinel(text: str) -> str:
-            texts.append(text)
+            texts.append(_well_formed(text))
             return f"{mark}:{len(texts) - 1};"
 
         messages = [_to_template(message, sentinel) for message in request.messages]
@@ -123,6 +123,11 @@ class PromptBuilder:
 
     def _encode(self, text: str) -> list[int]:
         return list(self._plain.encode(text, add_special_tokens=False).ids) if text else []
+
+
+def _well_formed(text: str) -> str:
+    """Half of a surrogate pair, which JSON can hold and UTF-8 cannot, becomes U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _misplaced() -> InvalidRequest:

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sightline.engines.openvino.answer import Answer, End, Vocabulary
+from sightline.engines.openvino.checkpoint import CheckpointError
+from sightline.engines.openvino.sampler import Logprobs
+from sightline.types import SamplingParams, TextDelta
+from tests.engines.openvino.tiny import special, tokenizer
+
+EOS = special("<|im_end|>")
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Vocabulary:
+    return make_vocabulary(tmp_path_factory.mktemp("vocabulary"))
+
+
+def make_vocabulary(directory: Path) -> Vocabulary:
+    tokenizer().save(str(directory / "tokenizer.json"))
+    return Vocabulary(directory)
+
+
+def to_tokens(text: str) -> list[int]:
+    """A token a byte."""
+    return list(tokenizer().encode(text).ids)
+
+
+def run(vocabulary: Vocabulary, tokens: list[int], *, max_tokens: int = 10_000, told: bool = False, **params: Any) -> (
+    tuple[list[TextDelta], End | None]
+):  # fmt: skip
+    """Pushes tokens until the answer ends. Asserts that nothing comes after the end."""
+    answer = Answer(vocabulary, SamplingParams(**params), frozenset({EOS}), max_tokens)
+    deltas = []
+    for token in tokens:
+        delta, end = answer.push(token, Logprobs(-1.0, (token,), (-1.0,)) if told else None)
+        if delta is not None:
+            deltas.append(delta)
+        if end is not None:
+            return deltas, end
+    return deltas, None
+
+
+def text_of(deltas: list[TextDelta]) -> str:
+    return "".join(delta.text for delta in deltas)
+
+
+def test_a_character_is_never_split(vocabulary: Vocabulary) -> None:
+    deltas, _ = run(vocabulary, to_tokens("aé漢🙂z"))
+    assert [d.text for d in deltas] == ["a", "é", "漢", "🙂", "z"]
+    assert [d.num_tokens for d in deltas] == [1, 2, 3, 4, 1]
+
+
+def test_a_stop_at_the_very_first_token(vocabulary: Vocabulary) -> None:
+    assert run(vocabulary, to_tokens("abc"), stop=("a",)) == ([], End("stop", "a"))
+
+
+def test_half_a_stop_is_text_in_the_end(vocabulary: Vocabulary) -> None:
+    deltas, end = run(vocabulary, [*to_tokens("one STO"), EOS], stop=("STOP",))
+    assert text_of(deltas) == "one STO"
+    assert end == End("stop")
+    deltas, end = run(vocabulary, to_tokens("one STO"), stop=("STOP",), max_tokens=7)
+    assert text_of(deltas) == "one STO"
+    assert end == End("length")
+
+
+def test_half_a_character_in_the_end_is_a_replacement_character(vocabulary: Vocabulary) -> None:
+    deltas, end = run(vocabulary, to_tokens("a🙂")[:-1], max_tokens=4)
+    assert (text_of(deltas), end) == ("a\ufffd", End("length"))
+
+
+def test_the_last_allowed_token_may_complete_a_stop(vocabulary: Vocabulary) -> None:
+    deltas, end = run(vocabulary, to_tokens("ab"), stop=("b",), max_tokens=2)
+    assert (text_of(deltas), end) == ("a", End("stop", "b"))
+
+
+def test_special_tokens_are_silent_and_eos_ends(vocabulary: Vocabulary) -> None:
+    deltas, end = run(vocabulary, [special("<|im_start|>"), *to_tokens("x"), EOS, *to_tokens("y")])
+    assert (text_of(deltas), end) == ("x", End("stop"))
+
+
+def test_nothing_ends_it_before_min_tokens(vocabulary: Vocabulary) -> None:
+    tokens = [*to_tokens("ab"), EOS, *to_tokens("abc"), EOS]
+    deltas, end = run(vocabulary, tokens, min_tokens=5, stop=("a",))
+    assert (text_of(deltas), end) == ("abab"[:4], None) or end == End("stop")
+    assert text_of(deltas).startswith("aba")
+
+
+def test_logprobs_come_with_their_text_and_never_for_a_stop(vocabulary: Vocabulary) -> None:
+    deltas, _ = run(vocabulary, to_tokens("héSTOP"), stop=("STOP",), told=True)
+    assert [bytes(t.bytes) for d in deltas for t in d.logprobs] == [b"h", "é".encode()[:1], "é".encode()[1:]]
+    assert [len(d.logprobs) for d in deltas] == [1, 2]
+    deltas, _ = run(vocabulary, [*to_tokens("hi"), EOS], told=True)
+    assert [bytes(t.bytes) for d in deltas for t in d.logprobs] == [b"h", b"i"]
+    assert deltas[0].logprobs[0].top[0].token == "h"
+
+
+def test_other_tokenizers_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"decoder": {"type": "WordPiece"}, "added_tokens": []}))
+    with pytest.raises(CheckpointError, match="byte-level"):
+        Vocabulary(tmp_path)
+
+
+VOCABULARY: list[Vocabulary] = []
+
+
+@given(st.text("ab→🙂", max_size=30), st.lists(st.text("ab→🙂", min_size=1, max_size=4), max_size=3), st.booleans())
+def test_whatever_the_text_and_the_stops(text: str, stops: list[str], told: bool) -> None:
+    """What is shown is the text up to the first stop to be complete; no delta ever takes anything back."""
+    if not VOCABULARY:
+        import tempfile
+
+        with tempfile.TemporaryDirectory() as directory:
+            VOCABULARY.append(make_vocabulary(Path(directory)))
+    deltas, end = run(VOCABULARY[0], [*to_tokens(text), EOS], stop=tuple(stops), told=told)
+    complete = [text.index(stop) + len(stop) for stop in stops if stop in text]
+    if not complete:
+        assert (text_of(deltas), end) == (text, End("stop"))
+        expected = text
+    else:
+        assert end is not None
+        assert end.stop_sequence in stops
+        first = min(complete)
+        expected = text[: first - len(end.stop_sequence or "")]
+        assert text[:first].endswith(end.stop_sequence or "")
+        assert text_of(deltas) == expected
+    if told:
+        assert b"".join(bytes(t.bytes) for d in deltas for t in d.logprobs) == expected.encode()
+    assert all(d.text for d in deltas)
