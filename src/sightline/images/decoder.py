@@ -80,9 +80,11 @@ class DecoderPool:
         slot = self._idle.pop()
         decoding = asyncio.get_running_loop().run_in_executor(self._threads, self._decode, slot, file, budget)
 
-        def free(_: object) -> None:
+        def free(done: asyncio.Future[tuple[Picture, Pixels]]) -> None:
             self._idle.append(slot)
             self._turn.release()
+            if not done.cancelled():
+                done.exception()  # seen, even where nobody waits for it any more
 
         decoding.add_done_callback(free)
         return await asyncio.shield(decoding)

@@ -1,0 +1,389 @@
+"""The pool of decoder processes: limits, deaths, order, cancellation, and the loop that never waits."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from sightline.config import MIB, ImageLimits
+from sightline.errors import EngineUnavailable, ImageError, ImageTooLarge, ImageUnreadable
+from sightline.images import decoder as module
+from sightline.images.budget import VisionBudget
+from sightline.images.decoder import DecoderPool
+from tests.images.samples import AS_IT_IS, decoded, encode, noise, waves
+from tests.images.test_codec import BOMB
+
+pytestmark = [pytest.mark.anyio, pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")]
+
+SMALL = VisionBudget(28, 3136, 64 * 784)
+ONE = ImageLimits(decoders=1)
+
+
+@asynccontextmanager
+async def pool(limits: ImageLimits = ONE) -> AsyncIterator[DecoderPool]:
+    decoders = DecoderPool(limits)
+    await decoders.start()
+    try:
+        yield decoders
+    finally:
+        await decoders.close()
+
+
+async def until(condition: Callable[[], object], *, within_s: float = 30) -> None:
+    async with asyncio.timeout(within_s):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def slow_file() -> bytes:
+    """About a second of decoding and 350 MiB, so that a test can look in on it."""
+    return encode(Image.fromarray(noise(64, 64, channels=4)).resize((4000, 4000)), "PNG", compress_level=1)
+
+
+SLOW = slow_file()
+PIXELS = waves(60, 40)
+FILE = encode(PIXELS, "PNG")
+
+
+def proc(pid: int, name: str) -> str:
+    return Path(f"/proc/{pid}/{name}").read_text()
+
+
+def is_alive(pid: int) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def is_decoding(pid: int) -> bool:
+    """Whether a process holds as much memory as only a large picture needs."""
+    return is_alive(pid) and psutil.Process(pid).memory_info().rss > 80 * MIB
+
+
+# --- what comes back -------------------------------------------------------------------------------------------------
+
+
+async def test_pixels_are_those_of_the_codec_and_read_only() -> None:
+    async with pool() as decoders:
+        for budget in (AS_IT_IS, SMALL):
+            picture, pixels = await decoders.decode(FILE, budget)
+            expected, expected_pixels = decoded(FILE, budget)
+            assert (picture.width, picture.height, picture.media_type) == (60, 40, "image/png")
+            assert (picture.served_width, picture.served_height) == (expected.served_width, expected.served_height)
+            assert np.array_equal(pixels, expected_pixels)
+            assert pixels.flags.c_contiguous
+            assert not pixels.flags.writeable
+
+
+async def test_one_picture_never_leaks_into_the_next() -> None:
+    """Files of exactly the same length, and failures between them, one after another in the same process."""
+    pictures = [noise(40, 30, seed=seed) for seed in range(6)]
+    files = [encode(pixels, "BMP") for pixels in pictures]
+    assert len({len(file) for file in files}) == 1
+    async with pool() as decoders:
+        for pixels, file in zip(pictures, files, strict=True):
+            assert np.array_equal((await decoders.decode(file, AS_IT_IS))[1], pixels)
+            with pytest.raises(ImageUnreadable):
+                await decoders.decode(file[:-5], AS_IT_IS)
+
+
+async def test_the_codec_s_errors_come_through() -> None:
+    async with pool() as decoders:
+        for file in (b"", b"nonsense", FILE[:90], BOMB, encode(noise(402, 2), "PNG")):
+            with pytest.raises(ImageError) as there:
+                await decoders.decode(file, SMALL)
+            with pytest.raises(ImageError) as here:
+                decoded(file, SMALL)
+            assert (type(there.value), there.value.message) == (type(here.value), here.value.message)
+
+
+async def test_the_desk_is_clear_between_pictures() -> None:
+    async with pool() as decoders:
+        await decoders.decode(FILE, AS_IT_IS)
+        (process,) = decoders._processes.values()
+        assert os.fstat(process._desk.fileno()).st_size == 0
+
+
+# --- limits ----------------------------------------------------------------------------------------------------------
+
+
+def peak_mib(pid: int) -> float:
+    return int(proc(pid, "status").partition("VmHWM:")[2].split()[0]) / 1024
+
+
+async def test_bombs_cost_little_and_the_parent_nothing() -> None:
+    """The files of the safety notes: the right answer, the decoder under 400 MiB, this process within 50 MiB."""
+    bombs: list[tuple[bytes, type[ImageError] | None]] = [
+        (BOMB, ImageTooLarge),
+        (encode(Image.new("1", (8000, 8000)), "PNG"), ImageTooLarge),
+        (encode(Image.new("RGBA", (4096, 4096), (9, 9, 9, 99)), "WEBP"), None),
+        (encode(Image.new("RGB", (8000, 8000)), "JPEG"), None),
+        (encode(Image.new("P", (4096, 4096)), "GIF", transparency=0), None),
+    ]
+    async with pool() as decoders:
+        await decoders.decode(FILE, SMALL)
+        (pid,) = decoders.pids
+        before = psutil.Process().memory_info().rss
+        for file, error in bombs:
+            with pytest.raises(error) if error else contextlib.nullcontext():
+                await decoders.decode(file, SMALL)
+        assert decoders.pids == (pid,)
+        assert peak_mib(pid) < 400
+        assert psutil.Process().memory_info().rss - before < 50 * MIB
+
+
+async def test_memory_is_limited_by_the_kernel() -> None:
+    limits = ImageLimits(decoders=1, decoder_memory_bytes=128 * MIB)
+    async with pool(limits) as decoders:
+        with pytest.raises((ImageTooLarge, ImageUnreadable)):
+            await decoders.decode(encode(Image.new("RGBA", (4000, 4000), (1, 2, 3, 4)), "WEBP"), SMALL)
+        with pytest.raises(ImageTooLarge, match="memory"):
+            await decoders.decode(encode(Image.new("RGB", (4000, 4000)), "PNG"), SMALL)
+        assert np.array_equal((await decoders.decode(FILE, AS_IT_IS))[1], PIXELS)
+
+
+def scan_bomb(scans: int) -> bytes:
+    """A progressive JPEG whose last scan is repeated: 33 bytes and about 7 ms of CPU for each."""
+    file = encode(Image.new("L", (4096, 4096), 77), "JPEG", progressive=True)
+    last = file[file.rindex(b"\xff\xda") : -2]
+    (length,) = struct.unpack(">H", last[2:4])
+    assert len(last) < 100
+    assert last[length + 2 :]
+    return file[:-2] + last * scans + b"\xff\xd9"
+
+
+async def test_cpu_time_is_limited_by_the_kernel() -> None:
+    limits = ImageLimits(decoders=1, decoder_cpu_s=1)
+    async with pool(limits) as decoders:
+        await decoders.decode(FILE, AS_IT_IS)
+        before = decoders.pids
+        with pytest.raises(ImageTooLarge, match="more time"):
+            await decoders.decode(scan_bomb(3000), SMALL)
+        assert np.array_equal((await decoders.decode(FILE, AS_IT_IS))[1], PIXELS)
+        assert decoders.pids != before
+
+
+async def test_the_cpu_limit_is_for_each_picture_not_for_all() -> None:
+    limits = ImageLimits(decoders=1, decoder_cpu_s=1)
+    async with pool(limits) as decoders:
+        await decoders.decode(FILE, AS_IT_IS)
+        (pid,) = decoders.pids
+        spent = 0.0
+        while spent < 2.2:
+            await decoders.decode(SLOW, SMALL)
+            times = psutil.Process(pid).cpu_times()
+            spent = times.user + times.system
+        assert decoders.pids == (pid,)
+
+
+async def test_wall_time_is_limited_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_WALL_PER_CPU", 0.2)
+    async with pool() as decoders:
+        await decoders.decode(FILE, AS_IT_IS)
+        (pid,) = decoders.pids
+        os.kill(pid, signal.SIGSTOP)
+        with pytest.raises(ImageTooLarge, match="more time"):
+            await decoders.decode(FILE, AS_IT_IS)
+        assert not is_alive(pid)
+        assert np.array_equal((await decoders.decode(FILE, AS_IT_IS))[1], PIXELS)
+
+
+async def test_a_decoder_knows_no_secrets_and_loads_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIGHTLINE_API_KEY", "canary-in-the-environment")
+    async with pool() as decoders:
+        await decoders.decode(FILE, AS_IT_IS)
+        (pid,) = decoders.pids
+        assert "canary-in-the-environment" not in proc(pid, "environ")
+        mapped = proc(pid, "maps")
+        assert "_imaging" in mapped
+        assert "numpy" not in mapped
+
+
+# --- deaths ----------------------------------------------------------------------------------------------------------
+
+
+async def test_killed_while_idle_costs_nobody_anything() -> None:
+    async with pool(ImageLimits(decoders=2)) as decoders:
+        for _ in range(3):
+            for pid in decoders.pids:
+                os.kill(pid, signal.SIGKILL)
+            for _, pixels in await asyncio.gather(*(decoders.decode(FILE, AS_IT_IS) for _ in range(4))):
+                assert np.array_equal(pixels, PIXELS)
+
+
+async def test_killed_while_decoding_the_picture_is_tried_once_more() -> None:
+    async with pool() as decoders:
+        decoding = asyncio.create_task(decoders.decode(SLOW, SMALL))
+        (pid,) = decoders.pids
+        await until(lambda: is_decoding(pid))
+        os.kill(pid, signal.SIGKILL)
+        picture, _ = await decoding
+        assert picture.width == 4000
+        assert decoders.pids != (pid,)
+
+
+async def test_killed_twice_it_is_the_picture_that_is_refused() -> None:
+    async with pool() as decoders:
+        decoding = asyncio.create_task(decoders.decode(SLOW, SMALL))
+        for _ in range(2):
+            await until(lambda: any(map(is_decoding, decoders.pids)))
+            (pid,) = decoders.pids
+            os.kill(pid, signal.SIGKILL)
+            await until(lambda pid=pid: not is_alive(pid))  # type: ignore[misc]
+        with pytest.raises(ImageUnreadable, match="twice"):
+            await decoding
+        assert np.array_equal((await decoders.decode(FILE, AS_IT_IS))[1], PIXELS)
+
+
+async def test_a_decoder_that_cannot_start_is_a_fault_of_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as broken:
+        broken.setattr(module.sys, "executable", "/bin/false")
+        async with pool() as decoders:
+            with pytest.raises(RuntimeError, match="did not start"):
+                await decoders.decode(FILE, AS_IT_IS)
+            broken.undo()
+            assert np.array_equal((await decoders.decode(FILE, AS_IT_IS))[1], PIXELS)  # mended, it goes on
+
+
+PARENT = """
+import asyncio, sys, time
+from sightline.config import ImageLimits
+from sightline.images.budget import VisionBudget
+from sightline.images.decoder import DecoderPool
+
+async def main():
+    pool = DecoderPool(ImageLimits(decoders=2))
+    await pool.start()
+    await asyncio.gather(*(pool.decode(open(sys.argv[1], "rb").read(), VisionBudget(1, 1, 10**9)) for _ in range(2)))
+    print(*pool.pids, flush=True)
+    time.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+async def test_no_decoder_survives_its_parent(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(FILE)
+    command = [sys.executable, "-c", PARENT, str(tmp_path / "a.png")]
+    parent = await asyncio.to_thread(subprocess.Popen, command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert parent.stdout is not None
+        pids = [int(pid) for pid in (await asyncio.to_thread(parent.stdout.readline)).split()]
+        assert len(pids) == 2
+        assert all(map(is_alive, pids))
+    finally:
+        parent.kill()
+        await asyncio.to_thread(parent.communicate)
+    await until(lambda: not any(map(is_alive, pids)))
+
+
+# --- waiting ---------------------------------------------------------------------------------------------------------
+
+
+async def test_first_come_first_served() -> None:
+    order: list[int] = []
+
+    async def decode(index: int, file: bytes) -> None:
+        await decoders.decode(file, SMALL)
+        order.append(index)
+
+    large = encode(noise(1500, 1500), "PNG", compress_level=1)
+    async with pool() as decoders:
+        await asyncio.gather(*(decode(i, FILE if i % 2 else large) for i in range(8)))
+    assert order == list(range(8))
+
+
+async def test_cancelled_in_line_it_leaves_the_line() -> None:
+    async with pool() as decoders:
+        first = asyncio.create_task(decoders.decode(SLOW, SMALL))
+        waiting = [asyncio.create_task(decoders.decode(FILE, AS_IT_IS)) for _ in range(3)]
+        await until(lambda: any(map(is_decoding, decoders.pids)))
+        waiting[1].cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting[1]
+        assert not first.done()
+        for task in (waiting[0], waiting[2]):
+            assert np.array_equal((await task)[1], PIXELS)
+
+
+async def test_cancelled_while_decoding_the_next_gets_its_own_pixels() -> None:
+    async with pool() as decoders:
+        for _ in range(3):
+            decoding = asyncio.create_task(decoders.decode(SLOW, SMALL))
+            await until(lambda: any(map(is_decoding, decoders.pids)))
+            decoding.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await decoding
+            assert np.array_equal((await decoders.decode(FILE, AS_IT_IS))[1], PIXELS)
+
+
+async def test_the_event_loop_never_waits_for_a_decoder() -> None:
+    late: list[float] = []
+
+    async def watch() -> None:
+        while True:
+            began = time.perf_counter()
+            await asyncio.sleep(0.005)
+            late.append(time.perf_counter() - began - 0.005)
+
+    photo = encode(waves(3000, 2000), "JPEG", quality=95) + bytes(12 * MIB)  # 12 MiB of file to hand over, too
+    async with pool(ImageLimits(decoders=2)) as decoders:
+        watching = asyncio.create_task(watch())
+        large = VisionBudget(28, 3136, 6_000_000)
+        await asyncio.gather(*(decoders.decode(photo, large) for _ in range(6)))
+        watching.cancel()
+    late.sort()
+    print(
+        f"loop late by p50 {late[len(late) // 2]:.4f} s, p99 {late[len(late) * 99 // 100]:.4f} s, max {late[-1]:.4f} s"
+    )
+    assert len(late) > 20
+    assert late[len(late) * 9 // 10] < 0.05
+    assert late[-1] < 0.5  # a machine may be busy with something else
+
+
+async def outcome(work: Awaitable[Any]) -> Any:
+    try:
+        return await work
+    except Exception as error:
+        return type(error)
+
+
+async def test_closing_ends_what_is_under_way_and_what_waits() -> None:
+    decoders = DecoderPool(ONE)
+    await decoders.start()
+    pids = decoders.pids
+    tasks = [asyncio.create_task(outcome(decoders.decode(SLOW, SMALL))) for _ in range(3)]
+    await until(lambda: any(map(is_decoding, decoders.pids)))
+    await decoders.close()
+    assert await asyncio.gather(*tasks) == [EngineUnavailable] * 3
+    assert not any(map(is_alive, pids))
+    await decoders.close()
+    assert await outcome(decoders.decode(FILE, SMALL)) is EngineUnavailable
+
+
+async def test_no_descriptor_is_left_open() -> None:
+    async with pool():  # whatever the first pool opens for good
+        pass
+    before = psutil.Process().num_fds()
+    for _ in range(3):
+        async with pool(ImageLimits(decoders=2)) as decoders:
+            await decoders.decode(FILE, AS_IT_IS)
+            for pid in decoders.pids:
+                os.kill(pid, signal.SIGKILL)
+            await decoders.decode(FILE, AS_IT_IS)
+    assert psutil.Process().num_fds() == before

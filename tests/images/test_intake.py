@@ -1,0 +1,225 @@
+"""From what a request names to what an engine sees."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+from collections.abc import AsyncIterator
+
+import numpy as np
+import pytest
+
+from sightline.config import ImageLimits
+from sightline.errors import (
+    ImageEmpty,
+    ImageEncodingInvalid,
+    ImageError,
+    ImageForbidden,
+    ImageUnreadable,
+    UnsupportedFeature,
+)
+from sightline.images.budget import VisionBudget
+from sightline.images.decoder import DecoderPool
+from sightline.images.intake import Intake
+from sightline.types import Detail, ImageRef
+from tests.images.samples import AS_IT_IS, decoded, encode, noise, waves
+
+pytestmark = pytest.mark.anyio
+
+BUDGET = VisionBudget(28, 3136, 64 * 784)
+LARGE = encode(noise(1800, 1800), "PNG", compress_level=1)
+"""Takes longer to decode than everything else here together."""
+
+
+@pytest.fixture
+async def intake() -> AsyncIterator[Intake]:
+    intake = Intake(ImageLimits())
+    await intake.start()
+    try:
+        yield intake
+        assert not intake._under_way  # nothing is kept once requests have ended
+    finally:
+        await intake.close()
+
+
+@pytest.fixture
+def decodings(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The files that were given to the decoders."""
+    files: list[bytes] = []
+    original = DecoderPool.decode
+
+    async def decode(self: DecoderPool, file: bytes, budget: VisionBudget) -> object:
+        files.append(file)
+        return await original(self, file, budget)
+
+    monkeypatch.setattr(DecoderPool, "decode", decode)
+    return files
+
+
+def ref(file: bytes, index: int = 0, *, detail: Detail = "auto") -> ImageRef:
+    uri = f"data:image/jpeg;base64,{base64.b64encode(file).decode()}"
+    return ImageRef(uri, f"messages[0].content[{index}].image_url.url", detail)
+
+
+async def test_a_picture_is_what_its_file_says(intake: Intake) -> None:
+    file = encode(waves(300, 200), "PNG")
+    (resolved,) = await intake.resolve([ref(file)], BUDGET)
+    image = resolved.image
+    assert (image.width, image.height, image.num_bytes) == (300, 200, len(file))
+    assert image.media_type == "image/png"  # not the declared image/jpeg: the magic bytes win
+    assert image.digest == f"sha256:{hashlib.sha256(file).hexdigest()}"
+    assert (image.served_width, image.served_height) == BUDGET.smart_resize(300, 200)
+    assert np.array_equal(image.pixels, decoded(file, BUDGET)[1])
+    assert min(resolved.fetch_s, resolved.decode_s, resolved.resize_s) > 0
+
+
+async def test_order_is_kept_and_every_source_works(intake: Intake) -> None:
+    pictures = [waves(60 + i, 40, seed=i) for i in range(8)]
+    files = [encode(pixels, "PNG") for pixels in pictures]
+    files[2] = LARGE
+    refs = [ref(file, i) if i % 2 else ImageRef(file, f"image {i}") for i, file in enumerate(files)]
+    resolved = await intake.resolve(refs, AS_IT_IS)
+    for i, pixels in enumerate(pictures):
+        if i != 2:
+            assert np.array_equal(resolved[i].image.pixels, pixels)
+    assert resolved[2].image.width == 1800
+
+
+async def test_no_pictures(intake: Intake) -> None:
+    assert await intake.resolve([], BUDGET) == ()
+
+
+async def test_detail_and_pixels_choose_the_size(intake: Intake) -> None:
+    file = encode(waves(600, 400), "PNG")
+    full, low, few = await intake.resolve(
+        [ref(file), ref(file, detail="low"), ImageRef(file, "few", max_pixels=6 * 784)], BUDGET
+    )
+    tokens = [BUDGET.tokens(r.image.served_width, r.image.served_height) for r in (full, low, few)]
+    assert 16 < tokens[0] <= 64
+    assert 6 < tokens[1] <= 16
+    assert tokens[2] <= 6
+    assert full.image.digest == low.image.digest == few.image.digest
+
+
+# --- once ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_picture_that_stands_twice_in_a_request_is_decoded_once(intake: Intake, decodings: list[bytes]) -> None:
+    file, other = encode(waves(50, 50), "PNG"), encode(waves(51, 50), "PNG")
+    resolved = await intake.resolve([ref(file, 0), ref(other, 1), ref(LARGE, 2), ref(file, 3)], BUDGET)
+    assert sorted(map(len, decodings)) == sorted(map(len, [file, other, LARGE]))
+    assert resolved[0].image.pixels is resolved[3].image.pixels
+
+
+async def test_a_twin_that_comes_late_is_still_decoded_once(
+    intake: Intake, decodings: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its fetch takes until the first has long been decoded."""
+    from sightline.images import intake as module
+
+    original, decoded_once = module.fetch, asyncio.Event()
+
+    async def fetch(source: str | bytes, limits: ImageLimits) -> object:
+        if isinstance(source, bytes):
+            await decoded_once.wait()
+        return await original(source, limits)
+
+    monkeypatch.setattr(module, "fetch", fetch)
+    file = encode(waves(50, 50), "PNG")
+    resolving = asyncio.create_task(intake.resolve([ref(file, 0), ImageRef(file, "late")], BUDGET))
+    while not any(shared.decoding.done() for shared in intake._under_way.values()):
+        await asyncio.sleep(0.005)
+    decoded_once.set()
+    assert len(await resolving) == 2
+    assert len(decodings) == 1
+
+
+async def test_identical_pictures_in_flight_are_decoded_once(intake: Intake, decodings: list[bytes]) -> None:
+    results = await asyncio.gather(*(intake.resolve([ref(LARGE)], BUDGET) for _ in range(10)))
+    assert len(decodings) == 1
+    assert len({id(r.image.pixels) for (r,) in results}) == 1
+
+
+async def test_other_budgets_are_other_pixels(intake: Intake, decodings: list[bytes]) -> None:
+    file = encode(waves(600, 400), "PNG")
+    await asyncio.gather(intake.resolve([ref(file)], BUDGET), intake.resolve([ref(file)], AS_IT_IS))
+    assert len(decodings) == 2
+
+
+async def test_same_shape_other_bytes_is_another_picture(intake: Intake) -> None:
+    """The twins that caches have confused: 30 x 100 and 100 x 30 of the same bytes, and palettes."""
+    pixels = noise(100, 30)
+    wide, tall = encode(pixels, "BMP"), encode(pixels.reshape(100, 30, 3), "BMP")
+    a, b = await intake.resolve([ref(wide), ref(tall)], AS_IT_IS)
+    assert (a.image.width, b.image.width) == (100, 30)
+    assert a.image.digest != b.image.digest
+
+
+async def test_when_one_of_two_requests_leaves_the_other_still_gets_the_picture(
+    intake: Intake, decodings: list[bytes]
+) -> None:
+    leaving = asyncio.create_task(intake.resolve([ref(LARGE)], BUDGET))
+    staying = asyncio.create_task(intake.resolve([ref(LARGE)], BUDGET))
+    while [shared.holders for shared in intake._under_way.values()] != [2]:
+        await asyncio.sleep(0.001)
+    leaving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    assert (await staying)[0].image.width == 1800
+    assert len(decodings) == 1
+
+
+async def test_a_cancelled_request_leaves_nothing_behind(intake: Intake, decodings: list[bytes]) -> None:
+    files = [encode(noise(1200, 1200, seed=seed), "PNG", compress_level=1) for seed in range(6)]
+    resolving = asyncio.create_task(intake.resolve([ref(file, i) for i, file in enumerate(files)], BUDGET))
+    while not decodings:
+        await asyncio.sleep(0.001)
+    resolving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await resolving
+    assert not intake._under_way
+    assert (await intake.resolve([ref(encode(waves(50, 50), "PNG"))], BUDGET))[0].image.width == 50
+
+
+# --- the first bad picture -------------------------------------------------------------------------------------------
+
+
+async def test_the_first_bad_picture_in_order_is_the_one_that_is_told(intake: Intake) -> None:
+    """Whichever fails first in time: a truncated large file is known long after a forbidden URL."""
+    good = encode(waves(50, 50), "PNG")
+    bad = [
+        (ref(LARGE[:-1000]).source, ImageUnreadable),
+        ("http://127.0.0.1/a.png", ImageForbidden),
+        (b"", ImageEmpty),
+        ("data:;base64,A", ImageEncodingInvalid),
+    ]
+    for _ in range(len(bad)):
+        refs = [ref(good, 0)]
+        refs += [ImageRef(source, f"messages[0].content[{i}].image_url.url") for i, (source, _) in enumerate(bad, 1)]
+        error = bad[0][1]
+        with pytest.raises(error) as caught:
+            await intake.resolve(refs, BUDGET)
+        assert caught.value.param == "messages[0].content[1].image_url.url"
+        assert caught.value.message.startswith("messages[0].content[1].image_url.url: ")
+        bad.append(bad.pop(0))
+
+
+async def test_the_same_bad_picture_is_named_by_its_own_place_in_each_request(intake: Intake) -> None:
+    bad = LARGE[:-1000]
+
+    async def param(index: int) -> str | None:
+        with pytest.raises(ImageError) as caught:
+            await intake.resolve([ref(bad, index)], BUDGET)
+        return caught.value.param
+
+    params = await asyncio.gather(*(param(i) for i in range(3)))
+    assert params == [f"messages[0].content[{i}].image_url.url" for i in range(3)]
+
+
+async def test_too_many_pictures_are_refused_before_any_is_read(intake: Intake, decodings: list[bytes]) -> None:
+    refs = [ref(b"not even a picture", i) for i in range(65)]
+    with pytest.raises(UnsupportedFeature, match="at most 64 pictures; this one has 65") as caught:
+        await intake.resolve(refs, BUDGET)
+    assert caught.value.param == refs[64].param
+    assert not decodings
