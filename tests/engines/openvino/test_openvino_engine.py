@@ -348,6 +348,12 @@ async def test_pictures_of_impossible_sizes_are_refused(engine: OpenVINOEngine) 
             await answer(engine, ask(image, "What?"))
 
 
+async def test_a_strip_may_exceed_the_pixel_budget(engine: OpenVINOEngine) -> None:
+    """As `smart_resize` serves a picture of 1:60: one cell high, whatever that makes its area."""
+    _, finish = await answer(engine, ask(picture(1, 1, 46), "What?"))
+    assert finish.usage.image_tokens == (46,)
+
+
 async def test_a_picture_that_cannot_be_encoded_ends_its_request_alone(
     engine: OpenVINOEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

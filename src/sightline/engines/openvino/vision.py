@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from sightline.engines.openvino.checkpoint import CheckpointError, VisionConfig, read_json
 from sightline.errors import InvalidRequest
-from sightline.images.budget import VisionBudget
+from sightline.images.budget import MAX_RATIO, VisionBudget
 from sightline.types import Image, Pixels
 
 Embeddings = npt.NDArray[np.float32]
@@ -49,7 +49,9 @@ class Preprocessor:
                 f"this one has {image.served_width}x{image.served_height} px.",
                 param="messages",
             )
-        if rows * columns * cell * cell > self.budget.max_pixels:
+        # The family's resizing never makes a side shorter than a cell, so a strip may exceed the budget.
+        strip = min(rows, columns) == 1 and max(rows, columns) <= MAX_RATIO
+        if rows * columns * cell**2 > self.budget.max_pixels and not strip:
             raise InvalidRequest(
                 f"A picture of {image.served_width}x{image.served_height} px is larger than the "
                 f"{self.budget.max_pixels} px that this model takes.",
