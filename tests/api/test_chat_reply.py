@@ -43,7 +43,7 @@ def whole(*events: Delta | Finish, n: int = 1, logprobs: bool = False) -> Any:
 
 
 def chunked(*events: Delta | Finish, n: int = 1, include_usage: bool = False, logprobs: bool = False) -> list[Any]:
-    chunks = Chunks(HEAD, n=n, include_usage=include_usage, logprobs=logprobs)
+    chunks = Chunks(HEAD, "req_1", n=n, include_usage=include_usage, logprobs=logprobs)
     body = b"".join(chunks.to_frames(item) for item in stream(*events, n=n)) + chunks.end()
     *data, done, rest = body.decode().split("\n\n")
     assert (done, rest) == ("data: [DONE]", "")
@@ -105,7 +105,7 @@ def test_a_completion_in_full() -> None:
 
 
 def test_the_stream_byte_for_byte() -> None:
-    chunks = Chunks(HEAD, n=1, include_usage=True, logprobs=False)
+    chunks = Chunks(HEAD, "req_1", n=1, include_usage=True, logprobs=False)
     frames = [chunks.to_frames(item) for item in stream(TextDelta('A "cat"\n\u2028.'), FINISH)]
     start = b'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1741570283,"model":"vlm","system_fingerprint":"fp_1","choices":['  # noqa: E501
     end = b'],"usage":null}\n\n'
@@ -230,7 +230,7 @@ def test_logprobs() -> None:
 def test_a_stream_without_its_finish_is_a_bug_not_an_answer() -> None:
     with pytest.raises(AssertionError):
         to_completion(HEAD, stream(TextDelta("x")))
-    chunks = Chunks(HEAD, n=1, include_usage=False, logprobs=False)
+    chunks = Chunks(HEAD, "req_1", n=1, include_usage=False, logprobs=False)
     chunks.to_frames(PREPARED)
     with pytest.raises(AssertionError):
         chunks.end()

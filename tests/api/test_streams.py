@@ -210,6 +210,24 @@ async def test_leaving_during_the_upload_starts_nothing() -> None:
     assert service.requests == []
 
 
+async def test_leaving_just_before_the_first_byte_frees_too() -> None:
+    """The source has begun, and nobody pulls from it yet."""
+    service = ScriptedService(endless)
+    call = Call("POST", "/v1/chat/completions", json.dumps(chat(stream=True)).encode(), dict(JSON_HEADERS))
+    app = app_of(service)
+
+    async def never_sends(scope: Any, receive: Any, send: Any) -> None:
+        async def blocked(message: Any) -> None:
+            call.left.set()
+            await asyncio.sleep(3600)
+
+        await app(scope, receive, blocked)
+
+    async with asyncio.timeout(5):
+        await call.run(never_sends)
+    assert (len(service.requests), service.open) == (1, 0)
+
+
 async def test_a_server_that_cancels_a_request_frees_it_too() -> None:
     service = ScriptedService(silence)
     call = Call("POST", "/v1/chat/completions", json.dumps(chat()).encode(), dict(JSON_HEADERS))
@@ -221,13 +239,22 @@ async def test_a_server_that_cancels_a_request_frees_it_too() -> None:
     assert service.open == 0
 
 
-async def test_a_reader_that_stalls_is_taken_for_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("script", [endless, stalled], ids=["during a chunk", "during a ping"])
+async def test_a_reader_that_stalls_is_taken_for_gone(script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sse, "_WRITE_STALL_S", 0.1)
-    service = ScriptedService(endless)
+    service = ScriptedService(script)
     call = Call("POST", "/v1/chat/completions", json.dumps(chat(stream=True)).encode(), dict(JSON_HEADERS))
-    call.slow_send = lambda: asyncio.sleep(3600)
+    sends = 0
+
+    async def blocked_after_two() -> None:
+        nonlocal sends
+        sends += 1
+        if sends > 2:
+            await asyncio.sleep(3600)
+
+    call.slow_send = blocked_after_two
     async with asyncio.timeout(5):
-        reply = await call.run(app_of(service))
+        reply = await call.run(app_of(service, keepalive_s=0.05))
     assert service.open == 0
     assert not reply.complete
 

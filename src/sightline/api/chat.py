@@ -1,8 +1,8 @@
-"""OpenAI's chat completions: three pure functions between JSON and the nouns of `types.py`, and the two routes.
+"""OpenAI's chat completions: JSON to the nouns of `types.py` and back, all pure, and the two routes.
 
     to_chat_request   body   -> ChatRequest
     to_completion     events -> ChatCompletion       (not streamed)
-    to_chunks         events -> frames of the stream
+    Chunks            events -> frames of the stream
 
 Everything a route does between them is the service's work.
 """
@@ -255,10 +255,11 @@ class Chunks:
     A chunk's head and tail are the same throughout, so they are encoded once; each event encodes only its choice.
     """
 
-    def __init__(self, head: Head, *, n: int, include_usage: bool, logprobs: bool) -> None:
+    def __init__(self, head: Head, request_id: str, *, n: int, include_usage: bool, logprobs: bool) -> None:
         self.finished: list[ChoiceEvent] = []
         """The last event of each choice that has ended."""
         self._head = head
+        self._request_id = request_id
         self._n = n
         self._include_usage = include_usage
         self._logprobs = logprobs
@@ -290,7 +291,7 @@ class Chunks:
                 return self._frame(index, DeltaReply(), finish_reason=event.reason)
 
     def end(self) -> bytes:
-        """The last frames of a stream that did not fail."""
+        """The chunk with usage, if it is wanted, and `[DONE]`."""
         assert self._prepared is not None, "the service yields Prepared first"
         assert len(self.finished) == self._n, "every choice ends with a Finish"
         if not self._include_usage:
@@ -298,6 +299,10 @@ class Chunks:
         finishes = [e.event for e in sorted(self.finished, key=lambda e: e.index) if isinstance(e.event, Finish)]
         usage = to_usage_reply(to_usage(finishes))
         return to_event(self._chunk((), usage=usage, extension=to_extension(self._prepared, finishes))) + DONE
+
+    def to_error_frame(self, error: Exception) -> bytes:
+        """What a client gets in place of `end`; no `[DONE]`, so that nobody takes half an answer for a whole one."""
+        return to_event(to_error(error, self._request_id))
 
     def _frame(
         self, index: int, delta: DeltaReply, logprobs: Logprobs | None = None, finish_reason: Any = None
@@ -325,16 +330,6 @@ def _to_piece(delta: ToolCallDelta) -> ToolCallPiece:
         type="function",
         function=FunctionCall(delta.arguments, delta.name or msgspec.UNSET),
     )
-
-
-async def to_chunks(chunks: Chunks, first: Item, rest: AsyncGenerator[Item, None]) -> AsyncGenerator[bytes, None]:
-    """Every item's frames as it comes, then the end. Closes `rest` however it ends."""
-    async with aclosing(rest):
-        yield chunks.to_frames(first)
-        async for item in rest:
-            if frames := chunks.to_frames(item):
-                yield frames
-        yield chunks.end()
 
 
 # --- counting --------------------------------------------------------------------------------------------------------
@@ -380,15 +375,16 @@ class _Chat:
         first = await first_event(request.receive, items)
         assert isinstance(first, Prepared), "the service yields Prepared first"
         record.facts["ttft_s"] = record.elapsed_s()
-        usage = body.stream_options is not None and body.stream_options.include_usage
-        chunks = Chunks(self._signed(head), n=chat.n, include_usage=usage, logprobs=body.logprobs)
-        record.at_end = lambda: to_facts([first, *chunks.finished])
-        return EventStream(
-            to_chunks(chunks, first, items),
-            to_error_event=lambda error: to_event(to_error(error, record.request_id)),
-            keepalive_s=self._limits.keepalive_s,
-            headers=_engine_headers(first.engine, first.path),
+        chunks = Chunks(
+            self._signed(head),
+            record.request_id,
+            n=chat.n,
+            include_usage=body.stream_options is not None and body.stream_options.include_usage,
+            logprobs=body.logprobs,
         )
+        record.at_end = lambda: to_facts([first, *chunks.finished])
+        headers = _engine_headers(first.engine, first.path)
+        return EventStream(first, items, chunks, keepalive_s=self._limits.keepalive_s, headers=headers)
 
     async def count_input_tokens(self, request: Request) -> Response:
         _, _, chat = await self._read(request)

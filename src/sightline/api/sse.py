@@ -10,9 +10,10 @@ Source: WHATWG HTML, "Server-sent events"; the `[DONE]` mark is OpenAI's.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import aclosing, suppress
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from time import monotonic
+from typing import Any, Generic, Protocol, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -22,6 +23,7 @@ from sightline.api.disconnect import ClientDisconnected, unless_disconnected
 from sightline.api.wire import encode
 
 T = TypeVar("T")
+T_contra = TypeVar("T_contra", contravariant=True)
 
 DONE = b"data: [DONE]\n\n"
 PING = b": ping\n\n"
@@ -51,66 +53,95 @@ async def first_event(receive: Receive, events: AsyncGenerator[T, None]) -> T:
         raise
 
 
-class EventStream(Response):
-    """Sends frames until their source ends, fails or nobody reads any more, and closes the source in every case.
+class Framer(Protocol[T_contra]):
+    """How a dialect writes its events."""
 
-    A failure becomes an event (`to_error_event`) and the stream ends without `[DONE]`; the log has it.
+    def to_frames(self, event: T_contra) -> bytes:
+        """An event as it is sent: no frame, one or several."""
+        ...
+
+    def end(self) -> bytes:
+        """The last frames of a stream that did not fail."""
+        ...
+
+    def to_error_frame(self, error: Exception) -> bytes:
+        """The last frame of one that did."""
+        ...
+
+
+class EventStream(Response, Generic[T]):
+    """Sends events until their source ends, fails or nobody reads any more, and closes the source in every case.
+
+    `first` is an event that has been taken from the source already (`first_event`).
     """
 
     media_type = "text/event-stream"
 
     def __init__(
         self,
-        frames: AsyncGenerator[bytes, None],
+        first: T,
+        rest: AsyncGenerator[T, None],
+        framer: Framer[T],
         *,
-        to_error_event: Callable[[Exception], bytes],
         keepalive_s: float,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         self.status_code = 200
         self.background = None
         self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no", **(headers or {})})
-        self._frames = frames
-        self._to_error_event = to_error_event
+        self._first = first
+        self._rest = rest
+        self._framer = framer
         self._keepalive_s = keepalive_s
-        self._sent_at = 0.0
+        self._writing = False
+        self._since = 0.0
+        """When the last write began, while there is one; else when it ended."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # HEAD never comes here: no route that streams has a GET.
-        async with aclosing(self._frames):
-            await unless_disconnected(receive, self._stream(scope, send))
+        async with aclosing(self._rest):
+            await unless_disconnected(receive, self._stream(scope, send), self._tend(send))
 
     async def _stream(self, scope: Scope, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        keeping_alive = asyncio.create_task(self._keep_alive(send))
         try:
-            async with aclosing(self._frames):
-                async for frame in self._frames:
-                    await self._write(send, frame)
+            async with aclosing(self._rest):
+                await self._write(send, self._framer.to_frames(self._first))
+                async for event in self._rest:
+                    if frames := self._framer.to_frames(event):
+                        await self._write(send, frames)
+            await self._write(send, self._framer.end())
         except ClientDisconnected:
             raise
         except Exception as error:
             access.of(scope).error = error
-            await self._write(send, self._to_error_event(error))
-        finally:
-            keeping_alive.cancel()
-            await asyncio.wait((keeping_alive,))
+            await self._write(send, self._framer.to_error_frame(error))
         # Last, with the source closed already: some servers say "disconnected" as soon as a response is complete.
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await self._write(send, b"", more=False)
 
-    async def _keep_alive(self, send: Send) -> None:
-        clock = asyncio.get_running_loop().time
-        self._sent_at = clock()
+    async def _tend(self, send: Send) -> None:
+        """Sends a ping whenever nothing else has been sent for a while. Ends when the client reads no more.
+
+        One task a stream rather than a timeout a write: those would cost more than all else that a chunk costs.
+        """
+        self._since = monotonic()
         while True:
-            await asyncio.sleep(self._sent_at + self._keepalive_s - clock())
-            if clock() - self._sent_at >= self._keepalive_s:
-                with suppress(ClientDisconnected):  # the stream's own next write will find it out
-                    await self._write(send, PING)
+            due = self._since + (_WRITE_STALL_S if self._writing else self._keepalive_s)
+            if (wait_s := due - monotonic()) > 0:
+                await asyncio.sleep(wait_s)
+            elif self._writing:
+                return
+            else:
+                try:
+                    async with asyncio.timeout(_WRITE_STALL_S):
+                        await self._write(send, PING)
+                except (TimeoutError, ClientDisconnected):
+                    return
 
-    async def _write(self, send: Send, frame: bytes) -> None:
+    async def _write(self, send: Send, frame: bytes, *, more: bool = True) -> None:
+        self._writing, self._since = True, monotonic()
         try:
-            async with asyncio.timeout(_WRITE_STALL_S):
-                await send({"type": "http.response.body", "body": frame, "more_body": True})
-        except (OSError, TimeoutError):
+            await send({"type": "http.response.body", "body": frame, "more_body": more})
+        except OSError:
             raise ClientDisconnected from None
-        self._sent_at = asyncio.get_running_loop().time()
+        finally:
+            self._writing, self._since = False, monotonic()
