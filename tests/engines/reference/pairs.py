@@ -19,9 +19,9 @@ from sightline.config import ImageLimits
 from sightline.images.budget import VisionBudget
 from sightline.images.intake import Intake
 from sightline.types import EngineRequest, Image, ImageRef, Message, SamplingParams, Text
-from training.peek.evaluation.drawing import Scene, encode
+from training.peek.evaluation.drawing import SHAPES, Scene, encode
 from training.peek.evaluation.questions import Case, make_cases
-from training.peek.evaluation.world import COLOURS, SHAPES, Wish, compose
+from training.peek.evaluation.world import COLOURS, Wish, compose
 
 MAX_TOKENS = 24
 """More than any answer of `peek` needs; an answer that is still going then ends with `length`."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from training.peek.evaluation.world import COLOURS, SHAPES
+from training.peek.evaluation.drawing import SHAPES
+from training.peek.evaluation.world import COLOURS
 
 _SAME = {
     "gray": "grey",

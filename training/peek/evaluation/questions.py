@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-from training.peek.evaluation.drawing import Scene
-from training.peek.evaluation.world import COLOURS, DIRECTIONS, POSITIONS, SHAPES, Wish, compose
+from training.peek.evaluation.drawing import DIRECTIONS, POSITIONS, SHAPES, Scene
+from training.peek.evaluation.world import COLOURS, Wish, compose
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,10 +132,11 @@ def _existence(index: int, rng: Random) -> Asked:
 
 
 def _counting(index: int, rng: Random) -> Asked:
+    """One to three of what is asked for, among up to four figures."""
     number = index % 3 + 1
     kind = rng.choice(["all", "shape", "colour", "both"])
     (shape, *other_shapes), (colour, *other_colours) = rng.sample(SHAPES, 3), _sample(rng, 3)
-    extra = 0 if kind == "all" else rng.randint(0, 2)
+    extra = 0 if kind == "all" else rng.randint(0, min(2, 4 - number))
     if kind == "all":
         wishes = [Wish(rng.choice(SHAPES), c) for c in rng.choices([colour, *other_colours], k=number)]
     elif kind == "shape":

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-from training.peek.evaluation.drawing import DIRECTIONS, POSITIONS, SHAPES, Figure, Scene
+from training.peek.evaluation.drawing import DIRECTIONS, POSITIONS, Figure, Scene
 
 _SHADES: dict[str, tuple[tuple[float, float], tuple[float, float], tuple[float, float]]] = {
     # hue in degrees, saturation, value: boxes well inside what the word means, with empty space between any two
@@ -144,6 +144,3 @@ def _to_lab(rgb: Rgb) -> tuple[float, float, float]:
     xyz = [sum(m * c for m, c in zip(row, linear, strict=True)) / w for row, w in zip(matrix, white, strict=True)]
     fx, fy, fz = (t ** (1 / 3) if t > (6 / 29) ** 3 else t / (3 * (6 / 29) ** 2) + 4 / 29 for t in xyz)
     return 116 * fy - 16, 500 * (fx - fy), 200 * (fy - fz)
-
-
-__all__ = ["COLOURS", "DIRECTIONS", "POSITIONS", "SHAPES", "Wish", "cell_of", "compose", "shade"]
