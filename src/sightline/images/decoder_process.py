@@ -84,7 +84,8 @@ def opened(desk: int) -> Iterator[BufferedReader]:
 def main() -> None:
     connection = socket.socket(fileno=int(sys.argv[1]))
     limits = msgspec.json.decode(sys.argv[3], type=ImageLimits)
-    resource.setrlimit(resource.RLIMIT_AS, (limits.decoder_memory_bytes,) * 2)
+    if sys.platform == "linux":  # elsewhere the kernel does not keep to it, or refuses it
+        resource.setrlimit(resource.RLIMIT_AS, (limits.decoder_memory_bytes,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold somebody's picture
     warnings.simplefilter("ignore")  # Pillow's are about the file; nobody here can act on them
     desk = int(sys.argv[2])
