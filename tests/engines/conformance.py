@@ -408,7 +408,9 @@ async def killed_at_any_moment_it_answers_again(subject: Subject, engine: Engine
             kinds.update(await asyncio.wait_for(asyncio.gather(*under_way), 30.0))
         assert own.state == "ready"
         assert own.restarts >= KILLS
-    assert slowest < BACK_WITHIN_S, f"{slowest:.2f} s"
+    # A promise in seconds is one of a machine with nothing else to do; on a busier one everything takes its share.
+    busy = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    assert slowest < BACK_WITHIN_S * busy, f"{slowest:.2f} s on a machine {busy:.1f} times busy"
     assert set(kinds) <= {"finished", "unavailable before it began", "failed on the way"}, kinds
     assert kinds["failed on the way"], "no kill met a stream under way: this proves nothing"
     print(f"\n{subject.name}: {KILLS} kills, answers again within {slowest:.2f} s, requests under way: {dict(kinds)}")
@@ -479,11 +481,14 @@ def lives(process: psutil.Process) -> bool:
 
 
 @isolated_clause
-async def it_leaves_the_interrupt_to_its_parent(subject: Subject, engine: Engine) -> None:
+async def it_leaves_signals_to_its_parent(subject: Subject, engine: Engine) -> None:
     pid = pid_of(engine)
-    os.kill(pid, signal.SIGINT)
-    await asyncio.sleep(0.05)
-    assert (await answer(engine, long(ask("still there?"), 2)))[1].reason == "length"
+    async with aclosing(engine.generate(long(ask("Tell me more."), 30))) as events:
+        await anext(events)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(pid, number)
+        rest = [event async for event in events]
+    assert isinstance(rest[-1], Finish)
     assert pid_of(engine) == pid
 
 

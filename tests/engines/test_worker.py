@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import random
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -349,6 +350,49 @@ async def test_without_memory_for_pictures_a_request_can_be_tried_again(monkeypa
         with pytest.raises(EngineUnavailable, match="memory"):
             await answer(engine, ask(image))
         assert (await answer(engine, ask("text alone"))).endswith("text alone")
+
+
+async def test_whatever_happens_every_request_ends_and_nothing_is_left() -> None:
+    chance = random.Random(3)
+    image = Image(np.zeros((448, 448, 3), np.uint8), "sha256:0", 448, 448, "image/png", 9)
+    async with running(config(step_s=0.001)) as engine:
+
+        async def one(number: int) -> str:
+            await asyncio.sleep(chance.uniform(0, 1.5))
+            length, leaves = chance.randint(1, 200), chance.random() < 0.3
+            content = [image] * chance.choice([0, 0, 1, 3])
+            tokens = 0
+            try:
+                async with aclosing(engine.generate(ask(*content, f"[[fake: length {length}]] {number}"))) as events:
+                    async for event in events:
+                        if isinstance(event, Finish):
+                            assert event.usage.completion_tokens == tokens == length
+                            return "finished"
+                        tokens += event.num_tokens
+                        if leaves and tokens > length // 2:
+                            return "left"
+            except EngineUnavailable:
+                assert tokens == 0
+                return "unavailable"
+            except EngineFailed:
+                assert tokens > 0
+                return "failed"
+            return "no end"
+
+        async def kill_now_and_then() -> None:
+            for _ in range(3):
+                await asyncio.sleep(chance.uniform(0.1, 0.5))
+                if engine.state == "ready":
+                    kill(engine)
+
+        ends, _ = await asyncio.wait_for(
+            asyncio.gather(asyncio.gather(*map(one, range(150))), kill_now_and_then()), timeout=60
+        )
+        assert set(ends) <= {"finished", "left", "unavailable", "failed"}
+        assert {"finished", "left"} <= set(ends)
+        assert engine.restarts > 0
+        assert (await answer(engine, ask("after"))).endswith("after")
+        assert not child_of(engine)._streams
 
 
 async def test_sixteen_streams_cost_the_event_loop_little() -> None:

@@ -193,7 +193,10 @@ async def _run(requests: socket.socket, events: socket.socket) -> int:
 
 
 def main(requests_fd: str, events_fd: str, _name: str) -> NoReturn:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes us in order
+    # Ctrl-C, and the SIGTERM that service managers send to all, are for the parent: it lets streams end, then closes us.
+    # Handled, not ignored: what is ignored stays so in the processes that an engine starts.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
     _die_with_parent()
     # The parent reads the level off each line.
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
