@@ -23,6 +23,7 @@ from sightline.config import ModelConfig
 from sightline.engines import Supervised
 from sightline.engines.fake import CRASH_STATUS
 from sightline.engines.worker import WorkerEngine, frames
+from sightline.engines.worker.child import Child
 from sightline.engines.worker.restarts import RestartPolicy
 from sightline.errors import EngineFailed, EngineUnavailable, InvalidRequest
 from sightline.types import EngineRequest, Finish, Image, Message, SamplingParams, Text, TextDelta
@@ -201,6 +202,23 @@ async def test_what_a_death_means_to_each_request() -> None:
         assert (engine.state, engine.restarts) == ("ready", 1)
 
 
+async def test_dead_between_its_word_and_our_hearing_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    receive = Child.receive
+    readied: list[Child] = []
+
+    def receive_and_die(child: Child, frame: frames.ToParent) -> None:
+        receive(child, frame)
+        if isinstance(frame, frames.Ready):
+            readied.append(child)
+            if len(readied) == 1:
+                child.lose()
+
+    monkeypatch.setattr(Child, "receive", receive_and_die)
+    async with running() as engine:
+        assert (await answer(engine, ask("hi"))).endswith("hi")
+        assert (len(readied), engine.restarts) == (2, 1)
+
+
 async def test_a_crash_at_token_k_delivers_k_tokens() -> None:
     async with running() as engine:
         said: list[str] = []
@@ -254,7 +272,7 @@ async def test_a_crash_loop_is_given_up_at_once_and_probed_later() -> None:
 
 
 async def test_waiting_for_a_restart_has_an_end() -> None:
-    model = ModelConfig(name="m", engine="fake", start_timeout_s=1.5)
+    model = ModelConfig(name="m", engine="fake", start_timeout_s=3.0)
     async with running(model, restarts=RestartPolicy(first_delay_s=60.0)) as engine:
         for _ in range(2):
             await kill_next(engine)
@@ -267,18 +285,18 @@ async def test_waiting_for_a_restart_has_an_end() -> None:
         began = time.perf_counter()
         with pytest.raises(EngineUnavailable):
             await waiting
-        assert time.perf_counter() - began < 5.0
+        assert time.perf_counter() - began < 10.0
         assert engine.state == "loading"
 
 
 async def test_a_child_that_does_not_answer_is_killed() -> None:
-    async with running(ping_timeout_s=0.5) as engine:
+    async with running(ping_timeout_s=1.0) as engine:
         task = asyncio.create_task(answer(engine, ask("[[fake: hang]]")))
         await asyncio.sleep(1.5)  # pings are answered whatever the engine does
         assert engine.restarts == 0
         kill(engine, signal.SIGSTOP)
         with pytest.raises(EngineUnavailable):
-            await asyncio.wait_for(task, 5.0)
+            await asyncio.wait_for(task, 15.0)
         assert (await answer(engine, ask("hi"))).endswith("hi")
         assert engine.restarts == 1
 
@@ -408,4 +426,4 @@ async def test_sixteen_streams_cost_the_event_loop_little() -> None:
         watching = asyncio.create_task(watch())
         await asyncio.gather(*(answer(engine, ask(f"[[fake: length 100]] {i}")) for i in range(16)))
         watching.cancel()
-        assert sorted(late)[len(late) // 2] < 0.02  # the median: two busy cores make outliers of their own
+        assert sorted(late)[len(late) // 2] < 0.05  # the median: two busy cores make outliers of their own

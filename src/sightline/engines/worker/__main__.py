@@ -193,8 +193,8 @@ async def _run(requests: socket.socket, events: socket.socket) -> int:
 
 
 def main(requests_fd: str, events_fd: str, _name: str) -> NoReturn:
-    # Ctrl-C, and the SIGTERM that service managers send to all, are for the parent: it lets streams end, then closes us.
-    # Handled, not ignored: what is ignored stays so in the processes that an engine starts.
+    # Ctrl-C, and the SIGTERM that service managers send to all, are for the parent: it lets streams end, then closes
+    # us. Handled, not ignored: what is ignored stays so in the processes that an engine starts.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
     _die_with_parent()

@@ -137,7 +137,8 @@ class WorkerEngine:
                 info = await child.start()
                 ready_at = time.monotonic()
                 self._info = info
-                self._set_up(child)
+                if not child.lost:  # it can have died between its word and our hearing it
+                    self._set_up(child)
                 await child.watch()
             except EngineUnavailable as error:
                 problem = error
