@@ -62,8 +62,13 @@ def wait_for(condition: object, timeout_s: float) -> None:
 
 
 def engine_of(server: psutil.Process) -> psutil.Process | None:
-    children = [c for c in server.children() if "sightline.engines.worker" in " ".join(c.cmdline())]
-    return children[0] if children else None
+    for child in server.children():
+        try:
+            if "sightline.engines.worker" in " ".join(child.cmdline()):
+                return child
+        except psutil.Error:  # it has died, and nobody has asked how yet
+            continue
+    return None
 
 
 def ask(client: openai.OpenAI, *, stream: bool, max_tokens: int) -> str:
