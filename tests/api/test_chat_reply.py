@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sightline.api.chat import Chunks, Head, to_completion
+from sightline.api.chat_reply import Chunks, Head, to_completion
 from sightline.api.wire import encode
 from sightline.service import ChoiceEvent, Item
 from sightline.types import (

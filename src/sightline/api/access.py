@@ -9,11 +9,14 @@ from __future__ import annotations
 import json
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.types import Scope
+
+from sightline.service import ChoiceEvent, Item, Prepared
+from sightline.types import Finish
 
 _KEY = "sightline.access"
 MAX_FIELD = 256
@@ -74,3 +77,29 @@ def to_trace(error: BaseException) -> str:
         lines += [type(cause).__qualname__, *traceback.format_tb(cause.__traceback__)]
         cause = cause.__cause__ or cause.__context__
     return "\n".join(line.rstrip() for line in lines)
+
+
+def to_facts(items: Sequence[Item]) -> dict[str, Any]:
+    """What the access log says of an answer: names, counts and seconds, no content."""
+    facts: dict[str, Any] = {}
+    finishes = []
+    for item in items:
+        match item:
+            case Prepared():
+                facts |= {
+                    "engine": item.engine,
+                    "path": item.path,
+                    "images": len(item.images),
+                    "queue_s": round(item.queue_s, 6),
+                    "prompt_tokens": item.token_count.prompt_tokens,
+                    "image_tokens": sum(item.token_count.image_tokens),
+                }
+            case ChoiceEvent(event=Finish() as finish):
+                finishes.append(finish)
+    if finishes:
+        facts |= {
+            "cached_tokens": min(f.usage.cached_tokens for f in finishes),
+            "completion_tokens": sum(f.usage.completion_tokens for f in finishes),
+            "finish": [f.reason for f in finishes],
+        }
+    return facts

@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sightline import metrics
 from sightline.api import access, chat, errors, models
 from sightline.api.disconnect import ClientDisconnected
-from sightline.api.wire import encode
+from sightline.api.wire import json_response
 from sightline.config import Settings
 from sightline.service import Service
 
@@ -65,12 +65,12 @@ def create_app(service: Service, settings: Settings, *, wait: bool = False) -> A
 
 def _probes(service: Service) -> list[Route]:
     async def health(request: Request) -> Response:
-        return Response(encode({"status": "ok"}), media_type="application/json")
+        return json_response({"status": "ok"})
 
     async def ready(request: Request) -> Response:
         if service.ready():
-            return Response(encode({"status": "ready"}), media_type="application/json")
-        return Response(encode({"status": "not ready"}), 503, media_type="application/json")
+            return json_response({"status": "ready"})
+        return json_response({"status": "not ready"}, 503)
 
     async def show_metrics(request: Request) -> Response:
         body, media_type = metrics.render()

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from sightline import errors as e
-from sightline.api.wire import encode
+from sightline.api.wire import json_response
 from sightline.errors import SightlineError
 from sightline.routing import MAX_RETRY_AFTER_S
 
@@ -123,8 +123,7 @@ def to_headers(error: Exception) -> dict[str, str]:
 
 
 def to_response(error: Exception, request_id: str) -> Response:
-    body = encode(to_error(error, request_id))
-    return Response(body, to_status(error), to_headers(error), media_type="application/json")
+    return json_response(to_error(error, request_id), to_status(error), to_headers(error))
 
 
 def _row(error: SightlineError) -> Row:

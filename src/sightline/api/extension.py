@@ -1,4 +1,5 @@
-"""The `sightline` object of replies: what became of each picture, which engine answered, where the time went.
+"""The `sightline` object of replies: what became of each picture, which engine answered, where the time went; and
+what the response headers say of it.
 
 The same in every OpenAI-shaped dialect (wire contract, section 13).
 """
@@ -6,6 +7,7 @@ The same in every OpenAI-shaped dialect (wire contract, section 13).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from urllib.parse import quote
 
 import msgspec
 
@@ -90,3 +92,11 @@ def _to_timing(prepared: Prepared, finishes: Sequence[Finish]) -> TimingReport:
 
 def _rounded(seconds: float) -> float:
     return round(seconds, 6)
+
+
+def to_headers(engine: str, path: Sequence[str]) -> dict[str, str]:
+    """`path` is told where it has more than one stop: something was tried again or fell back."""
+    headers = {"x-sightline-engine": quote(engine)}
+    if len(path) > 1:
+        headers["x-sightline-path"] = ", ".join(quote(replica, safe="/:@") for replica in path)
+    return headers

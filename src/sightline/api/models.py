@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from sightline.api.wire import encode
+from sightline.api.wire import json_response
 from sightline.engines import EngineState
 from sightline.errors import ModelNotFound
 from sightline.service import ModelStatus, Service
@@ -54,18 +54,14 @@ def to_model(status: ModelStatus) -> Model:
 
 def routes(service: Service) -> list[Route]:
     async def list_models(request: Request) -> Response:
-        return _json(ModelList(data=[to_model(status) for status in service.models()]))
+        return json_response(ModelList(data=[to_model(status) for status in service.models()]))
 
     async def retrieve_model(request: Request) -> Response:
         name = request.path_params["id"]
         for status in service.models():
             if status.name == name:
-                return _json(to_model(status))
+                return json_response(to_model(status))
         raise ModelNotFound(f"The model {name[:128]!r} does not exist. GET /v1/models lists what is served.")
 
     # Names may hold slashes, as on model hubs.
     return [Route("/v1/models", list_models), Route("/v1/models/{id:path}", retrieve_model)]
-
-
-def _json(value: msgspec.Struct) -> Response:
-    return Response(encode(value), media_type="application/json")

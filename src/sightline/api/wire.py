@@ -12,11 +12,13 @@ import asyncio
 import json
 import math
 import re
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.responses import Response
 
 from sightline.api.disconnect import ClientDisconnected
 from sightline.config import MIB, HttpLimits
@@ -36,6 +38,10 @@ _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 
 encode = msgspec.json.Encoder().encode
 """A value as one line of JSON."""
+
+
+def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(encode(value), status, headers, media_type="application/json")
 
 
 async def read_json(request: Request, limits: HttpLimits) -> dict[str, Any]:
