@@ -59,25 +59,29 @@ def stateful_logits(model: Path, embeddings: np.ndarray[Any, Any], sizes: list[i
     return np.concatenate(rows)
 
 
-def test_paged_attention_gives_the_stateful_model_s_logits(tiny_model: Path) -> None:
+def test_paged_attention_gives_the_stateful_model_s_logits(tiny_model: Path, tiny_checkpoint: Path) -> None:
     """Two sequences of different lengths in one batch, over several steps, in blocks out of order."""
     models = load_models(tiny_model, kv_cache_precision="f32", inference_precision="f32", num_threads=0)
     runner = LanguageRunner(models, context_length=512, max_sequences=2, cache_bytes=2**30)
     rng = np.random.default_rng(0)
     tokens = [rng.integers(0, 256, n).tolist() for n in (75, 40)]
-    embeddings = [runner.embed(t) for t in tokens]
+    table = Checkpoint(tiny_checkpoint).weight("model.embed_tokens.weight").astype(np.float32)
+    embeddings = [table[t] for t in tokens]
+    # The end of the first sequence is given as a picture's embeddings, over tokens that would say something else.
+    picture = rng.standard_normal((9, HIDDEN)).astype(np.float32)
+    embeddings[0][60:69] = picture
     blocks = ([5, 0, 9], [3, 7])
     for begins, ends in (((0, 0), (33, 1)), ((33, 1), (34, 40)), ((34, 40), (75, 40))):
-        pieces, batch, expected = [], [], []
+        pieces, expected = [], []
         for i in range(2):
             if begins[i] == ends[i]:
                 continue
             size = ends[i] - begins[i]
             positions = np.broadcast_to(np.arange(begins[i], ends[i]), (3, size)).astype(np.int64)
-            pieces.append(Piece(size, positions, begins[i], blocks[i], True))
-            batch.append(embeddings[i][begins[i] : ends[i]])
+            pictures = [(60 - begins[i], picture)] if ends[i] == 75 else []
+            pieces.append(Piece(tokens[i][begins[i] : ends[i]], pictures, positions, begins[i], blocks[i], True))
             expected.append(stateful_logits(tiny_model, embeddings[i], [ends[i]])[-1])
-        np.testing.assert_allclose(runner.forward(np.concatenate(batch), pieces), expected, atol=1e-4)
+        np.testing.assert_allclose(runner.forward(pieces), expected, atol=1e-4)
 
 
 def test_the_state_carries_over(tiny_model: Path, tiny_checkpoint: Path) -> None:

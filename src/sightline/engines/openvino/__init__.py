@@ -49,7 +49,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     kv_cache_precision: str = "f32"
     inference_precision: str = "f32"
     num_threads: int = 0
-    """CPU threads of a step; 0: all."""
+    """CPU threads; 0: all, but one for the language model if it is small."""
 
 
 @dataclass(frozen=True, slots=True)

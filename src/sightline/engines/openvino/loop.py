@@ -158,11 +158,15 @@ class StepLoop:
 
     def _step(self) -> None:
         chunks = self._scheduler.schedule()
+        now = time.perf_counter()
+        for chunk in chunks:
+            generation = self._live[chunk.sequence]
+            generation.scheduled = generation.scheduled or now
+        chunks = [chunk for chunk in chunks if self._encode_pictures(chunk)]
+        if not chunks:
+            return
         try:
-            embeddings, chunks = self._embed(chunks)
-            if not chunks:
-                return
-            logits = self._runner.forward(embeddings, [self._piece(chunk) for chunk in chunks])
+            logits = self._runner.forward([self._piece(chunk) for chunk in chunks])
         except Exception:
             # Whatever it was, keys and values of this step are not to be trusted: its sequences end here.
             log.exception("a step of %d sequences failed", len(chunks))
@@ -172,29 +176,6 @@ class StepLoop:
         self._scheduler.advance(chunks)
         for chunk, row in zip((c for c in chunks if c.is_last), logits, strict=True):
             self._extend(chunk.sequence, row)
-
-    def _embed(self, chunks: list[Chunk]) -> tuple[Embeddings, list[Chunk]]:
-        """Embeddings [tokens, hidden] of the chunks, text's and pictures', and the chunks that are still to run: a
-        generation whose picture cannot be encoded ends here, without harm to the others."""
-        now = time.perf_counter()
-        for chunk in chunks:
-            generation = self._live[chunk.sequence]
-            generation.scheduled = generation.scheduled or now
-        chunks = [chunk for chunk in chunks if self._encode_pictures(chunk)]
-        if not chunks:
-            return np.empty((0, 0), np.float32), []
-        embeddings = self._runner.embed([t for c in chunks for t in c.sequence.tokens[c.begin : c.end]])
-        row = 0
-        for chunk in chunks:
-            generation = self._live[chunk.sequence]
-            for span, picture in zip(generation.prompt.spans, generation.pictures, strict=True):
-                begin, end = max(span.begin, chunk.begin), min(span.end, chunk.end)
-                if begin < end and picture is not None:
-                    embeddings[row + begin - chunk.begin : row + end - chunk.begin] = picture[
-                        begin - span.begin : end - span.begin
-                    ]
-            row += chunk.end - chunk.begin
-        return embeddings, chunks
 
     def _encode_pictures(self, chunk: Chunk) -> bool:
         """Sees to the embeddings of the pictures that the chunk reaches. False: one failed, the generation has ended.
@@ -217,8 +198,15 @@ class StepLoop:
         return True
 
     def _piece(self, chunk: Chunk) -> Piece:
-        positions = self._live[chunk.sequence].positions(chunk.begin, chunk.end)
-        return Piece(chunk.end - chunk.begin, positions, chunk.begin, chunk.sequence.blocks, chunk.is_last)
+        generation, tokens = self._live[chunk.sequence], chunk.sequence.tokens[chunk.begin : chunk.end]
+        pictures = []
+        for span, embeddings in zip(generation.prompt.spans, generation.pictures, strict=True):
+            begin, end = max(span.begin, chunk.begin), min(span.end, chunk.end)
+            if begin < end:
+                assert embeddings is not None  # _encode_pictures has seen to it
+                pictures.append((begin - chunk.begin, embeddings[begin - span.begin : end - span.begin]))
+        positions = generation.positions(chunk.begin, chunk.end)
+        return Piece(tokens, pictures, positions, chunk.begin, chunk.sequence.blocks, chunk.is_last)
 
     def _extend(self, sequence: Sequence, logits: Logits) -> None:
         """Samples the sequence's next token and delivers what came of it."""

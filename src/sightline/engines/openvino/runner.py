@@ -24,8 +24,19 @@ from openvino._offline_transformations import paged_attention_transformation
 from sightline.engines.openvino import files
 from sightline.engines.openvino.checkpoint import CheckpointError
 
-_WANTED: Final = "wanted_positions"
-"""The input we add: which rows of the batch go through the vocabulary projection."""
+# The inputs we add to the language model.
+_TOKENS: Final = "token_ids"
+"""[1, tokens] i64."""
+_PICTURE_ROWS: Final = "picture_rows"
+"""[picture tokens] i32: which rows of the batch are a picture's."""
+_PICTURES: Final = "picture_embeddings"
+"""[picture tokens, hidden] f32."""
+_WANTED: Final = "wanted_rows"
+"""[rows] i32: which rows of the batch go through the vocabulary projection."""
+
+_SMALL_BYTES: Final = 32 * 2**20
+"""Up to here a step is so short that a second thread mostly waits for the first: with 7 MB of weights a decoded token
+took 4.7 ms of CPU time on two threads, 2.6 on one. So the other cores stay free."""
 
 Tokens = npt.NDArray[np.int64]
 Embeddings = npt.NDArray[np.float32]
@@ -34,8 +45,7 @@ Embeddings = npt.NDArray[np.float32]
 @dataclass(frozen=True, slots=True)
 class LoadedModels:
     language: Any
-    """An `openvino.CompiledModel`, like the others; with paged attention and `wanted_positions`."""
-    text_embeddings: Any
+    """An `openvino.CompiledModel`, like the others; from token ids and picture embeddings, with paged attention."""
     vision_patches: Any
     vision_merger: Any
     weights_digest: str
@@ -47,7 +57,7 @@ class LoadedModels:
 def load_models(
     model_dir: Path, *, kv_cache_precision: str, inference_precision: str, num_threads: int
 ) -> LoadedModels:
-    """Reads and compiles the four models side by side. `num_threads`: of the CPU, 0 for all.
+    """Reads and compiles the four models side by side. `num_threads`: of the CPU, 0 for what suits the model.
 
     Raises `CheckpointError` when a file is missing, `RuntimeError` from OpenVINO when one cannot be read or compiled.
     """
@@ -62,46 +72,89 @@ def load_models(
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
     }
-    if num_threads:
-        options["INFERENCE_NUM_THREADS"] = num_threads
     weights = {name: np.memmap((model_dir / name).with_suffix(".bin"), np.uint8, "r") for name in files.MODELS}
 
-    def load(name: str) -> Any:
-        xml = (model_dir / name).read_text(encoding="utf-8")
-        model = core.read_model(xml, ov.Tensor(weights[name]))
-        if name == files.LANGUAGE:
-            paged_attention_transformation(model)
-            _project_only_wanted(model)
-        return core.compile_model(model, "CPU", options)
+    def read(name: str) -> Any:
+        return core.read_model((model_dir / name).read_text(encoding="utf-8"), ov.Tensor(weights[name]))
 
-    with ThreadPoolExecutor(len(files.MODELS) + 1) as pool:
+    def language() -> Any:
+        model = read(files.LANGUAGE)
+        paged_attention_transformation(model)
+        _embed_inside(model, read(files.TEXT_EMBEDDINGS))
+        _project_only_wanted(model)
+        small = weights[files.LANGUAGE].nbytes < _SMALL_BYTES
+        return core.compile_model(model, "CPU", options | _threads(num_threads or (1 if small else 0)))
+
+    def vision(name: str) -> Any:
+        return core.compile_model(read(name), "CPU", options | _threads(num_threads))
+
+    with ThreadPoolExecutor() as pool:
+        compiled_language = pool.submit(language)
+        compiled_patches, compiled_merger = (
+            pool.submit(vision, n) for n in (files.VISION_PATCHES, files.VISION_MERGER)
+        )
         digest = pool.submit(lambda: hashlib.sha256(weights[files.LANGUAGE].data).hexdigest())
-        language, text, patches, merger = pool.map(load, files.MODELS)
-        return LoadedModels(language, text, patches, merger, f"sha256:{digest.result()}", tuple(weights.values()))
+        return LoadedModels(
+            language=compiled_language.result(),
+            vision_patches=compiled_patches.result(),
+            vision_merger=compiled_merger.result(),
+            weights_digest=f"sha256:{digest.result()}",
+            weights=tuple(weights.values()),
+        )
+
+
+def _threads(count: int) -> dict[str, int]:
+    return {"INFERENCE_NUM_THREADS": count} if count else {}
+
+
+def _embed_inside(model: Any, text_embeddings: Any) -> None:
+    """Puts the text embeddings in front of the language model, and pictures' embeddings in their rows: one inference
+    for a step, and nothing to copy in Python."""
+    tokens = text_embeddings.input(0).get_node()
+    _name(tokens, _TOKENS)
+    embedded = text_embeddings.output(0).get_node().input_value(0)
+    hidden = embedded.get_partial_shape()[-1].get_length()
+    rows, pictures = (
+        _name(ops.parameter([-1], np.int32), _PICTURE_ROWS),
+        _name(ops.parameter([-1, hidden], np.float32), _PICTURES),
+    )
+    flat = ops.reshape(embedded, ops.constant(np.array([-1, hidden], np.int64)), special_zero=False)
+    mixed = ops.scatter_update(flat, rows, pictures, ops.constant(np.int64(0)))
+    embeds = model.input("inputs_embeds").get_node()
+    for target in embeds.output(0).get_target_inputs():
+        target.replace_source_output(mixed.output(0))
+    model.remove_parameter(embeds)
+    model.add_parameters([tokens, rows, pictures])
 
 
 def _project_only_wanted(model: Any) -> None:
     """Gathers rows before the vocabulary projection: of a prompt, only the last position's logits are read, and the
     projection of the others would be a fifth of the work."""
     projection = model.output("logits").get_node().input_value(0).get_node()
-    while projection.get_type_name() in ("Convert", "Reshape", "Multiply") and projection.get_input_size() > 0:
+    while projection.get_type_name() in ("Convert", "Reshape", "Multiply"):
         projection = projection.input_value(0).get_node()
     if projection.get_type_name() != "MatMul":
         raise CheckpointError("the language model does not end in a vocabulary projection")
-    wanted = ops.parameter([-1], np.int32)
-    wanted.set_friendly_name(_WANTED)
-    wanted.output(0).set_names({_WANTED})
+    wanted = _name(ops.parameter([-1], np.int32), _WANTED)
     rows = ops.gather(projection.input_value(0), wanted, ops.constant(np.int64(0)))
     projection.input(0).replace_source_output(rows.output(0))
     model.add_parameters([wanted])
     model.validate_nodes_and_infer_types()
 
 
+def _name(parameter: Any, name: str) -> Any:
+    parameter.set_friendly_name(name)
+    parameter.output(0).set_names({name})
+    return parameter
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
     """Some consecutive tokens of one sequence."""
 
-    num_tokens: int
+    tokens: Sequence[int]
+    pictures: Sequence[tuple[int, Embeddings]]
+    """Embeddings [picture tokens, hidden] that stand in the place of tokens, and where among `tokens` each begins."""
     positions: Tokens
     """[3, tokens]."""
     num_past: int
@@ -118,7 +171,8 @@ class LanguageRunner:
     def __init__(self, models: LoadedModels, *, context_length: int, max_sequences: int, cache_bytes: int) -> None:
         """Takes blocks for `max_sequences` full contexts, or what fits into `cache_bytes`, but for one at least."""
         self._request = models.language.create_infer_request()
-        self._text = models.text_embeddings.create_infer_request()
+        hidden = models.language.input(_PICTURES).get_partial_shape()[1].get_length()
+        self._no_rows, self._no_pictures = np.empty(0, np.int32), np.empty((0, hidden), np.float32)
         caches = {
             port.get_any_name(): port
             for port in models.language.inputs
@@ -139,26 +193,29 @@ class LanguageRunner:
         for name, cache in zip(caches, self._caches, strict=True):
             self._request.set_tensor(name, ov.Tensor(cache, shared_memory=True))
 
-    def embed(self, tokens: Sequence[int]) -> Embeddings:
-        """[tokens, hidden]."""
-        ids = np.array(tokens, np.int64)[None, :]
-        embeddings: Embeddings = np.array(self._text.infer([ids], share_inputs=True)[0][0], np.float32)
-        return embeddings
-
-    def forward(self, embeddings: Embeddings, pieces: Sequence[Piece]) -> npt.NDArray[np.float32]:
+    def forward(self, pieces: Sequence[Piece]) -> npt.NDArray[np.float32]:
         """Computes the pieces in one step and writes their keys and values to their blocks.
 
-        `embeddings` [tokens of all pieces, hidden]. Gives logits [pieces that want them, vocabulary], in order. Raises
-        `RuntimeError` from OpenVINO.
+        Gives logits [pieces that want them, vocabulary], in order. Raises `RuntimeError` from OpenVINO.
         """
-        ends = np.cumsum([p.num_tokens for p in pieces])
-        lengths = [p.num_past + p.num_tokens for p in pieces]
+        begins = np.cumsum([0, *(len(p.tokens) for p in pieces)])
+        ends = begins[1:]
+        lengths = [p.num_past + len(p.tokens) for p in pieces]
         used = [-(-length // self.block_size) for length in lengths]
+        pictures = [
+            (begin + place, picture)
+            for p, begin in zip(pieces, begins[:-1], strict=True)
+            for place, picture in p.pictures
+        ]
         inputs: Mapping[str, npt.NDArray[Any]] = {
-            "inputs_embeds": embeddings,
+            _TOKENS: np.array([[token for p in pieces for token in p.tokens]], np.int64),
+            _PICTURE_ROWS: np.concatenate(
+                [self._no_rows, *(np.arange(row, row + len(picture), dtype=np.int32) for row, picture in pictures)]
+            ),
+            _PICTURES: np.concatenate([self._no_pictures, *(picture for _, picture in pictures)]),
             "position_ids": np.concatenate([p.positions for p in pieces], axis=1),
             "past_lens": np.array([p.num_past for p in pieces], np.int32),
-            "subsequence_begins": np.array([0, *ends], np.int32),
+            "subsequence_begins": begins.astype(np.int32),
             "block_indices": np.array([b for p, n in zip(pieces, used, strict=True) for b in p.blocks[:n]], np.int32),
             "block_indices_begins": np.array([0, *np.cumsum(used)], np.int32),
             "max_context_len": np.array(max(lengths), np.int32),
