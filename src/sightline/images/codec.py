@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import msgspec
 from PIL import Image, ImageMath
@@ -34,11 +34,14 @@ from sightline.errors import (
 )
 from sightline.images.budget import VisionBudget
 
+MediaType = Literal["image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp"]
+"""The formats that are taken."""
+
 
 class Picture(msgspec.Struct, frozen=True, tag=True):
     """What was found in a file, beside its pixels. Sizes in pixels, upright."""
 
-    media_type: str
+    media_type: MediaType
     width: int
     height: int
     served_width: int
@@ -93,7 +96,7 @@ def decode(file: BinaryIO, budget: VisionBudget, limits: ImageLimits) -> tuple[P
 
 _HEAD_BYTES = 64
 
-_PARSERS: dict[str, Callable[[BinaryIO], ImageFile]] = {
+_PARSERS: dict[MediaType, Callable[[BinaryIO], ImageFile]] = {
     "image/jpeg": JpegImageFile,  # not Image.open, which makes a multi-picture file (MPO) of some phones' photographs
     "image/png": PngImageFile,
     "image/webp": WebPImageFile,
@@ -104,7 +107,7 @@ _PARSERS: dict[str, Callable[[BinaryIO], ImageFile]] = {
 
 ACCEPTED = "JPEG, PNG, WebP, GIF (one frame) or BMP"
 
-_MAGIC = (
+_MAGIC: tuple[tuple[re.Pattern[bytes], MediaType], ...] = (
     (re.compile(rb"\xff\xd8\xff"), "image/jpeg"),
     (re.compile(rb"\x89PNG\r\n\x1a\n"), "image/png"),
     (re.compile(rb"RIFF....WEBP", re.DOTALL), "image/webp"),
@@ -124,7 +127,7 @@ _MAGIC_OF_OTHERS = (
 )
 
 
-def identify(head: bytes) -> str:
+def identify(head: bytes) -> MediaType:
     """The media type that a file's first bytes announce. Raises `ImageEmpty` or `ImageFormatUnsupported`."""
     if not head:
         raise ImageEmpty("this picture file is empty (0 bytes). Send the file's content.")

@@ -11,6 +11,7 @@ What is said between the two sides is defined in `decoder_process.py`.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -33,10 +34,14 @@ from sightline.images.codec import Picture
 from sightline.images.decoder_process import REPLIES, Refused, Reply, lay, opened, receive, send
 from sightline.types import Pixels
 
+log = logging.getLogger(__name__)
+
 _WALL_PER_CPU = 4
 """Wall seconds a decoder may take for each CPU second it may use: machines are shared."""
 _START_S = 30.0
 """Wall seconds a new process may take until it is ready; it takes 0.1 on an idle machine."""
+_END_S = 1.0
+"""Wall seconds the kernel may take to end a process that has closed its socket."""
 _KEPT_VARIABLES = ("PATH", "PYTHONHOME", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG")
 """What a decoder needs of our environment. The rest (keys among it) is none of its business."""
 
@@ -106,13 +111,16 @@ class DecoderPool:
             process = self._processes.get(slot) or self._restart(slot)
             try:
                 return process.decode(file, budget)
-            except _DiedStarting:
+            except _DiedStarting as error:
+                log.error("%s", error)
                 self._restart(slot)
                 if is_last:
                     raise
             except _Died:
+                log.warning("decoder process %d died under a picture of %d bytes", process.pid, len(file))
                 self._restart(slot)
             except _OverLimit:
+                log.warning("decoder process %d was too slow for a picture of %d bytes", process.pid, len(file))
                 self._restart(slot)
                 raise ImageTooLarge(
                     "this picture takes more time to decode than this server allows. Make it smaller."
@@ -185,9 +193,10 @@ class _Process:
         with suppress(BrokenPipeError):  # it died idle: the answer, which will not come, tells that
             send(self._stream, budget)
         reply = self._receive(self._wall_s)
-        if isinstance(reply, Refused):
+        # A file that took the process over may answer anything: what we did not ask for is as good as its death.
+        if isinstance(reply, Refused) and reply.error in _IMAGE_ERRORS:
             raise _IMAGE_ERRORS[reply.error](reply.message)
-        if not isinstance(reply, Picture):
+        if not isinstance(reply, Picture) or not _is_within(reply, budget):
             raise _Died
         pixels = np.empty((reply.served_height, reply.served_width, 3), np.uint8)
         with opened(self._desk.fileno()) as desk:
@@ -218,11 +227,21 @@ class _Process:
         except (ConnectionError, msgspec.DecodeError):
             raise _Died from None
         if reply is None:
-            raise _OverLimit if self._process.wait() == -signal.SIGXCPU else _Died
+            with suppress(subprocess.TimeoutExpired):  # it is ending, unless it only closed its socket
+                if self._process.wait(_END_S) == -signal.SIGXCPU:
+                    raise _OverLimit
+            raise _Died
         return reply
 
 
 _IMAGE_ERRORS: dict[str, type[ImageError]] = {error.__name__: error for error in ImageError.__subclasses__()}
+
+
+def _is_within(picture: Picture, budget: VisionBudget) -> bool:
+    try:
+        return budget.smart_resize(picture.width, picture.height) == (picture.served_width, picture.served_height)
+    except (ArithmeticError, ImageError):
+        return False
 
 
 def _shutting_down() -> EngineUnavailable:

@@ -48,6 +48,8 @@ Reply = Ready | Picture | Refused
 BUDGETS = msgspec.msgpack.Decoder(VisionBudget)
 REPLIES: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
 
+_MAX_FRAME = 64 * 1024
+
 T = TypeVar("T")
 
 
@@ -58,10 +60,10 @@ def send(stream: BufferedRWPair, message: VisionBudget | Reply) -> None:
 
 
 def receive(stream: BufferedRWPair, decoder: msgspec.msgpack.Decoder[T]) -> T | None:
-    """The next message; None when the other side is gone, even in the middle of one."""
+    """The next message; None when the other side is gone, even in the middle of one, or talks nonsense."""
     head = stream.read(4)
     length = int.from_bytes(head, "little")
-    frame = stream.read(length)
+    frame = stream.read(min(length, _MAX_FRAME))
     return decoder.decode(frame) if len(head) == 4 and len(frame) == length else None
 
 
