@@ -263,7 +263,7 @@ def test_a_connection_that_closes_sets_its_slot_free(server: Server, stage: str,
     assert server.running == len(connections)
     for connection in connections:
         connection.close()
-    server.wait_until_idle(0.5)
+    server.wait_until_idle(1.0)
 
 
 def test_a_full_queue_is_503_with_a_time_to_wait(server: Server) -> None:

