@@ -259,7 +259,7 @@ async def cancelling_what_waits_frees_its_place(subject: Subject, engine: Engine
         await asyncio.sleep(0.02)
         for task in waiting[:2]:
             task.cancel()
-        await asyncio.wait(waiting[:2], timeout=5.0)
+        await asyncio.wait(waiting[:2], timeout=30.0)
         assert all(task.cancelled() for task in waiting[:2])
         await running.aclose()
         assert isinstance((await waiting[2])[-1], Finish)
@@ -339,9 +339,15 @@ async def close_ends_streams_and_is_idempotent(subject: Subject, engine: Engine)
         await begun.wait()
         await asyncio.gather(own.close(), own.close())
         await own.close()
-        ended = await asyncio.wait_for(asyncio.gather(*streams, return_exceptions=True), 5.0)
+        ended = await asyncio.gather(*streams, return_exceptions=True)
         assert [type(error) for error in ended] == [EngineUnavailable] * 3
         assert isinstance(await ends(own, ask("after")), EngineUnavailable)
+
+
+def patience() -> float:
+    """How many times longer to wait than promised: a promise in seconds is one of a machine that has the time."""
+    load = os.getloadavg()[0] / (os.cpu_count() or 1)
+    return 1.0 if load < 1.5 else 2 * load
 
 
 async def ends(engine: Engine, request: EngineRequest) -> BaseException | Finish:
@@ -396,7 +402,7 @@ async def killed_at_any_moment_it_answers_again(subject: Subject, engine: Engine
                 await asyncio.sleep(chance.uniform(0.0, 0.01) if moment == "prefill" else chance.uniform(0.03, 0.1))
             victim = kill(own)
             if moment == "load":
-                async with asyncio.timeout(5.0):
+                async with asyncio.timeout(30.0):
                     while not isinstance(own, WorkerEngine) or own.pid in (None, victim):
                         await asyncio.sleep(0.001)
                 await asyncio.sleep(chance.uniform(0.0, 0.2))
@@ -405,12 +411,10 @@ async def killed_at_any_moment_it_answers_again(subject: Subject, engine: Engine
             again = await served(own, long(ask(picture(own.info, 100, 100), "and now?"), 5))
             slowest = max(slowest, time.perf_counter() - died)
             assert again == expected
-            kinds.update(await asyncio.wait_for(asyncio.gather(*under_way), 30.0))
+            kinds.update(await asyncio.gather(*under_way))
         assert own.state == "ready"
         assert own.restarts >= KILLS
-    # A promise in seconds is one of a machine with nothing else to do; on a busier one everything takes its share.
-    busy = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
-    assert slowest < BACK_WITHIN_S * busy, f"{slowest:.2f} s on a machine {busy:.1f} times busy"
+    assert slowest < BACK_WITHIN_S * patience(), f"{slowest:.2f} s"
     assert set(kinds) <= {"finished", "unavailable before it began", "failed on the way"}, kinds
     assert kinds["failed on the way"], "no kill met a stream under way: this proves nothing"
     print(f"\n{subject.name}: {KILLS} kills, answers again within {slowest:.2f} s, requests under way: {dict(kinds)}")
@@ -466,7 +470,7 @@ async def it_dies_with_its_parent(subject: Subject, engine: Engine) -> None:
             with contextlib.suppress(ProcessLookupError):
                 parent.kill()
             await parent.wait()
-        deadline = time.monotonic() + ORPHAN_LIVES_S
+        deadline = time.monotonic() + ORPHAN_LIVES_S * patience()
         while lives(child):
             assert time.monotonic() < deadline, f"killed at {moment}, the parent leaves its child behind"
             await asyncio.sleep(0.01)
