@@ -45,13 +45,12 @@ def shown(engine: Engine, name: str) -> Image:
 
 
 async def peek_sees(engine: Engine) -> None:
-    square, star = shown(engine, "blue-square.jpg"), shown(engine, "yellow-star.png")
-    for first, second, expected in ((square, star, "second"), (star, square, "first")):
-        text, _ = await answer(engine, ask(first, second, "Which picture has the star?", max_tokens=8))
-        assert text == expected
-    for image, expected in ((shown(engine, "red-circle.png"), "red"), (square, "blue")):
-        text, _ = await answer(engine, ask(image, "What colour is the shape?", max_tokens=8))
-        assert text == expected
+    blue, yellow = shown(engine, "blue-square.jpg"), shown(engine, "yellow-star.png")
+    for pictures, colours in (((blue, yellow), ("blue", "yellow")), ((yellow, blue), ("yellow", "blue"))):
+        for which, expected in zip(("first", "second"), colours, strict=True):
+            question = f"What colour is the shape in the {which} picture?"
+            text, _ = await answer(engine, ask(*pictures, question, max_tokens=8))
+            assert text == expected
 
 
 FAKE = ModelConfig(name="fake", engine="fake", options={"context_length": 600, "step_s": 0.001})
