@@ -7,7 +7,6 @@ import base64
 import io
 import json
 import socket
-import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -17,12 +16,12 @@ from typing import Any
 import httpx2
 import openai
 import pytest
-import uvicorn
 from PIL import Image as PILImage
 
 from sightline.api.app import create_app
 from sightline.config import HttpLimits, ModelConfig, Settings
 from sightline.service import Service
+from tests.api.serving import serving
 
 SETTINGS = Settings(
     models=(ModelConfig(name="org/fake", engine="fake", max_concurrent=4, max_queue=4),),
@@ -71,22 +70,8 @@ class Server:
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     service = Service(SETTINGS)
-    config = uvicorn.Config(
-        create_app(service, SETTINGS, wait=True), http="httptools", ws="none", lifespan="on", log_config=None
-    )
-    uvicorn_server = uvicorn.Server(config)
-    listener = socket.create_server(("127.0.0.1", 0))
-    thread = threading.Thread(target=uvicorn_server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    deadline = time.monotonic() + 30
-    while not uvicorn_server.started:
-        assert thread.is_alive()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    yield Server(listener.getsockname()[1], service)
-    uvicorn_server.should_exit = True
-    thread.join(30)
-    assert not thread.is_alive()
+    with serving(create_app(service, SETTINGS, wait=True)) as port:
+        yield Server(port, service)
 
 
 def test_the_sdk_lists_and_finds_models(server: Server) -> None:
