@@ -173,7 +173,7 @@ async def test_when_one_of_two_requests_leaves_the_other_still_gets_the_picture(
 
 
 async def test_a_cancelled_request_leaves_nothing_behind(intake: Intake, decodings: list[bytes]) -> None:
-    files = [encode(noise(1200, 1200, seed=seed), "PNG", compress_level=1) for seed in range(6)]
+    files = [encode(noise(700, 700, seed=seed), "PNG", compress_level=1) for seed in range(6)]
     resolving = asyncio.create_task(intake.resolve([ref(file, i) for i, file in enumerate(files)], BUDGET))
     while not decodings:
         await asyncio.sleep(0.001)

@@ -63,7 +63,7 @@ class DecoderPool:
     @property
     def pids(self) -> tuple[int, ...]:
         """Of the processes that run now."""
-        return tuple(process.pid for process in self._processes.values())
+        return tuple(process.pid for process in list(self._processes.values()))
 
     async def start(self) -> None:
         """Starts the processes; returns before they are ready, which the first picture of each waits for."""
@@ -129,8 +129,10 @@ class DecoderPool:
 
     def _restart(self, slot: int) -> _Process:
         with self._lock:
-            if slot in self._processes:
-                self._processes.pop(slot).end()
+            previous = self._processes.pop(slot, None)
+        if previous is not None:
+            previous.end()
+        with self._lock:
             if self._is_closed:
                 raise _shutting_down()
             self._processes[slot] = process = _Process(self._limits)

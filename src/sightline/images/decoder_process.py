@@ -19,7 +19,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BufferedReader, BufferedRWPair
 from typing import TypeVar
 
@@ -91,7 +91,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold somebody's picture
     warnings.simplefilter("ignore")  # Pillow's are about the file; nobody here can act on them
     desk = int(sys.argv[2])
-    with connection.makefile("rwb") as stream:
+    with suppress(ConnectionError), connection.makefile("rwb") as stream:  # the parent gone, so is the work
         send(stream, Ready())
         while (budget := receive(stream, BUDGETS)) is not None:
             _allow_cpu(limits.decoder_cpu_s)
