@@ -224,6 +224,37 @@ async def a_stop_string_that_does_not_come_changes_nothing(subject: Subject, eng
 
 
 @clause
+async def min_tokens_come_before_stops(subject: Subject, engine: Engine) -> None:
+    if "min_tokens" not in engine.info.features:
+        return
+    request = long(ask("Tell me more."), 12)
+    *deltas, _ = await collect(engine, request)
+    stop = next(d.text for d in deltas if isinstance(d, TextDelta) and d.text)
+    _, finish = await answer(engine, replace(request, sampling=replace(request.sampling, stop=(stop,), min_tokens=5)))
+    assert finish.usage.completion_tokens >= 5
+
+
+@clause
+async def logprobs_spell_the_answer(subject: Subject, engine: Engine) -> None:
+    if "logprobs" not in engine.info.features:
+        return
+    request = long(ask("Tell me more.", logprobs=3), 12)
+    *deltas, _ = await collect(engine, request)
+    for delta in deltas:
+        assert isinstance(delta, TextDelta)
+        for told in delta.logprobs:
+            assert -9999.0 <= told.logprob <= 0.0
+            assert 3 <= len(told.top) <= 4
+            assert max(top.logprob for top in told.top) >= told.logprob - 1e-6, "the most likely come first"
+    told_bytes = b"".join(bytes(t.bytes) for d in deltas if isinstance(d, TextDelta) for t in d.logprobs)
+    text = "".join(delta.text for delta in deltas if isinstance(delta, TextDelta))
+    spelled = told_bytes.decode(errors="replace")
+    for special in subject.specials:  # an end token that is to be ignored is told, but is no text
+        spelled = spelled.replace(special, "")
+    assert spelled == text
+
+
+@clause
 async def sixteen_at_once_get_their_own_answers(subject: Subject, engine: Engine) -> None:
     colours = ((220, 20, 20), (20, 20, 220))
     requests = [

@@ -307,6 +307,16 @@ async def test_tokens_held_back_are_counted_when_they_are_shown() -> None:
     assert finish.usage.completion_tokens == 4
 
 
+async def test_what_is_cut_off_is_not_told_in_logprobs_either() -> None:
+    async with running() as engine:
+        request = ask("[[fake: say one abc two]]", sampling=SamplingParams(stop=("bc two",), logprobs=0))
+        *deltas, finish = await collect(engine, request)
+    told = [(d.text, d.num_tokens, [p.token for p in d.logprobs]) for d in deltas if isinstance(d, TextDelta)]
+    assert told == [("one", 1, ["one"]), (" a", 1, [" abc"])]
+    assert isinstance(finish, Finish)
+    assert (finish.stop_sequence, finish.usage.completion_tokens) == ("bc two", 3)
+
+
 async def test_logprobs_are_a_distribution() -> None:
     async with running() as engine:
         *deltas, _ = await collect(engine, ask("[[fake: say é!]]", sampling=SamplingParams(logprobs=5)))

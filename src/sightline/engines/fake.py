@@ -310,18 +310,24 @@ class FakeEngine:
         if not isinstance(token, TextDelta):
             sequence.events.put_nowait(token)
             return None
-        safe, hit = sequence.stops.push(token.text)
-        sequence.held += 1
-        if sequence.request.sampling.logprobs is not None:
-            sequence.held_logprobs.append(_logprob(token.text, sequence.request.sampling.logprobs))
-        self._show(sequence, safe)
+        sampling = sequence.request.sampling
+        logprob = None if sampling.logprobs is None else _logprob(token.text, sampling.logprobs)
+        sequence.untold.append((sequence.num_chars, logprob))
+        sequence.num_chars += len(token.text)
+        # Like vLLM: what is said before min_tokens is not looked at for stops.
+        early = sequence.made < sampling.min_tokens
+        shown, hit = (token.text, None) if early else sequence.stops.push(token.text)
+        self._show(sequence, shown)
         return hit
 
     def _show(self, sequence: _Sequence, text: str) -> None:
+        """With the text go the tokens that begin in it; those of a stop string are never told."""
         if text:
-            sequence.events.put_nowait(TextDelta(text, sequence.held, tuple(sequence.held_logprobs)))
-            sequence.held = 0
-            sequence.held_logprobs.clear()
+            sequence.num_shown += len(text)
+            told = [logprob for start, logprob in sequence.untold if start < sequence.num_shown]
+            del sequence.untold[: len(told)]
+            logprobs = tuple(logprob for logprob in told if logprob is not None)
+            sequence.events.put_nowait(TextDelta(text, len(told), logprobs))
 
     def _finish(self, sequence: _Sequence, reason: FinishReason, stop: str | None = None) -> Finish:
         if stop is None:
@@ -374,9 +380,11 @@ class _Sequence:
     limit: int
     to_prefill: int
     made: int = 0
-    held: int = 0
-    """Text tokens made and not yet shown."""
-    held_logprobs: list[TokenLogprob] = field(default_factory=list)
+    num_chars: int = 0
+    """Of text: made, whether shown or held back."""
+    num_shown: int = 0
+    untold: list[tuple[int, TokenLogprob | None]] = field(default_factory=list)
+    """Text tokens that are in no delta yet: the character at which each begins, and its log-probability if wanted."""
     stops: StopStrings = field(init=False)
     events: asyncio.Queue[Event | SightlineError] = field(default_factory=asyncio.Queue)
     """Unbounded, but holds at most `limit` tokens."""
