@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import random
 import shutil
+import threading
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
@@ -387,6 +388,21 @@ async def test_a_failed_step_ends_its_requests_and_the_engine_goes_on(
         with pytest.raises(EngineFailed):
             await answer(engine, ask("Hello?"))
     assert (await answer(engine, ask("Hello?")))[1].reason == "length"
+
+
+async def test_nobody_is_left_waiting_when_the_engine_thread_dies(
+    engine: OpenVINOEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> Any:
+        raise AssertionError("a bug")
+
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    monkeypatch.setattr(loop_of(engine)._scheduler, "schedule", broken)
+    under_way = [answer(engine, ask(f"Hello {i}?")) for i in range(3)]
+    outcomes = await asyncio.wait_for(asyncio.gather(*under_way, return_exceptions=True), 10)
+    assert [type(o) for o in outcomes] == [EngineUnavailable] * 3
+    with pytest.raises(EngineUnavailable):
+        await asyncio.wait_for(answer(engine, ask("And now?")), 10)
 
 
 async def test_life_ends(tiny_model: Path, tmp_path: Path) -> None:

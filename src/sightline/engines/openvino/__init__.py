@@ -40,8 +40,9 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     context_length: int | None = None
     """Prompt and completion tokens together; at most (and by default) what the model was made for."""
-    step_tokens: int = 512
-    """The most tokens in a step: a long prompt makes others wait for at most this many."""
+    step_tokens: int = 128
+    """The most tokens in a step in which someone decodes: a long prompt holds the others up for no longer than this
+    takes. Enough for matrix products to be efficient on a CPU."""
     kv_cache_mib: int = 1024
     """Upper bound of the KV blocks' memory; one full context always fits."""
     embedding_cache_mib: int = 64

@@ -87,6 +87,10 @@ class Generation:
         return Finish(end.reason, usage, timing, end.stop_sequence)
 
 
+def _stopped() -> EngineUnavailable:
+    return EngineUnavailable("The engine was stopped.")
+
+
 _Command: TypeAlias = tuple[Literal["submit", "cancel", "close"], Generation | None]
 
 
@@ -102,11 +106,17 @@ class StepLoop:
         self._sequences: dict[Generation, Sequence] = {}
         self._arrivals = 0
         self._inbox: SimpleQueue[_Command] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._closed = False
         self._thread = threading.Thread(target=self._run, name="openvino-steps", daemon=True)
         self._thread.start()
 
     def submit(self, generation: Generation) -> None:
-        self._inbox.put(("submit", generation))
+        with self._lock:
+            if not self._closed:
+                self._inbox.put(("submit", generation))
+                return
+        generation.deliver([_stopped()])
 
     def cancel(self, generation: Generation) -> None:
         """Nothing is delivered after the step that is running now. One that has ended is left alone."""
@@ -118,14 +128,19 @@ class StepLoop:
         self._thread.join()
 
     def _run(self) -> None:
-        while self._take_commands():
-            self._step()
-        while not self._inbox.empty():
-            command, generation = self._inbox.get()
-            if command == "submit" and generation is not None:
-                generation.deliver([EngineUnavailable("The engine was stopped.")])
-        for generation in list(self._sequences):
-            self._end(generation, EngineUnavailable("The engine was stopped."))
+        try:
+            while self._take_commands():
+                self._step()
+        finally:
+            # However it ends, nobody may be left waiting: not those under way, not those whose command is in line.
+            with self._lock:
+                self._closed = True
+            while not self._inbox.empty():
+                command, generation = self._inbox.get()
+                if command == "submit" and generation is not None:
+                    generation.deliver([_stopped()])
+            for generation in self._sequences:
+                generation.deliver([_stopped()])
 
     def _take_commands(self) -> bool:
         """Does what came in since the last step; waits if there is nothing else to do. False: it is time to stop."""
@@ -158,6 +173,16 @@ class StepLoop:
 
     def _step(self) -> None:
         chunks = self._scheduler.schedule()
+        try:
+            self._compute(chunks)
+        except Exception:
+            # Whatever it was, keys and values of this step are not to be trusted: its sequences end here.
+            log.exception("a step of %d sequences failed", len(chunks))
+            for chunk in chunks:
+                if (generation := self._live.get(chunk.sequence)) is not None:
+                    self._end(generation, EngineFailed("The engine failed while it ran this request."))
+
+    def _compute(self, chunks: list[Chunk]) -> None:
         now = time.perf_counter()
         for chunk in chunks:
             generation = self._live[chunk.sequence]
@@ -165,14 +190,7 @@ class StepLoop:
         chunks = [chunk for chunk in chunks if self._encode_pictures(chunk)]
         if not chunks:
             return
-        try:
-            logits = self._runner.forward([self._piece(chunk) for chunk in chunks])
-        except Exception:
-            # Whatever it was, keys and values of this step are not to be trusted: its sequences end here.
-            log.exception("a step of %d sequences failed", len(chunks))
-            for chunk in chunks:
-                self._end(self._live[chunk.sequence], EngineFailed("The engine failed while it ran this request."))
-            return
+        logits = self._runner.forward([self._piece(chunk) for chunk in chunks])
         self._scheduler.advance(chunks)
         for chunk, row in zip((c for c in chunks if c.is_last), logits, strict=True):
             self._extend(chunk.sequence, row)

@@ -12,8 +12,12 @@ from __future__ import annotations
 
 from bisect import insort
 from dataclasses import dataclass, field
+from typing import Final
 
 from sightline.engines.openvino.blocks import BlockPool, PrefixNames
+
+_UNDISTURBED: Final = 4
+"""How many times longer a step may be when nobody decodes."""
 
 
 @dataclass(slots=True, eq=False)
@@ -66,11 +70,12 @@ class Scheduler:
     """
 
     def __init__(self, pool: BlockPool, *, max_running: int, step_tokens: int) -> None:
-        """`step_tokens`: the most tokens in a step. At least `max_running`, so that everyone who decodes is in every
-        step."""
+        """`step_tokens`: the most tokens in a step in which someone decodes, raised to `max_running` so that everyone
+        who decodes is in every step. When nobody waits for a next token, steps are longer and prompts done sooner."""
         self._pool = pool
         self._max_running = max_running
         self._step_tokens = max(step_tokens, max_running)
+        self._prefill_tokens = _UNDISTURBED * self._step_tokens
         self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []
 
@@ -100,7 +105,8 @@ class Scheduler:
     def schedule(self) -> list[Chunk]:
         """The next step. Empty only if nothing waits or runs."""
         chunks: dict[int, Chunk] = {}
-        budget = self._step_tokens
+        decodes = any(sequence.num_pending == 1 for sequence in self._running)
+        budget = self._step_tokens if decodes else self._prefill_tokens
         preempted = False
         # Who decodes comes first; among equals, rank.
         for sequence in sorted(self._running, key=lambda s: (s.num_pending > 1, s.rank)):
