@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sightline.api import wire
 from sightline.api.wire import MAX_JSON_VALUES, parse
 from sightline.errors import InvalidRequest
 from tests.api.standin import JSON_HEADERS, Call, ScriptedService, app_of, chat, post
@@ -125,6 +126,7 @@ async def test_a_body_over_the_cap_is_413_and_never_kept(chunk: int) -> None:
     body = json.dumps(chat(padding="x" * 2000)).encode()
     reply = await Call("POST", "/v1/chat/completions", body, dict(JSON_HEADERS), chunk=chunk).run(app)
     assert reply.status == 413
+    assert reply.headers["connection"] == "close"
     assert reply.json["error"] == {
         "message": "The body is larger than the 1000 bytes that this server takes.",
         "type": "invalid_request_error",
@@ -140,6 +142,27 @@ async def test_a_body_over_the_cap_is_413_and_never_kept(chunk: int) -> None:
 async def test_a_declared_length_beyond_all_reason_is_refused_unread() -> None:
     reply = await post(app_of(ScriptedService()), b"{", content_length=str(10**12))
     assert reply.status == 413
+
+
+async def test_a_body_that_never_ends_is_408(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "_BODY_TIMEOUT_S", 0.05)
+    service = ScriptedService()
+    call = Call("POST", "/v1/chat/completions", b"", dict(JSON_HEADERS))
+    pieces = [b'{"model":']
+
+    async def drips(scope: Any, receive: Any, send: Any) -> None:
+        async def receive_one_piece() -> Any:
+            if not pieces:
+                await asyncio.sleep(3600)
+            return {"type": "http.request", "body": pieces.pop(), "more_body": True}
+
+        await app_of(service)(scope, receive_one_piece, send)
+
+    async with asyncio.timeout(5):
+        reply = await call.run(drips)
+    assert (reply.status, reply.headers["connection"]) == (408, "close")
+    assert reply.json["error"]["type"] == "invalid_request_error"
+    assert service.requests == []
 
 
 @pytest.mark.parametrize(

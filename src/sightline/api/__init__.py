@@ -1,1 +1,16 @@
-"""Wire dialects: JSON in, JSON and events out. Nothing below this package knows HTTP."""
+"""Wire dialects: JSON in, JSON and events out. Nothing below this package knows HTTP.
+
+app.py          routes; what happens to every request: its id, who may ask, errors, the log
+wire.py         a body read under a cap and parsed strictly; values encoded
+fields.py       a request's schema, and how a field is checked
+chat.py         OpenAI's chat completions: body to request, and the routes
+  chat_schema.py    the fields and objects on the wire
+  content.py        messages, content parts, pictures
+  chat_reply.py     events to a reply, whole or in chunks
+  extension.py      what we add: the `sightline` object and headers
+models.py       GET /v1/models
+errors.py       from error to status, error object and headers: the table
+sse.py          an event stream, its first event, its keep-alive
+disconnect.py   a client that leaves ends its work
+access.py       the line in the log
+"""

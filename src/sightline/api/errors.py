@@ -111,9 +111,12 @@ def to_error(error: Exception, request_id: str) -> ErrorBody:
 
 def to_headers(error: Exception) -> dict[str, str]:
     """`retry-after` (whole seconds, 1..120) where waiting helps; `x-should-retry` where a client would otherwise repeat
-    what cannot succeed; what HTTP itself asks for (`allow` with a 405)."""
+    what cannot succeed; what HTTP itself asks for (`allow` with a 405, `connection: close` when a body was not read to
+    its end)."""
     headers = dict((error.headers if isinstance(error, HTTPException) else None) or {})
     status = to_status(error)
+    if status in (408, 413):
+        headers["connection"] = "close"
     if isinstance(error, SightlineError) and error.retryable and status in (429, 503):
         seconds = getattr(error, "retry_after_s", 1.0)
         headers["retry-after"] = str(min(MAX_RETRY_AFTER_S, max(1, math.ceil(seconds))))

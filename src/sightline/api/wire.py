@@ -198,9 +198,7 @@ async def _read_body(request: Request, max_bytes: int) -> bytes:
                         break
                 more = message.get("more_body", False)
     except TimeoutError:
-        raise HTTPException(
-            408, f"The body did not arrive within {_BODY_TIMEOUT_S:g} s.", {"connection": "close"}
-        ) from None
+        raise HTTPException(408, f"The body did not arrive within {_BODY_TIMEOUT_S:g} s.") from None
     if size > max_bytes:
         raise _too_large(max_bytes)
     return b"".join(chunks)
