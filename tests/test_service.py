@@ -292,6 +292,22 @@ async def test_a_full_queue_is_refused_at_once() -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+async def test_the_queue_is_bounded_while_the_model_loads_too() -> None:
+    engine = ScriptedEngine()
+    loading = asyncio.Event()
+    engine.start = loading.wait  # type: ignore[method-assign, assignment]
+    config = ModelConfig(name="m", engine="fake", max_concurrent=1, max_queue=1)
+    service = Service(Settings(models=(config,)), engines={"m": engine})
+    await service.start(wait=False)
+    tasks = [asyncio.create_task(collect(service, request())) for _ in range(2)]
+    await asyncio.sleep(0.01)
+    with pytest.raises(Overloaded):
+        await collect(service, request())
+    loading.set()
+    assert [len(items) for items in await asyncio.gather(*tasks)] == [3, 3]
+    await service.close()
+
+
 async def test_a_slow_reader_stops_the_engine_rather_than_filling_memory() -> None:
     engine = ScriptedEngine()
     sent = 0

@@ -185,10 +185,10 @@ class Service:
 
     async def _admit_and_run(self, request: ChatRequest, items: asyncio.Queue[Item | _End]) -> None:
         model = self._model(request)
-        info = await model.loaded()
-        _refuse_unsupported(request, info)
         async with model.admission.enter(priority=request.priority, choices=request.n) as ticket:
             admitted = time.perf_counter()
+            info = await model.loaded()
+            _refuse_unsupported(request, info)
             resolved = await self._resolve(request, info)
             choices = [_to_engine_request(request, resolved, index) for index in range(request.n)]
             token_count = await _count_tokens(model.engine, choices[0])
