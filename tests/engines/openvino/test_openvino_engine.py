@@ -116,6 +116,15 @@ async def test_batched_equals_alone(engine: OpenVINOEngine) -> None:
     assert [text for text, _ in together] == alone
 
 
+@pytest.mark.parametrize("precision", ["f16", "u8"])
+async def test_keys_and_values_may_be_kept_smaller(tiny_model: Path, precision: str) -> None:
+    async with running(tiny_model) as whole, running(tiny_model, kv_cache_precision=precision) as smaller:
+        expected = await tell(whole, MIXED[2])
+        told = await tell(smaller, MIXED[2])
+        assert told[0].logprob == pytest.approx(expected[0].logprob, abs=0.5)
+        assert [t.logprob for t in told] != [t.logprob for t in expected], "nothing was rounded"
+
+
 @pytest.mark.parametrize("step_tokens", [1, 7, 33])
 async def test_prompts_computed_in_pieces_give_the_same_answers(tiny_model: Path, step_tokens: int) -> None:
     async with running(tiny_model) as whole, running(tiny_model, step_tokens=step_tokens, max_concurrent=4) as pieces:
@@ -276,6 +285,8 @@ async def test_embeddings_of_a_picture_are_kept(engine: OpenVINOEngine) -> None:
     _, again = await answer(engine, ask("Two", picture(5), "and", picture(6)))
     assert first.usage.images_cached == (False,)
     assert again.usage.images_cached == (True, False)
+    _, stranger = await answer(engine, ask("One", picture(5), tenant="other"))
+    assert stranger.usage.images_cached == (False,), "tenants share nothing"
     assert first.usage.image_tokens == (12,)
     assert again.usage.image_tokens == (12, 12)
 

@@ -14,7 +14,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -47,8 +47,9 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Upper bound of the KV blocks' memory; one full context always fits."""
     embedding_cache_mib: int = 64
     """Upper bound of kept picture embeddings."""
-    kv_cache_precision: str = "f32"
-    inference_precision: str = "f32"
+    kv_cache_precision: Literal["f32", "f16", "u8"] = "f32"
+    inference_precision: Literal["f32", "f16", "bf16"] = "f32"
+    """f32, like the reference, unless speed is worth answers that differ now and then."""
     num_threads: int = 0
     """CPU threads; 0: all, but one for the language model if it is small."""
 

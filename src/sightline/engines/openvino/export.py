@@ -14,6 +14,7 @@ import argparse
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -38,9 +39,13 @@ def export(checkpoint_dir: Path, out_dir: Path) -> None:
         VISION_PATCHES: vision_patches(checkpoint),
         VISION_MERGER: vision_merger(checkpoint),
     }
-    for name, model in models.items():
-        # compress_to_fp16 would also round what must stay exact, like the rotary frequencies
-        ov.save_model(model, out_dir / name, compress_to_fp16=False)
+    # A running engine has the files mapped: they are replaced, never written over.
+    with TemporaryDirectory(dir=out_dir) as unfinished:
+        for name, model in models.items():
+            # compress_to_fp16 would also round what must stay exact, like the rotary frequencies
+            ov.save_model(model, Path(unfinished) / name, compress_to_fp16=False)
+        for path in sorted(Path(unfinished).iterdir()):
+            path.replace(out_dir / path.name)
     if out_dir.resolve() != checkpoint_dir.resolve():
         for path in _companions(checkpoint_dir):
             shutil.copyfile(path, out_dir / path.name)
