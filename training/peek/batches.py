@@ -212,7 +212,7 @@ def dense_batch(rng: np.random.Generator, pictures: int) -> Batch:
     return Batch((_draw_all(rng, scenes),), _label_all(scenes), ())
 
 
-def joint_batch(rng: np.random.Generator, pictures: int, questions_each: int = 6) -> Batch:
+def joint_batch(rng: np.random.Generator, pictures: int, questions_each: int = 8) -> Batch:
     """Two groups of different sizes with everything that may be asked about them."""
     groups: list[list[Scene]] = []
     places: list[tuple[Scene, Picture]] = []
@@ -235,12 +235,12 @@ def joint_batch(rng: np.random.Generator, pictures: int, questions_each: int = 6
         turns = [questions.ask_any(rng, scene) for _ in range(questions_each)]
         kind = rng.random()
         long.append(conversation(picture, turns, system) if kind < 0.1 else packed([picture], turns, system))
-        if kind < 0.5:
+        if kind < 0.45:
             short.append(text_first([picture], questions.ask_any(rng, scene), system))
-        elif kind < 0.62:
-            pair = [questions.ask_pair(rng, scene, other) for _ in range(3)]
+        elif kind < 0.65:
+            pair = [questions.ask_pair(rng, scene, other) for _ in range(4)]
             double.append(packed([picture, other_picture], pair, system))
-        elif kind < 0.7:
+        elif kind < 0.75:
             pair_question = questions.ask_pair(rng, scene, other)
             double.append(text_first([picture, other_picture], pair_question, system))
     scenes = [scene for group in groups for scene in group]

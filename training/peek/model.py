@@ -54,7 +54,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """Attention written out: for sequences this short, five times faster than the fused kernel on a CPU."""
-    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     return (scores if mask is None else scores + mask).softmax(-1).to(v.dtype) @ v
 
 
@@ -79,8 +79,7 @@ class VisionMLP(nn.Module):
         self.fc2 = nn.Linear(4 * VISION_DIM, VISION_DIM)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.fc1(x)
-        return self.fc2(x * torch.sigmoid(1.702 * x))
+        return self.fc2(F.silu(1.702 * self.fc1(x)) / 1.702)  # quick_gelu, in fewer passes
 
 
 class VisionBlock(nn.Module):

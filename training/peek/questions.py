@@ -263,14 +263,24 @@ def _arrow(rng: Rng, scene: Scene, scope: Scope) -> Question | None:
 
 
 def _count(rng: Rng, scene: Scene, scope: Scope) -> Question | None:
+    """Most groups in a scene are of one: those are asked about less often."""
+    for _ in range(3):
+        refs, number = _group(rng, scene)
+        if number != 1 or rng.random() < 0.4:
+            break
+    return Question("count", _dress(rng, _pick(rng, COUNT), scope, refs=refs), str(number))
+
+
+def _group(rng: Rng, scene: Scene) -> tuple[str, int]:
+    """Some group of things to count, by name, and how many there are."""
     draw = rng.random()
-    if draw < 0.3:
+    if draw < 0.15:
         refs, number = _pick(rng, ("shapes", "objects", "things", "figures")), len(scene.things)
-    elif draw < 0.65:
+    elif draw < 0.4:
         pool = [t.shape for t in scene.things] if rng.random() < 0.85 else list(SHAPES)
         shape = _pick(rng, pool)
         refs, number = _plural(shape), sum(t.shape == shape for t in scene.things)
-    elif draw < 0.9:
+    elif draw < 0.65:
         colours = [t.colour for t in scene.things] if rng.random() < 0.85 else list(COLOURS)
         colour = _pick(rng, colours)
         refs = f"{colour} {_pick(rng, ('shapes', 'objects', 'things'))}"
@@ -279,7 +289,7 @@ def _count(rng: Rng, scene: Scene, scope: Scope) -> Question | None:
         thing = scene.things[int(rng.integers(len(scene.things)))]
         refs = f"{thing.colour} {_plural(thing.shape)}"
         number = sum((t.shape, t.colour) == (thing.shape, thing.colour) for t in scene.things)
-    return Question("count", _dress(rng, _pick(rng, COUNT), scope, refs=refs), str(number))
+    return refs, number
 
 
 def _background(rng: Rng, scene: Scene, scope: Scope) -> Question | None:
@@ -289,8 +299,9 @@ def _background(rng: Rng, scene: Scene, scope: Scope) -> Question | None:
 
 
 def _exists(rng: Rng, scene: Scene, scope: Scope) -> Question | None:
-    """Balanced; half of the wrong ones swap one property with something that is in the picture."""
-    kind = _pick(rng, ("both", "both", "shape", "colour"))
+    """Balanced; most of the wrong ones swap one property with something that is in the picture: that both
+    belong to one thing is what has to be learned."""
+    kind = _pick(rng, ("both", "both", "both", "both", "both", "shape", "shape", "colour"))
     pairs = {(t.shape, t.colour) for t in scene.things}
     thing = scene.things[int(rng.integers(len(scene.things)))]
     shape, colour, wanted = thing.shape, thing.colour, bool(rng.random() < 0.5)
@@ -300,7 +311,7 @@ def _exists(rng: Rng, scene: Scene, scope: Scope) -> Question | None:
 
     for _ in range(0 if wanted else 50):
         shape, colour = thing.shape, thing.colour
-        hard, swap = rng.random() < 0.5, rng.random() < 0.5
+        hard, swap = rng.random() < 0.85, rng.random() < 0.6
         others = scene.things
         if kind != "colour" and (swap or kind == "shape"):
             shape = others[int(rng.integers(len(others)))].shape if hard and kind == "both" else _pick(rng, SHAPES)
@@ -325,14 +336,14 @@ def _describe(rng: Rng, scene: Scene, scope: Scope) -> Question | None:
 
 Maker = Callable[[Rng, Scene, Scope], Question | None]
 TASKS: Final[dict[str, tuple[Maker, float]]] = {
-    "colour": (_colour, 0.13),
-    "shape": (_shape, 0.21),
-    "position": (_position, 0.22),
-    "arrow": (_arrow, 0.14),
-    "count": (_count, 0.12),
-    "exists": (_exists, 0.15),
-    "background": (_background, 0.06),
-    "describe": (_describe, 0.05),
+    "colour": (_colour, 0.09),
+    "shape": (_shape, 0.10),
+    "position": (_position, 0.17),
+    "arrow": (_arrow, 0.06),
+    "count": (_count, 0.30),
+    "exists": (_exists, 0.25),
+    "background": (_background, 0.02),
+    "describe": (_describe, 0.03),
 }
 
 
@@ -352,7 +363,7 @@ def ask_any(rng: Rng, scene: Scene, ordinal: str | None = None) -> Question:
 
 def ask_pair(rng: Rng, first: Scene, second: Scene) -> Question:
     """A question about two pictures of one conversation."""
-    if rng.random() < 0.4:
+    if rng.random() < 0.6:
         question = _which(rng, first, second)
         if question is not None:
             return question

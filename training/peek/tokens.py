@@ -3,12 +3,13 @@
 Version 1 reads words and charts with the same vocabulary, so the merges are learned from its
 phrases too. Capitals and digits never merge with each other: a model that reads must spell.
 
-    python -m training.peek.tokens      # writes tokenizer.json anew
+    python -m training.peek.tokens NEW_FILE     # learns another one; weights fit only their own
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Final
 
@@ -96,4 +97,4 @@ def merges() -> list[tuple[str, str]]:
 
 
 if __name__ == "__main__":
-    build().save(str(PATH))
+    build().save(sys.argv[1])

@@ -255,9 +255,10 @@ def sample_scene(rng: np.random.Generator, rows: int, columns: int, count: int |
     background, rgb = _background(rng)
     scene = Scene(rows, columns, background, rgb, ())
     if count is None:
-        count = int(rng.choice((1, 2, 3, 4), p=(0.34, 0.3, 0.27, 0.09)))
+        count = int(rng.choice((1, 2, 3, 4), p=(0.24, 0.36, 0.31, 0.09)))
     short = min(scene.width, scene.height)
     largest = (0.33, 0.25, 0.21, 0.17)[count - 1]
+    same_shape, same_colour = ((0.3, 0.25), (0.9, 0.3), (0.3, 0.9))[rng.choice(3, p=(0.7, 0.17, 0.13))]
     crowd: list[tuple[float, float, float]] = []
     things: list[Thing] = []
     for attempt in range(200):
@@ -271,8 +272,8 @@ def sample_scene(rng: np.random.Generator, rows: int, columns: int, count: int |
         shape = colour = None
         if things:  # a sibling makes counting and hard negatives possible
             draw, sibling = rng.random(), things[rng.integers(len(things))]
-            shape = sibling.shape if draw < 0.3 else None
-            colour = sibling.colour if 0.3 <= draw < 0.55 else None
+            shape = sibling.shape if draw < same_shape else None
+            colour = sibling.colour if draw > 1 - same_colour else None
         things.append(make_thing(rng, rgb, centre, radius, shape=shape, colour=colour, avoid=background))
         crowd.append((centre[0] * scene.width, centre[1] * scene.height, radius))
     return replace(scene, things=tuple(things))
