@@ -38,7 +38,12 @@ class Question:
 QUESTIONS = (
     Question(("red-circle.png",), "What colour is the circle?", "red", stream=True),
     Question(("three-triangles.png",), "How many triangles are there?", "3", stream=True),
-    Question(("blue-square.jpg", "yellow-star.png"), "Which picture has the star?", "second", stream=False),
+    Question(
+        ("blue-square.jpg", "yellow-star.png"),
+        "What colour is the shape in the second picture?",
+        "yellow",
+        stream=False,
+    ),
 )
 
 
