@@ -47,7 +47,8 @@ Questions in English, many phrasings of each, text before or after the picture:
 - where: $cells (the cell of a 3x3 grid that holds the centre);
 - which way an arrow points: up, down, left, right;
 - a description in one sentence (weak);
-- two pictures: the same about the first or the second, and which picture has something.
+- two pictures, given before the question: the same about the first or the second (weak with several
+  shapes in a picture; "which picture has ..." and the question before two pictures are guesses).
 
 Answers are short and lower-case: `red`, `yes`, `2`, `top left`, `first`.
 
@@ -55,6 +56,9 @@ Answers are short and lower-case: `red`, `yes`, `2`, `top left`, `first`.
 
 `python -m training.peek.train --minutes $minutes_asked`, seed $seed, on $machine:
 $minutes minutes, $steps steps, about $pictures pictures, each drawn once and asked about several times.
+The run was stopped and resumed $resumed times, to make steps faster and to ask more of what it had not yet
+learned; the recipe in the repository is the last one, and other programs shared the machine. So a run
+from nothing takes the same road at another pace.
 For the first $dense_minutes minutes the vision tower learns alone, from dense labels (shape, colour, arrow
 direction, cell and background of every vision token); then questions and dense labels together. Muon for
 the matrices inside blocks, AdamW for the rest, bf16 arithmetic, averaged weights.
@@ -112,8 +116,9 @@ def card(lines: list[dict[str, Any]]) -> str:
         min_tokens=world.MIN_PIXELS // token, max_tokens=world.MAX_PIXELS // token,
         min_pixels=f"{world.MIN_PIXELS:,}", max_pixels=f"{world.MAX_PIXELS:,}",
         shapes=", ".join(world.SHAPES), colours=", ".join(world.COLOURS), cells=", ".join(world.CELLS),
-        minutes_asked=round(recipes[-1]["minutes"]), seed=recipes[-1]["seed"], machine=_machine(),
+        minutes_asked=f"{recipes[-1]['minutes']:g}", seed=recipes[-1]["seed"], machine=_machine(),
         minutes=round(lines[-1]["minute"]), steps=f"{steps[-1]['step']:,}", pictures=f"{round(seen, -3):,.0f}",
+        resumed=len(recipes) - 1,
         dense_minutes=round(recipes[0]["minutes"] * recipes[0]["dense_share"]),
         excerpt=_excerpt(lines), table=table,
     )  # fmt: skip

@@ -336,14 +336,14 @@ def _describe(rng: Rng, scene: Scene, scope: Scope) -> Question | None:
 
 Maker = Callable[[Rng, Scene, Scope], Question | None]
 TASKS: Final[dict[str, tuple[Maker, float]]] = {
-    "colour": (_colour, 0.09),
-    "shape": (_shape, 0.10),
-    "position": (_position, 0.17),
-    "arrow": (_arrow, 0.06),
-    "count": (_count, 0.30),
-    "exists": (_exists, 0.25),
+    "colour": (_colour, 0.11),
+    "shape": (_shape, 0.14),
+    "position": (_position, 0.10),
+    "arrow": (_arrow, 0.03),
+    "count": (_count, 0.28),
+    "exists": (_exists, 0.30),
     "background": (_background, 0.02),
-    "describe": (_describe, 0.03),
+    "describe": (_describe, 0.02),
 }
 
 
@@ -363,7 +363,7 @@ def ask_any(rng: Rng, scene: Scene, ordinal: str | None = None) -> Question:
 
 def ask_pair(rng: Rng, first: Scene, second: Scene) -> Question:
     """A question about two pictures of one conversation."""
-    if rng.random() < 0.6:
+    if rng.random() < 0.35:
         question = _which(rng, first, second)
         if question is not None:
             return question
