@@ -27,7 +27,7 @@ from sightline.engines.openvino.prompt import Prompt, PromptBuilder
 from sightline.engines.openvino.runner import LanguageRunner, load_models
 from sightline.engines.openvino.vision import VisionEncoder, read_preprocessor
 from sightline.errors import ContextLengthExceeded, EngineUnavailable, InvalidRequest, SightlineError
-from sightline.types import EngineRequest, Event, Finish, TokenCount
+from sightline.types import EngineRequest, Event, Finish, Text, TokenCount
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +61,6 @@ class _Loaded:
     info: EngineInfo
     prompts: PromptBuilder
     vocabulary: Vocabulary
-    vocab_size: int
-    end_tokens: frozenset[int]
     loop: StepLoop
 
 
@@ -101,15 +99,13 @@ class OpenVINOEngine:
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[Event, None]:
         running = self._running
-        vocab_size = running.vocab_size
-        if any(not 0 <= token < vocab_size for token in request.sampling.logit_bias):
-            raise InvalidRequest(f"A token id in logit_bias is not below {vocab_size}.", param="logit_bias")
+        size = running.vocabulary.size
+        if any(not 0 <= token < size for token in request.sampling.logit_bias):
+            raise InvalidRequest(f"A token id in logit_bias is not one of 0 to {size - 1}.", param="logit_bias")
         prompt = await self._build(request)
         max_tokens = self._max_tokens(request, prompt)
         events = _Queue(asyncio.get_running_loop())
-        generation = Generation(
-            request, prompt, max_tokens, events.put, running.vocabulary, vocab_size, running.end_tokens
-        )
+        generation = Generation(request, prompt, max_tokens, events.put, running.vocabulary)
         running.loop.submit(generation)
         try:
             while True:
@@ -169,14 +165,13 @@ class OpenVINOEngine:
         )
         loop = StepLoop(runner, encoder, max_running=self._config.max_concurrent, step_tokens=options.step_tokens)
         prompts = PromptBuilder(model_dir, preprocessor, facts.image_token_id)
-        return _Loaded(info, prompts, Vocabulary(model_dir), facts.language.vocab_size, facts.eos_token_ids, loop)
+        vocabulary = Vocabulary(model_dir, facts.language.vocab_size, facts.eos_token_ids)
+        return _Loaded(info, prompts, vocabulary, loop)
 
     async def _build(self, request: EngineRequest) -> Prompt:
         prompts = self._running.prompts
-        if (
-            sum(len(p.text) for m in request.messages for p in m.content if hasattr(p, "text"))
-            < _LONG_PROMPT_CHARACTERS
-        ):
+        texts = (part.text for m in request.messages for part in m.content if isinstance(part, Text))
+        if sum(map(len, texts)) < _LONG_PROMPT_CHARACTERS:
             return prompts.build(request)
         return await asyncio.to_thread(prompts.build, request)
 

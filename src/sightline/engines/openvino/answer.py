@@ -19,8 +19,11 @@ from sightline.types import FinishReason, SamplingParams, TextDelta, TokenLogpro
 class Vocabulary:
     """Token ids to bytes, of a byte-level BPE tokenizer."""
 
-    def __init__(self, model_dir: Path) -> None:
-        """Raises `CheckpointError` for a tokenizer of another kind."""
+    def __init__(self, model_dir: Path, size: int, eos_tokens: frozenset[int]) -> None:
+        """`size`: of the model's output, which may be larger than what the tokenizer names; `eos_tokens`: those that
+        end an answer. Raises `CheckpointError` for a tokenizer of another kind."""
+        self.size = size
+        self.eos_tokens = eos_tokens
         definition = read_json(model_dir / "tokenizer.json")
         if (definition.get("decoder") or {}).get("type") != "ByteLevel":
             raise CheckpointError("tokenizer.json: only byte-level vocabularies are served")

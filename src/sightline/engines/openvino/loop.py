@@ -41,16 +41,14 @@ class Generation:
         max_tokens: int,
         deliver: Callable[[Events], None],
         vocabulary: Vocabulary,
-        vocab_size: int,
-        eos_tokens: frozenset[int],
     ) -> None:
         """`deliver` is called from the engine thread."""
         params = request.sampling
-        end_tokens = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else eos_tokens)
+        end_tokens = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else vocabulary.eos_tokens)
         self.request = request
         self.prompt = prompt
         self.deliver = deliver
-        self.sampler = Sampler(params, prompt.tokens, end_tokens, vocab_size)
+        self.sampler = Sampler(params, prompt.tokens, end_tokens, vocabulary.size)
         self.answer = Answer(vocabulary, params, end_tokens, max_tokens)
         self.pictures: list[Embeddings | None] = [None] * len(prompt.images)
         """Embeddings, once a chunk has needed them. Kept until the end: the sequence may have to be computed again."""
@@ -167,9 +165,9 @@ class StepLoop:
         del self._live[sequence], self._sequences[generation]
         self._scheduler.finish(sequence)
 
-    def _end(self, generation: Generation, event: Finish | SightlineError, *before: Event) -> None:
+    def _end(self, generation: Generation, *last: Event | SightlineError) -> None:
         self._forget(generation, self._sequences[generation])
-        generation.deliver([*before, event])
+        generation.deliver([*last])
 
     def _step(self) -> None:
         chunks = self._scheduler.schedule()
@@ -238,6 +236,7 @@ class StepLoop:
         delta, end = generation.answer.push(token, None if wanted is None else logprobs(logits, token, wanted))
         sequence.tokens.append(token)
         if end is not None:
-            self._end(generation, generation.finish(end, sequence), *([] if delta is None else [delta]))
+            finish = generation.finish(end, sequence)
+            self._end(generation, *((finish,) if delta is None else (delta, finish)))
         elif delta is not None:
             generation.deliver([delta])
