@@ -19,7 +19,7 @@ import pytest
 
 from sightline.config import ModelConfig
 from sightline.engines.openvino import OpenVINOEngine
-from sightline.engines.openvino.loop import StepLoop
+from sightline.engines.openvino.loop import Generation, StepLoop
 from sightline.engines.openvino.runner import LanguageRunner
 from sightline.engines.openvino.sampler import distribution, uniform_at
 from sightline.engines.openvino.vision import VisionEncoder
@@ -280,6 +280,19 @@ async def test_a_conversation_reuses_its_answers(engine: OpenVINOEngine) -> None
     turns = (*request.messages, Message[Image]("assistant", (Text(text),)), Message[Image]("user", (Text("And?"),)))
     _, second = await answer(engine, replace(request, messages=turns))
     assert second.usage.cached_tokens > first.usage.prompt_tokens
+
+
+async def test_positions_go_on_from_the_prompt_s(engine: OpenVINOEngine) -> None:
+    """After a picture a position is not the number of tokens before it: 18 tokens of 3x6 cells take 6 positions."""
+    assert engine._loaded is not None
+    prompt = engine._loaded.prompts.build(request := ask(picture(1), "x"))
+    generation = Generation(request, prompt, 9, lambda _: None, engine._loaded.vocabulary)
+    length = len(prompt.tokens)
+    following = prompt.next_position
+    assert following == length - 18 + 6
+    assert generation.positions(length, length + 3).tolist() == [[following, following + 1, following + 2]] * 3
+    across = generation.positions(length - 2, length + 2)
+    assert across.tolist() == [[following - 2, following - 1, following, following + 1]] * 3
 
 
 async def test_embeddings_of_a_picture_are_kept(engine: OpenVINOEngine) -> None:

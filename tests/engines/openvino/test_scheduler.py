@@ -115,6 +115,17 @@ def test_a_known_beginning_is_not_computed_again() -> None:
     assert second.blocks[2] != first.blocks[2]
 
 
+def test_a_beginning_computed_in_several_steps_is_known_whole() -> None:
+    first, second = (sequence(i, 60, tenant="same") for i in (0, 1))
+    s = scheduler(first, step_tokens=5)
+    while first.num_pending > 1 or len(first.tokens) == 60:
+        step(s)
+    s.add(second)
+    s.schedule()
+    assert second.num_cached == 56
+    assert second.blocks[:14] == first.blocks[:14]
+
+
 def test_the_last_token_is_always_computed() -> None:
     """Even if all blocks are known: someone must give the logits."""
     first, second = (sequence(i, 8, tenant="same") for i in (0, 1))
