@@ -47,8 +47,11 @@ Questions in English, many phrasings of each, text before or after the picture:
 - where: $cells (the cell of a 3x3 grid that holds the centre);
 - which way an arrow points: up, down, left, right;
 - a description in one sentence (weak);
-- two pictures, given before the question: the same about the first or the second (weak with several
-  shapes in a picture; "which picture has ..." and the question before two pictures are guesses).
+- two pictures: the same about the first or the second, and which of them has something (weaker with several shapes
+  in a picture).
+
+Weakest where colour and shape must be matched together among several shapes: whether there is "a red star" beside a
+red circle and a blue star, and how many there are of a kind named by colour and shape.
 
 Answers are short and lower-case: `red`, `yes`, `2`, `top left`, `first`.
 
