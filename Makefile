@@ -43,6 +43,7 @@ test-engines: $(VENV)/.installed
 	$(REFERENCE)/bin/python $(PIP_INSTALL) -r tests/engines/reference/requirements.txt
 	$(REFERENCE)/bin/python $(PIP_INSTALL) --editable '.[dev]'
 	$(REFERENCE)/bin/python -m pytest tests/engines tests/images -m engine_reference --timeout 1200
+	$(REFERENCE)/bin/python -m pytest tests/training/test_peek_model.py
 
 $(TRAIN)/.installed: training/peek/requirements.txt
 	$(PYTHON) -m venv $(TRAIN)
