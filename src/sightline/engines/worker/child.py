@@ -125,8 +125,10 @@ class Child:
                 await asyncio.wait({self._exit}, timeout=CLOSE_GRACE_S)
         finally:
             if not self._exit.done():
+                # Not `Process.kill`, which polls first: it would reap a child that has just died before asyncio's
+                # watcher does, and how it ended would be lost.
                 with contextlib.suppress(ProcessLookupError):
-                    self._process.kill()
+                    os.kill(self._process.pid, signal.SIGKILL)
             self.lose()
             self._to_send.put(None)
             if self._events is not None:
