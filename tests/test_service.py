@@ -342,7 +342,8 @@ async def test_ready_and_status() -> None:
         assert (status.name, status.state, status.engine) == ("m", "ready", "fake")
         assert status.info is not None
         assert status.info.context_length == 100
-        assert await service.count_tokens(request(picture())) == TokenCount(26, (16,))
+        count, _ = await service.measure(request(picture()))
+        assert count == TokenCount(26, (16,))
 
 
 async def test_a_truncated_picture_is_named() -> None:

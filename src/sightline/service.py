@@ -125,12 +125,8 @@ class Service:
         """Whether every configured model can take a request now."""
         return all(model.state == "ready" for model in self._models.values())
 
-    async def count_tokens(self, request: ChatRequest) -> TokenCount:
-        """What the prompt would cost. Pictures are understood; nothing runs on the engine."""
-        return (await self.measure(request))[0]
-
     async def measure(self, request: ChatRequest) -> tuple[TokenCount, tuple[ServedImage, ...]]:
-        """What the prompt would cost, and what would become of its pictures."""
+        """What the prompt would cost, and what would become of its pictures. Nothing runs on the engine."""
         model = self._model(request)
         info = await model.loaded()
         _refuse_unsupported(request, info)
