@@ -25,7 +25,7 @@ from sightline.errors import (
     SightlineError,
     UnsupportedFeature,
 )
-from sightline.images.budget import VisionBudget
+from sightline.images.budget import CellBudget
 from sightline.service import ChoiceEvent, Item, Prepared, Service
 from sightline.types import (
     ChatRequest,
@@ -44,7 +44,7 @@ from sightline.types import (
 
 pytestmark = pytest.mark.anyio
 
-VISION = VisionBudget(cell=28, min_pixels=16 * 784, max_pixels=64 * 784)
+VISION = CellBudget(cell=28, min_pixels=16 * 784, max_pixels=64 * 784)
 Script = Callable[["ScriptedEngine", EngineRequest], AsyncGenerator[Event, None]]
 
 

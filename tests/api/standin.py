@@ -13,7 +13,7 @@ from starlette.types import ASGIApp
 from sightline.api.app import create_app
 from sightline.config import HttpLimits, ModelConfig, Settings
 from sightline.engines import EngineInfo
-from sightline.images.budget import VisionBudget
+from sightline.images.budget import CellBudget
 from sightline.service import ChoiceEvent, Item, ModelStatus, Prepared, ServedImage, Service
 from sightline.types import ChatRequest, Delta, Finish, TextDelta, Timing, TokenCount, Usage
 
@@ -21,7 +21,7 @@ DIGEST = "sha256:" + "ab" * 32
 INFO = EngineInfo(
     engine="scripted",
     context_length=100,
-    vision=VisionBudget(28, 12544, 50176),
+    vision=CellBudget(28, 12544, 50176),
     weights_digest="sha256:0123456789abcdef",
 )
 PREPARED = Prepared(

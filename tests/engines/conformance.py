@@ -84,7 +84,7 @@ def isolated_clause(function: Clause) -> Clause:
 def picture(info: EngineInfo, width: int, height: int, colour: tuple[int, int, int] = (200, 30, 30)) -> Image:
     """A plain picture, served as the intake would serve it."""
     assert info.vision is not None
-    served_width, served_height = info.vision.smart_resize(width, height)
+    served_width, served_height = info.vision.serve(width, height)[:2]
     pixels: Pixels = np.full((served_height, served_width, 3), colour, np.uint8)
     return Image(pixels, f"sha256:{width}x{height}{colour}", width, height, "image/png", 1000)
 

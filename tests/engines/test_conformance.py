@@ -39,7 +39,7 @@ def shown(engine: Engine, name: str) -> Image:
     assert engine.info.vision is not None
     with PILImage.open(PICTURES / name) as file:
         upright = file.convert("RGB")
-    size = engine.info.vision.smart_resize(*upright.size)
+    size = engine.info.vision.serve(*upright.size)[:2]
     pixels = np.asarray(upright.resize(size, PILImage.Resampling.BICUBIC))
     return Image(np.ascontiguousarray(pixels), f"sha256:{name}", *upright.size, "image/png", 1000)
 

@@ -20,7 +20,7 @@ from sightline.engines.worker.output import MAX_LINE_CHARS, printable_lines
 from sightline.engines.worker.pictures import receive, share, size_only
 from sightline.engines.worker.restarts import Restart, RestartPolicy
 from sightline.errors import InvalidRequest, Overloaded, SightlineError
-from sightline.images.budget import VisionBudget
+from sightline.images.budget import CellBudget
 from sightline.types import (
     EngineRequest,
     Event,
@@ -136,7 +136,7 @@ def test_every_event_has_a_frame() -> None:
 
 
 def test_the_other_frames() -> None:
-    info = EngineInfo("fake", 100, VisionBudget(28, 1, 2), 3, frozenset({"seed"}), "sha256:0")
+    info = EngineInfo("fake", 100, CellBudget(28, 1, 2), 3, frozenset({"seed"}), "sha256:0")
     config = ModelConfig(name="m", options={"a": 1, "b": [None, 1.5, {"c": "d"}]})
     for frame in (frames.Start(config), frames.Cancel(1), frames.Credit(2, 128), frames.Ping(3), frames.Close(),
                   frames.Ready(info), frames.Pong(4)):  # fmt: skip

@@ -10,11 +10,11 @@ import numpy.typing as npt
 from PIL import Image
 
 from sightline.config import ImageLimits
-from sightline.images.budget import VisionBudget
+from sightline.images.budget import CellBudget
 from sightline.images.codec import Picture, decode
 
 LIMITS = ImageLimits()
-AS_IT_IS = VisionBudget(cell=1, min_pixels=1, max_pixels=2**40)
+AS_IT_IS = CellBudget(cell=1, min_pixels=1, max_pixels=2**40)
 """Serves every picture at its own size."""
 
 
@@ -48,7 +48,7 @@ def encode(picture: Image.Image | npt.NDArray[np.uint8], format: str, **options:
 
 
 def decoded(
-    file: bytes, budget: VisionBudget = AS_IT_IS, limits: ImageLimits = LIMITS
+    file: bytes, budget: CellBudget = AS_IT_IS, limits: ImageLimits = LIMITS
 ) -> tuple[Picture, npt.NDArray[np.uint8]]:
     """What the codec makes of a file, pixels as an array of shape [served_height, served_width, 3]."""
     picture, rgb = decode(io.BytesIO(file), budget, limits)

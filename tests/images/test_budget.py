@@ -10,26 +10,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sightline.errors import ImageTooSmall
-from sightline.images.budget import VisionBudget
+from sightline.images.budget import CellBudget
 from sightline.types import ImageRef
 
 ROWS = json.loads((Path(__file__).parent / "smart_resize.json").read_text(encoding="utf-8"))
 """Written by make_reference.py."""
 
-BUDGET = VisionBudget(cell=28, min_pixels=16 * 784, max_pixels=128 * 784)
+BUDGET = CellBudget(cell=28, min_pixels=16 * 784, max_pixels=128 * 784)
 
 
 def test_sizes_are_those_of_transformers() -> None:
     assert len(ROWS) == 200
     refused = 0
     for width, height, cell, low, high, expected in ROWS:
-        budget = VisionBudget(cell, low, high)
+        budget = CellBudget(cell, low, high)
         if expected is None:
             refused += 1
             with pytest.raises(ImageTooSmall, match="200 times"):
-                budget.smart_resize(width, height)
+                budget.serve(width, height)[:2]
         else:
-            assert budget.smart_resize(width, height) == tuple(expected), (width, height, budget)
+            assert budget.serve(width, height)[:2] == tuple(expected), (width, height, budget)
     assert refused > 0
 
 
@@ -37,8 +37,8 @@ def test_sizes_are_those_of_transformers() -> None:
 def test_every_size_fits_the_grid_and_the_rule_treats_both_sides_alike(width: int, height: int) -> None:
     if max(width, height) > 200 * min(width, height):
         return
-    served = BUDGET.smart_resize(width, height)
-    assert BUDGET.smart_resize(height, width) == served[::-1]
+    served = BUDGET.serve(width, height)[:2]
+    assert BUDGET.serve(height, width)[:2] == served[::-1]
     assert all(side > 0 and side % 28 == 0 for side in served)
     if max(width, height) < 30 * min(width, height):  # longer pictures may exceed it: a side is never under one cell
         assert 16 <= BUDGET.tokens(*served) <= 128
@@ -59,13 +59,13 @@ def test_full_details_are_the_whole_budget(detail: str) -> None:
 
 
 def test_original_keeps_the_size_where_the_budget_allows() -> None:
-    assert BUDGET.for_picture(ref(detail="original")).smart_resize(280, 140) == (280, 140)
+    assert BUDGET.for_picture(ref(detail="original")).serve(280, 140)[:2] == (280, 140)
 
 
 def test_low_detail_is_a_fourth_but_never_under_the_minimum() -> None:
-    assert BUDGET.for_picture(ref(detail="low")) == VisionBudget(28, 16 * 784, 32 * 784)
-    narrow = VisionBudget(28, 16 * 784, 32 * 784)
-    assert narrow.for_picture(ref(detail="low")) == VisionBudget(28, 16 * 784, 16 * 784)
+    assert BUDGET.for_picture(ref(detail="low")) == CellBudget(28, 16 * 784, 32 * 784)
+    narrow = CellBudget(28, 16 * 784, 32 * 784)
+    assert narrow.for_picture(ref(detail="low")) == CellBudget(28, 16 * 784, 16 * 784)
 
 
 @pytest.mark.parametrize(
@@ -84,4 +84,4 @@ def test_low_detail_is_a_fourth_but_never_under_the_minimum() -> None:
 )
 def test_a_request_narrows_the_budget_and_never_widens_it(asked: dict[str, object], expected: tuple[int, int]) -> None:
     low, high = expected
-    assert BUDGET.for_picture(ref(**asked)) == VisionBudget(28, low * 784, high * 784)
+    assert BUDGET.for_picture(ref(**asked)) == CellBudget(28, low * 784, high * 784)

@@ -27,7 +27,7 @@ from sightline.errors import (
     ImageUnreadable,
 )
 from sightline.images import codec
-from sightline.images.budget import VisionBudget
+from sightline.images.budget import CellBudget
 from tests.images.make_reference import CASES
 from tests.images.samples import AS_IT_IS, LIMITS, decoded, encode, noise, waves
 
@@ -93,10 +93,10 @@ def test_all_orientations_of_a_jpeg(orientation: int) -> None:
 
 
 def test_the_budget_is_about_the_upright_picture() -> None:
-    budget = VisionBudget(28, 784, 8 * 784)
+    budget = CellBudget(28, 784, 8 * 784)
     picture, seen = decoded(encode(waves(400, 100), "JPEG", exif=exif(6)), budget)
     assert (picture.width, picture.height) == (100, 400)
-    assert (picture.served_width, picture.served_height) == budget.smart_resize(100, 400)
+    assert (picture.served_width, picture.served_height) == budget.serve(100, 400)[:2]
     assert seen.shape[0] > seen.shape[1]
 
 
@@ -252,7 +252,7 @@ def test_pixels_are_those_of_the_reference_processor(name: str) -> None:
     image, budget = CASES[name]
     with np.load(Path(__file__).parent / "pixels.npz") as reference:
         expected = reference[name]
-    _, seen = decoded(encode(image, "PNG"), VisionBudget(*budget))
+    _, seen = decoded(encode(image, "PNG"), CellBudget(*budget))
     assert seen.shape == expected.shape
     apart = np.abs(seen.astype(int) - expected)
     assert (apart > 1).mean() <= 0.001
@@ -266,7 +266,7 @@ def psnr_db(one: npt.NDArray[np.uint8], other: npt.NDArray[np.uint8]) -> float:
 @pytest.mark.parametrize("progressive", [False, True])
 def test_scaled_decode_is_close_to_full_decode(monkeypatch: pytest.MonkeyPatch, progressive: bool) -> None:
     file = encode(waves(2400, 1800, seed=1), "JPEG", quality=92, progressive=progressive)
-    budget = VisionBudget(28, 784, 256 * 784)
+    budget = CellBudget(28, 784, 256 * 784)
     monkeypatch.setattr(codec, "_FULL_DECODE_PIXELS", 2400 * 1800)
     _, full = decoded(file, budget)
     monkeypatch.undo()
@@ -289,13 +289,13 @@ def test_a_jpeg_is_never_scaled_below_twice_what_is_served(monkeypatch: pytest.M
         ((801, 601), None),
     ]:
         drafted.clear()
-        decoded(file, VisionBudget(1, 1, width * height))
+        decoded(file, CellBudget(1, 1, width * height))
         assert (drafted[0] if drafted else None) == expected, width
 
 
 def test_a_small_jpeg_is_decoded_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(codec.JpegImageFile, "draft", None)
-    decoded(encode(waves(2000, 2000), "JPEG"), VisionBudget(28, 784, 784))
+    decoded(encode(waves(2000, 2000), "JPEG"), CellBudget(28, 784, 784))
 
 
 # --- what it may cost ------------------------------------------------------------------------------------------------
@@ -304,10 +304,10 @@ def test_a_small_jpeg_is_decoded_whole(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_photograph_of_48_megapixels_works_and_a_lossless_bomb_does_not() -> None:
     phone = Image.new("RGB", (8064, 6048), (90, 120, 40))
     file = encode(phone, "JPEG", exif=exif(6))
-    picture, seen = decoded(file, VisionBudget(28, 3136, 1280 * 784))
+    picture, seen = decoded(file, CellBudget(28, 3136, 1280 * 784))
     assert (picture.width, picture.height) == (6048, 8064)
     assert np.abs(seen.astype(int) - (90, 120, 40)).max() <= 2
-    large = VisionBudget(28, 3136, 16384 * 784)  # wants 12.8 megapixels, so only the pixel limit asks for 1/2
+    large = CellBudget(28, 3136, 16384 * 784)  # wants 12.8 megapixels, so only the pixel limit asks for 1/2
     assert decoded(file, large)[0].width == 6048
     for format in ("PNG", "WEBP"):
         with pytest.raises(ImageTooLarge, match=r"8000 x 8000 = 64\.0 megapixels"):
@@ -353,7 +353,7 @@ def claims_png(width: int, height: int) -> bytes:
 )  # fmt: skip
 def test_refusals(file: bytes, error: type[ImageError], match: str) -> None:
     with pytest.raises(error, match=match) as caught:
-        decoded(file, VisionBudget(28, 3136, 784 * 1280))
+        decoded(file, CellBudget(28, 3136, 784 * 1280))
     assert re.search(r"(Send|Make|Crop|Check)[^.]*\.$", caught.value.message), "says what to do"
 
 
@@ -474,7 +474,7 @@ def test_mutations_are_decoded_or_refused() -> None:
         file = mutate(rng.choice(list(SEEDS.values())), rng)
         began = time.perf_counter()
         try:
-            picture, seen = decoded(file, VisionBudget(28, 784, 8 * 784), limits)
+            picture, seen = decoded(file, CellBudget(28, 784, 8 * 784), limits)
         except ImageError:
             refused += 1
         else:

@@ -24,7 +24,7 @@ from PIL import Image
 from sightline.config import MIB, ImageLimits
 from sightline.errors import EngineUnavailable, ImageError, ImageTooLarge, ImageUnreadable
 from sightline.images import decoder as module
-from sightline.images.budget import VisionBudget
+from sightline.images.budget import CellBudget
 from sightline.images.decoder import DecoderPool
 from tests.images import lying_decoder
 from tests.images.samples import AS_IT_IS, decoded, encode, noise, waves
@@ -32,7 +32,7 @@ from tests.images.test_codec import BOMB
 
 pytestmark = [pytest.mark.anyio, pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")]
 
-SMALL = VisionBudget(28, 3136, 64 * 784)
+SMALL = CellBudget(28, 3136, 64 * 784)
 ONE = ImageLimits(decoders=1)
 
 
@@ -280,13 +280,13 @@ async def test_a_decoder_that_was_taken_over_cannot_harm_its_parent(monkeypatch:
 PARENT = """
 import asyncio, sys, time
 from sightline.config import ImageLimits
-from sightline.images.budget import VisionBudget
+from sightline.images.budget import CellBudget
 from sightline.images.decoder import DecoderPool
 
 async def main():
     pool = DecoderPool(ImageLimits(decoders=2))
     await pool.start()
-    await asyncio.gather(*(pool.decode(open(sys.argv[1], "rb").read(), VisionBudget(1, 1, 10**9)) for _ in range(2)))
+    await asyncio.gather(*(pool.decode(open(sys.argv[1], "rb").read(), CellBudget(1, 1, 10**9)) for _ in range(2)))
     print(*pool.pids, flush=True)
     time.sleep(60)
 
@@ -361,7 +361,7 @@ async def test_the_event_loop_never_waits_for_a_decoder() -> None:
     photo = encode(waves(2000, 1500), "JPEG", quality=95) + bytes(12 * MIB)  # 12 MiB of file to hand over, too
     async with pool(ImageLimits(decoders=2)) as decoders:
         watching = asyncio.create_task(watch())
-        large = VisionBudget(28, 3136, 3_000_000)
+        large = CellBudget(28, 3136, 3_000_000)
         await asyncio.gather(*(decoders.decode(photo, large) for _ in range(6)))
         watching.cancel()
     late.sort()

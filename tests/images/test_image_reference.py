@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sightline.images.budget import VisionBudget
+from sightline.images.budget import CellBudget
 from tests.images.make_reference import BUDGETS, make_pixels, make_smart_resize, resize
 from tests.images.samples import decoded, encode, noise, waves
 
@@ -45,7 +45,7 @@ def test_ten_thousand_sizes() -> None:
         cell, low, high = rng.choice(BUDGETS)
         if max(width, height) <= 200 * min(width, height):
             expected = smart_resize(height, width, factor=cell, min_pixels=low, max_pixels=high)
-            assert VisionBudget(cell, low, high).smart_resize(width, height) == expected[::-1], (width, height)
+            assert CellBudget(cell, low, high).serve(width, height)[:2] == expected[::-1], (width, height)
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
@@ -59,7 +59,7 @@ def test_pictures_of_every_size(format: str) -> None:
         budget = BUDGETS[index % 3]
         with Image.open(io.BytesIO(file)) as opened:
             expected = resize(opened.convert("RGB"), *budget)
-        _, seen = decoded(file, VisionBudget(*budget))
+        _, seen = decoded(file, CellBudget(*budget))
         assert seen.shape == expected.shape
         apart = np.abs(seen.astype(int) - expected)
         worst = max(worst, float((apart > 1).mean()))

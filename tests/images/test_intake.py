@@ -19,7 +19,7 @@ from sightline.errors import (
     ImageUnreadable,
     UnsupportedFeature,
 )
-from sightline.images.budget import VisionBudget
+from sightline.images.budget import CellBudget
 from sightline.images.decoder import DecoderPool
 from sightline.images.intake import Intake
 from sightline.types import Detail, ImageRef
@@ -27,7 +27,7 @@ from tests.images.samples import AS_IT_IS, decoded, encode, noise, waves
 
 pytestmark = pytest.mark.anyio
 
-BUDGET = VisionBudget(28, 3136, 64 * 784)
+BUDGET = CellBudget(28, 3136, 64 * 784)
 LARGE = encode(noise(1800, 1800), "PNG", compress_level=1)
 """Takes longer to decode than everything else here together."""
 
@@ -49,7 +49,7 @@ def decodings(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     files: list[bytes] = []
     original = DecoderPool.decode
 
-    async def decode(self: DecoderPool, file: bytes, budget: VisionBudget) -> object:
+    async def decode(self: DecoderPool, file: bytes, budget: CellBudget) -> object:
         files.append(file)
         return await original(self, file, budget)
 
@@ -69,7 +69,7 @@ async def test_a_picture_is_what_its_file_says(intake: Intake) -> None:
     assert (image.width, image.height, image.num_bytes) == (300, 200, len(file))
     assert image.media_type == "image/png"  # not the declared image/jpeg: the magic bytes win
     assert image.digest == f"sha256:{hashlib.sha256(file).hexdigest()}"
-    assert (image.served_width, image.served_height) == BUDGET.smart_resize(300, 200)
+    assert (image.served_width, image.served_height) == BUDGET.serve(300, 200)[:2]
     assert np.array_equal(image.pixels, decoded(file, BUDGET)[1])
     assert min(resolved.fetch_s, resolved.decode_s, resolved.resize_s) > 0
 

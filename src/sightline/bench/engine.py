@@ -35,7 +35,7 @@ def picture(engine: Engine, number: int) -> Image:
     """Noise that no other number gives, in the largest square that the model takes."""
     vision = engine.info.vision
     assert vision is not None, "this load asks about pictures"
-    width, height = vision.smart_resize(4000, 4000)
+    width, height, _ = vision.serve(4000, 4000)
     pixels = np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image(pixels, f"sha256:bench-{number}", width, height, "image/png", pixels.nbytes)
 

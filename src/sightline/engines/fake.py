@@ -61,7 +61,7 @@ from sightline.errors import (
     InvalidRequest,
     SightlineError,
 )
-from sightline.images.budget import VisionBudget
+from sightline.images.budget import CellBudget, VisionBudget
 from sightline.types import (
     Delta,
     EngineRequest,
@@ -145,7 +145,7 @@ class FakeEngine:
         self._options = options
         self._slots = config.max_concurrent if options.slots is None else options.slots
         area = options.cell**2
-        self._vision = VisionBudget(options.cell, options.min_image_tokens * area, options.max_image_tokens * area)
+        self._vision = CellBudget(options.cell, options.min_image_tokens * area, options.max_image_tokens * area)
         self.info = EngineInfo(
             engine="fake",
             context_length=options.context_length,

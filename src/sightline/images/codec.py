@@ -55,8 +55,8 @@ class Picture(msgspec.Struct, frozen=True, tag=True):
 def decode(file: BinaryIO, budget: VisionBudget, limits: ImageLimits) -> tuple[Picture, bytes]:
     """The one picture in a file, as RGB bytes (row by row from the top, 3 x served_width x served_height of them).
 
-    Scaled to `budget.smart_resize` of its upright size with Pillow's antialiased bicubic filter: the very operation of
-    transformers' Pillow image processor.
+    Scaled to what `budget.serve` says of its upright size, with Pillow's antialiased bicubic filter: the very
+    operation of transformers' Pillow image processor.
 
     Raises `ImageEmpty`; `ImageFormatUnsupported` for what is no picture, in another format or animated (known at the
     second frame); `ImageTooLarge` and `ImageTooSmall` for what the header claims, before pixels are decoded;
@@ -74,7 +74,7 @@ def decode(file: BinaryIO, budget: VisionBudget, limits: ImageLimits) -> tuple[P
             raise ImageFormatUnsupported("this picture is animated. Send one frame of it as a single picture.")
         size = opened.size
         _verify_sides(*size, limits)
-        served = budget.smart_resize(*size)  # as the file lies: the rule treats both sides alike
+        served = budget.serve(*size)[:2]  # as the file lies: the rule treats both sides alike
         if isinstance(opened, JpegImageFile):
             _scale_while_decoding(opened, served, limits)
         _verify_pixels(*opened.size, limits)

@@ -241,7 +241,7 @@ _IMAGE_ERRORS: dict[str, type[ImageError]] = {error.__name__: error for error in
 
 def _is_within(picture: Picture, budget: VisionBudget) -> bool:
     try:
-        return budget.smart_resize(picture.width, picture.height) == (picture.served_width, picture.served_height)
+        return budget.serve(picture.width, picture.height)[:2] == (picture.served_width, picture.served_height)
     except (ArithmeticError, ImageError):
         return False
 

@@ -9,7 +9,7 @@ import pytest
 
 from sightline.engines.openvino.checkpoint import CheckpointError, VisionConfig
 from sightline.engines.openvino.vision import EmbeddingCache, Preprocessor, read_preprocessor, rotary_angles
-from sightline.images.budget import VisionBudget
+from sightline.images.budget import CellBudget
 
 VISION = VisionConfig(
     depth=2, embed_dim=64, num_heads=1, patch_size=14, temporal_patch_size=2, spatial_merge_size=2, in_channels=3
@@ -60,7 +60,7 @@ def test_rotary_angles_follow_rows_and_columns_in_the_same_order() -> None:
     "size", [SIZE, {"min_pixels": 12544, "max_pixels": 38400}, SIZE | {"min_pixels": 1, "max_pixels": 2}]
 )
 def test_the_budget_is_read_from_old_and_new_keys(tmp_path: Path, size: dict[str, Any]) -> None:
-    assert read(tmp_path, PEEK | size).budget == VisionBudget(28, 12544, 38400)
+    assert read(tmp_path, PEEK | size).budget == CellBudget(28, 12544, 38400)
 
 
 def test_what_is_missing_or_contradicts_is_told(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ import PIL
 import torch
 import transformers
 
-from sightline.images.budget import VisionBudget
+from sightline.images.budget import CellBudget
 from sightline.types import Image
 from tests.engines.reference.pairs import MAX_TOKENS, Pair, digest, make_pairs, serve
 from tests.engines.reference.transformers_fp32 import Answer, Reference
@@ -31,7 +31,7 @@ from training.peek.evaluation.drawing import draw, encode
 def make_golden(model_dir: Path) -> dict[str, Any]:
     """The golden file's content for a checkpoint in Hugging Face format."""
     reference = Reference(model_dir)
-    budget = VisionBudget(*reference.budget)
+    budget = CellBudget(*reference.budget)
     pairs = make_pairs()
     served = asyncio.run(serve(pairs, budget))
     weights = hashlib.sha256((model_dir / "model.safetensors").read_bytes()).hexdigest()

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from sightline.config import ImageLimits
-from sightline.images.budget import VisionBudget
+from sightline.images.budget import CellBudget
 from sightline.images.intake import Intake
 from sightline.types import EngineRequest, Image, ImageRef, Message, SamplingParams, Text
 from training.peek.evaluation.drawing import SHAPES, Scene, encode
@@ -90,7 +90,7 @@ def make_pairs() -> list[Pair]:
     return pairs
 
 
-async def serve(pairs: Sequence[Pair], budget: VisionBudget) -> list[tuple[Image, ...]]:
+async def serve(pairs: Sequence[Pair], budget: CellBudget) -> list[tuple[Image, ...]]:
     """Each pair's pictures as our own intake serves them: decoded in the decoder processes, upright, resized."""
     intake = Intake(ImageLimits())
     await intake.start()

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from sightline.config import PEEK, ModelConfig
-from sightline.images.budget import VisionBudget
+from sightline.images.budget import CellBudget
 from tests.engines.reference.ours import Vocabulary, ask, prompt_ids
 from tests.engines.reference.pairs import Pair, make_pairs, serve
 from training.peek.evaluation.drawing import encode
@@ -68,7 +68,7 @@ def test_served_pixels_are_the_reference_processor_s(fresh: dict[str, Any]) -> N
 
     reference = Reference(CONFIG.path)
     pairs: list[Pair] = make_pairs()
-    served = asyncio.run(serve(pairs, VisionBudget(*reference.budget)))
+    served = asyncio.run(serve(pairs, CellBudget(*reference.budget)))
     apart: list[np.ndarray[Any, Any]] = []
     for pair, images in zip(pairs, served, strict=True):
         for scene, image in zip(pair.scenes, images, strict=True):

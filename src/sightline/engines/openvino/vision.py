@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from sightline.engines.openvino.checkpoint import CheckpointError, VisionConfig, read_json
 from sightline.errors import InvalidRequest
-from sightline.images.budget import MAX_RATIO, VisionBudget
+from sightline.images.budget import MAX_RATIO, CellBudget
 from sightline.types import Image, Pixels
 
 Embeddings = npt.NDArray[np.float32]
@@ -35,7 +35,7 @@ class Preprocessor:
     patch_size: int
     temporal_patch_size: int
     merge_size: int
-    budget: VisionBudget
+    budget: CellBudget
     levels: npt.NDArray[np.float32]
     """[3, 256]: what each of the 256 levels of each channel becomes: rescaled, then normalised."""
 
@@ -93,7 +93,7 @@ def read_preprocessor(model_dir: Path, vision: VisionConfig) -> Preprocessor:
         raise CheckpointError(f"preprocessor_config.json: {type(error).__name__}: {error}") from error
     if (patch, merge, frames) != (vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size):
         raise CheckpointError("preprocessor_config.json: its patches are not those of config.json")
-    budget = VisionBudget(cell=patch * merge, min_pixels=smallest, max_pixels=largest)
+    budget = CellBudget(cell=patch * merge, min_pixels=smallest, max_pixels=largest)
     return Preprocessor(patch, frames, merge, budget, levels.astype(np.float32))
 
 
