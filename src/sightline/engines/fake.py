@@ -19,6 +19,7 @@ same answer: there is nothing to sample, so seed, temperature and penalties chan
     [[fake: error K]]           fails with `EngineFailed` in place of token K (from 0)
     [[fake: crash K]]           ends its process in place of token K, as a real engine's crash would; where there is no
                                 process of its own to end, fails like `error`
+    [[fake: break]]             stops running for good, as a bug would leave it: this request and all others fail
     [[fake: hang]]              never answers, and holds its slot
 
 With `tool_choice` required (or a tool named) and no script, it calls the first allowed tool with `{}`. A JSON object as
@@ -224,6 +225,10 @@ class FakeEngine:
         if self._loop is not None:
             self._loop.cancel()
             await asyncio.wait([self._loop])
+        self._end_all()
+
+    def _end_all(self) -> None:
+        self._closed = True
         for sequence in [*self._line, *self._running]:
             self._end(sequence, EngineUnavailable("The engine is being stopped."))
 
@@ -284,6 +289,9 @@ class FakeEngine:
         sequence.first_token = sequence.first_token or now
         if plan.hangs:
             sequence.due = math.inf
+            return None
+        if plan.breaks:
+            self._end_all()
             return None
         if sequence.made == plan.crash_at:
             if not sequence.last_words:  # what it has said must be out first, or "at token K" would mean little
@@ -413,6 +421,7 @@ class _Plan:
     slow_s: float = 0.0
     error_at: int | None = None
     crash_at: int | None = None
+    breaks: bool = False
     hangs: bool = False
 
 
@@ -426,6 +435,7 @@ class _Script:
     slow_s: float = 0.0
     error_at: int | None = None
     crash_at: int | None = None
+    breaks: bool = False
     hang: bool = False
 
 
@@ -453,7 +463,8 @@ def _plan(request: EngineRequest, default_script: str) -> _Plan:
         tokens = itertools.chain(tokens, _filler())
     elif sampling.min_tokens and reason == "stop":
         tokens = _at_least(sampling.min_tokens, tokens)
-    return _Plan(tokens, reason, len(thoughts), script.slow_s, script.error_at, script.crash_at, script.hang)
+    faults = (script.slow_s, script.error_at, script.crash_at, script.breaks, script.hang)
+    return _Plan(tokens, reason, len(thoughts), *faults)
 
 
 def _filler() -> Iterator[Delta]:
@@ -546,6 +557,8 @@ def _apply(script: _Script, name: str, argument: str) -> None:
             script.error_at = int(argument)
         case "crash":
             script.crash_at = int(argument)
+        case "break":
+            script.breaks = True
         case "hang":
             script.hang = True
         case _:

@@ -44,10 +44,11 @@ class Worker:
         self._credits: dict[int, asyncio.Semaphore] = {}
         self._outgoing: list[bytes] = []
         self._closing = asyncio.Event()
+        self._broken = False
         self._transport: asyncio.Transport | None = None
 
     async def run(self) -> int:
-        """Until it is told to close, or the engine could not start. Returns the exit status."""
+        """Until it is told to close, or the engine could not start or broke. Returns the exit status."""
         self._transport, _ = await self._loop.create_unix_connection(asyncio.Protocol, sock=self._events)
         threading.Thread(target=self.read_requests, name="requests", daemon=True).start()
         await self._closing.wait()
@@ -57,7 +58,7 @@ class Worker:
         if self._engine is None:
             return 1
         await self._engine.close()
-        return 0
+        return int(self._broken)
 
     # --- requests ------------------------------------------------------------------------------------------------
 
@@ -163,6 +164,11 @@ class Worker:
             log.error("a bug in the engine", exc_info=error)
             error = EngineFailed("The engine failed. The server's log says why.")
         self._send(frames.Failed(stream, frames.to_wire_error(error)))
+        if isinstance(error, EngineUnavailable) and self._engine is not None and not self._closing.is_set():
+            # It was up, nobody closed it, and it cannot serve: only a new process can, which our parent starts.
+            log.error("the engine stopped by itself: %s", error.message)
+            self._broken = True
+            self._closing.set()
 
     # --- events --------------------------------------------------------------------------------------------------
 
