@@ -5,12 +5,16 @@ Both are frozen values, made once at start by the command line and passed down; 
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
+
+from sightline.errors import InvalidRequest
 
 MIB = 1024 * 1024
 PEEK = "peek"
@@ -35,6 +39,79 @@ class ImageLimits(msgspec.Struct, frozen=True, kw_only=True):
     """CPU seconds for one picture."""
     background: tuple[int, int, int] = (255, 255, 255)
     """What transparent pictures are laid on."""
+
+
+class FetchPolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """Which pictures named by a URL the server downloads for its clients. As it stands: none.
+
+    `any_public` and `allow_hosts` say which names may be asked for, `allow_networks` which addresses they may lead to
+    beside public ones. Raises `InvalidRequest`, for the operator, at a value that cannot be meant.
+    """
+
+    any_public: bool = False
+    """Any host, as long as it is at public addresses."""
+    allow_hosts: tuple[str, ...] = ()
+    """`cdn.example.com`, `*.example.com` (every name below it, not itself), an address; each for the ports 80 and 443,
+    or for the one it names: `localhost:9000`, `[::1]:9000`."""
+    allow_networks: tuple[str, ...] = ()
+    """CIDR blocks, such as `10.1.0.0/16`: the one way to an address that is not public."""
+    allow_http: bool = True
+    """Whether http: is taken too, not only https:."""
+    max_redirects: int = 0
+    """At most 3. Each is checked like the URL itself, and none leads from https: to http:."""
+    max_at_once: int = 4
+    """Downloads under way; more wait, and whose tenant has the fewest is next."""
+    connect_s: float = 2.0
+    total_s: float = 10.0
+    """For one picture, from looking up its host to its last byte."""
+
+    @property
+    def enabled(self) -> bool:
+        return self.any_public or bool(self.allow_hosts)
+
+    def __post_init__(self) -> None:
+        for host in self.allow_hosts:
+            if not _is_host_entry(host):
+                raise _bad_fetch(
+                    f"{host!r} names no host. Write cdn.example.com, *.example.com, localhost:9000 or [::1]:9000, "
+                    "in lower case, without a scheme or a path."
+                )
+        for network in self.allow_networks:
+            try:
+                ipaddress.ip_network(network)
+            except ValueError:
+                raise _bad_fetch(
+                    f"{network!r} is no network. Write a CIDR block whose host bits are zero, such as 10.1.0.0/16."
+                ) from None
+        if self.allow_networks and not self.enabled:
+            raise _bad_fetch(
+                "networks alone open nothing: they say which addresses a host may have. Name the hosts too, "
+                "as in --fetch minio.internal:9000 --fetch-network 10.1.0.0/16."
+            )
+        if not 0 <= self.max_redirects <= 3:
+            raise _bad_fetch(f"{self.max_redirects} redirects are not followed; choose 0 to 3.")
+        if self.max_at_once < 1 or not 0 < self.connect_s <= self.total_s:
+            raise _bad_fetch("at least one download at once, and 0 < connect_s <= total_s.")
+
+
+HOST_ENTRY = re.compile(
+    r"(?:(?P<below>\*\.)?(?P<name>[a-z0-9_-]+(?:\.[a-z0-9_-]+)*)|\[(?P<ipv6>[0-9a-f:.]+)\])(?::(?P<port>[1-9][0-9]{0,4}))?"
+)
+"""One entry of `FetchPolicy.allow_hosts`, as far as a pattern can tell."""
+
+
+def _is_host_entry(text: str) -> bool:
+    match = HOST_ENTRY.fullmatch(text)
+    if match is None or int(match["port"] or 1) > 65535:
+        return False
+    try:
+        return match["ipv6"] is None or bool(ipaddress.IPv6Address(match["ipv6"]))
+    except ValueError:
+        return False
+
+
+def _bad_fetch(problem: str) -> InvalidRequest:
+    return InvalidRequest(f"The fetch policy: {problem}", param="fetch")
 
 
 class HttpLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,6 +154,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     request_timeout_s: float = 600.0
     """The deadline of a request that names none."""
     images: ImageLimits = ImageLimits()
+    fetch: FetchPolicy = FetchPolicy()
     http: HttpLimits = HttpLimits()
     log_level: str = "info"
 

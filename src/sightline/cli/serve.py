@@ -7,12 +7,13 @@ import ipaddress
 import logging
 import socket
 import sys
+from collections.abc import Sequence
 
 import uvicorn
 
 from sightline.api.app import create_app
 from sightline.cli.models import add_model_arguments, to_model_config
-from sightline.config import Settings, environment
+from sightline.config import FetchPolicy, Settings, environment
 from sightline.errors import InvalidRequest
 from sightline.service import Service
 
@@ -32,6 +33,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--open-to-anyone",
         action="store_true",
         help="listen on an address that other machines reach although no key protects the server",
+    )
+    parser.add_argument(
+        "--fetch",
+        default=environment("FETCH", "off"),
+        metavar="off|any-public|HOST[,HOST...]",
+        help="whose pictures clients may name by URL: nobody's; those of any host at public addresses; those of these "
+        "hosts (cdn.example.com, *.example.com, localhost:9000)",
+    )
+    parser.add_argument(
+        "--fetch-network",
+        action="append",
+        default=[],
+        metavar="CIDR",
+        help="a network of private addresses that those hosts may be in, such as 10.1.0.0/16",
     )
     parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
 
@@ -78,7 +93,26 @@ def to_settings(args: argparse.Namespace) -> Settings:
         port=args.port,
         models=(to_model_config(args),),
         allowed_hosts=hosts if _is_loopback(args.host) or args.allowed_host else ("*",),
+        fetch=_to_fetch_policy(args.fetch, args.fetch_network),
         log_level=args.log_level,
+    )
+
+
+def _to_fetch_policy(choice: str, networks: Sequence[str]) -> FetchPolicy:
+    """Raises `InvalidRequest` for what names no host or no network."""
+    hosts = [part.strip().lower() for part in choice.split(",")]
+    if hosts == ["off"]:
+        hosts = []
+    elif "off" in hosts or "" in hosts:
+        raise InvalidRequest(
+            "--fetch takes 'off', 'any-public' or hosts with commas between them, such as "
+            "--fetch cdn.example.com,*.example.org.",
+            param="fetch",
+        )
+    return FetchPolicy(
+        any_public="any-public" in hosts,
+        allow_hosts=tuple(host for host in hosts if host != "any-public"),
+        allow_networks=tuple(networks),
     )
 
 

@@ -1,19 +1,22 @@
-"""From what a client wrote to the bytes of a picture file. The only file that may ever download for a client.
+"""From what a client wrote to the bytes of a picture file. The only way by which anything is downloaded for a client.
 
-Today it never does: pictures come inside the request, as `data:` URIs or as bytes. Every other scheme, and every path,
-is refused before anybody looks at it.
+Pictures come inside the request, as `data:` URIs or as bytes, or, where the operator's `FetchPolicy` says so, from a
+web server (`download.py`, under the rules of `addresses.py`). Every other scheme, and every path, is refused before
+anybody looks at it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import ssl
 from dataclasses import dataclass
 
 import pybase64
 
-from sightline.config import ImageLimits
-from sightline.errors import ImageEmpty, ImageEncodingInvalid, ImageFileTooLarge, ImageForbidden
+from sightline.config import FetchPolicy, ImageLimits
+from sightline.errors import ImageEmpty, ImageEncodingInvalid, ImageForbidden
+from sightline.images.download import Downloader, Resolver, too_large
 
 _INLINE_BYTES = 64 * 1024
 """Up to this size, decoding base64 and hashing (about 0.1 ms) is cheaper than a hop to a thread."""
@@ -31,16 +34,44 @@ class File:
     """`sha256:<hex>` of the content."""
 
 
-async def fetch(source: str | bytes, limits: ImageLimits) -> File:
-    """The file that `ImageRef.source` holds or names, of 1 to `limits.max_bytes` bytes.
+class Fetcher:
+    """Life: made -> any number of `fetch`, concurrently -> `close`. Used from one event loop."""
 
-    What is large is decoded and hashed in a thread: both release the GIL, so the event loop goes on. Errors do not say
-    which picture they are about (the caller knows): `ImageForbidden` for any source but a `data:` URI,
-    `ImageEncodingInvalid` for one that is malformed, `ImageFileTooLarge` before anything is decoded, `ImageEmpty`.
-    """
-    if len(source) <= _INLINE_BYTES:
-        return _read(source, limits)
-    return await asyncio.to_thread(_read, source, limits)
+    def __init__(
+        self,
+        limits: ImageLimits,
+        policy: FetchPolicy | None = None,
+        *,
+        resolver: Resolver | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        """Without a policy nothing is downloaded. `resolver` takes the place of the system's, `tls` that of the usual
+        certificate authorities."""
+        self._limits = limits
+        self._downloader = Downloader(policy or FetchPolicy(), limits.max_bytes, resolver, tls)
+
+    async def close(self) -> None:
+        """After the last `fetch` has ended. Idempotent."""
+        self._downloader.close()
+
+    async def fetch(self, source: str | bytes, *, tenant: str = "") -> File:
+        """The file that `ImageRef.source` holds or names, of 1 to `limits.max_bytes` bytes.
+
+        What is large is decoded and hashed in a thread: both release the GIL, so the event loop goes on. Tenants share
+        the few downloads at once fairly. Errors do not say which picture they are about (the caller knows):
+        `ImageForbidden` for a source that is not taken here, `ImageFetchFailed` for a download that came to nothing,
+        `ImageEncodingInvalid` for a malformed `data:` URI, `ImageFileTooLarge` before it is decoded, `ImageEmpty`.
+        """
+        if isinstance(source, str) and source[:6].lower().startswith(("http:", "https:")):
+            source = await self._downloader.download(source, tenant)
+        if len(source) <= _INLINE_BYTES:
+            return _read(source, self._limits)
+        return await asyncio.to_thread(_read, source, self._limits)
+
+
+async def fetch(source: str | bytes, limits: ImageLimits) -> File:
+    """`Fetcher.fetch` for who downloads nothing."""
+    return await Fetcher(limits).fetch(source)
 
 
 def _read(source: str | bytes, limits: ImageLimits) -> File:
@@ -48,7 +79,7 @@ def _read(source: str | bytes, limits: ImageLimits) -> File:
     if not content:
         raise ImageEmpty("this picture file is empty (0 bytes). Send the file's content.")
     if len(content) > limits.max_bytes:
-        raise _too_large(limits.max_bytes)
+        raise too_large(limits.max_bytes)
     return File(content, f"sha256:{hashlib.sha256(content).hexdigest()}")
 
 
@@ -57,13 +88,10 @@ def _from_data_uri(uri: str, max_bytes: int) -> bytes:
 
     The declared media type is ignored: the file's own magic bytes decide.
     """
-    scheme = uri[:6].lower()
-    if not scheme.startswith("data:"):
-        if scheme.startswith(("http:", "https:")):
-            raise ImageForbidden("remote pictures are off on this server; send the picture as a data: URI.")
+    if not uri[:5].lower().startswith("data:"):
         raise ImageForbidden(
-            "only data: URIs are taken here, not other schemes, paths or bare base64; "
-            "send the picture as data:image/png;base64,<the file in base64>."
+            "only data: URIs are taken here, and http: and https: URLs where the operator allows them, not other "
+            "schemes, paths or bare base64; send the picture as data:image/png;base64,<the file in base64>."
         )
     comma = uri.find(",", 0, _MAX_HEADER)
     if comma < 0 or not uri[:comma].lower().replace(" ", "").endswith(";base64"):
@@ -72,7 +100,7 @@ def _from_data_uri(uri: str, max_bytes: int) -> bytes:
         )
     # Before anything of that size is made: a payload of n characters holds at least 3n/4 - 2 bytes.
     if (len(uri) - comma - 1) * 3 // 4 - 2 > max_bytes:
-        raise _too_large(max_bytes)
+        raise too_large(max_bytes)
     try:
         return pybase64.b64decode(uri[comma + 1 :], validate=True)
     except ValueError:
@@ -80,10 +108,3 @@ def _from_data_uri(uri: str, max_bytes: int) -> bytes:
             "the base64 of this data: URI is malformed. Use the standard alphabet (A-Z a-z 0-9 + /) with its = padding "
             "and without spaces or line breaks, and send it whole."
         ) from None
-
-
-def _too_large(max_bytes: int) -> ImageFileTooLarge:
-    return ImageFileTooLarge(
-        f"this picture file is larger than {max_bytes:,} bytes, the most this server takes. "
-        "Compress it further or make it smaller."
-    )

@@ -1,0 +1,222 @@
+"""A picture file from a web server that a client named, of which nothing is believed.
+
+The connection is made to an address that has been checked, never to a name, so that no second lookup can answer
+otherwise; the name is what TLS verifies and the Host header says. Each download has a connection of its own, closed at
+its end: pooled ones would outlive the check of their address, and one tenant's could carry another's request. Nothing
+is taken from the environment and nothing is sent that says who asks: no proxies, cookies, credentials or referrers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import ssl
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from urllib.parse import urljoin
+
+import certifi
+import httpcore2 as http
+
+from sightline.config import FetchPolicy
+from sightline.errors import ImageFetchFailed, ImageFileTooLarge, ImageForbidden
+from sightline.images.addresses import INSTEAD, Address, Gate, Target, nowhere
+from sightline.images.turns import Turns
+
+Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
+"""Host and port to every address of the host, as text. Raises `socket.gaierror`, as `getaddrinfo` does."""
+
+_HEADERS: Mapping[str | bytes, str | bytes] = {
+    "Accept": "image/*",
+    "Accept-Encoding": "identity",
+    "User-Agent": "Sightline",
+    "Connection": "close",
+}
+_REDIRECTS = {301, 302, 303, 307, 308}
+_PAGES = ("text/html", "application/xhtml")
+_UNKNOWN = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
+
+logging.getLogger("httpcore2").setLevel(logging.WARNING)  # its debug lines hold addresses and headers
+
+
+class Downloader:
+    """Downloads under a policy, a few at once, used from one event loop; `close` ends the threads of its lookups."""
+
+    def __init__(
+        self,
+        policy: FetchPolicy,
+        max_bytes: int,
+        resolver: Resolver | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        """`tls` is what certificates are verified with: by default the system's authorities and Mozilla's."""
+        self._policy = policy
+        self._max_bytes = max_bytes
+        self._gate = Gate(policy)
+        self._turns = Turns(policy.max_at_once)
+        self._system = None if resolver else _SystemResolver(2 * policy.max_at_once)
+        self._resolver = resolver or self._system
+        self._tls = tls or (_web_authorities() if policy.enabled else None)
+
+    def close(self) -> None:
+        if self._system is not None:
+            self._system.close()
+
+    async def download(self, url: str, tenant: str) -> bytes:
+        """The body at an http: or https: URL, of 0 to `max_bytes` bytes.
+
+        Takes at most `total_s` from its turn on, whatever the other side does; cancelling it closes the connection.
+        Raises `ImageForbidden` before anything is sent, `ImageFileTooLarge`, and `ImageFetchFailed` for the rest.
+        """
+        target = self._gate.admit(url)
+        async with self._turns.take(tenant):
+            try:
+                async with asyncio.timeout(self._policy.total_s):
+                    return await self._follow(target)
+            except (TimeoutError, http.TimeoutException):
+                raise _failed(f"its server did not send it in time (at most {self._policy.total_s:g} s)") from None
+            except (http.NetworkError, http.ProtocolError) as error:
+                raise _failed(_what_broke(error)) from None
+
+    async def _follow(self, target: Target) -> bytes:
+        for _ in range(self._policy.max_redirects + 1):
+            answer = await self._get(target)
+            if isinstance(answer, bytes):
+                return answer
+            target = self._to_redirected(target, answer)
+        raise _failed("its server redirects elsewhere, further than this server follows; use the final URL")
+
+    def _to_redirected(self, target: Target, location: str) -> Target:
+        """Judged like a client's URL: whatever `urljoin` makes of it, only the gate's reading counts."""
+        try:
+            redirected = self._gate.admit(urljoin(target.url, location))
+        except (ImageForbidden, ValueError):
+            raise _failed("its server redirects to where this server does not fetch from") from None
+        if (target.scheme, redirected.scheme) == ("https", "http"):
+            raise _failed("its server redirects from https: to http:")
+        return redirected
+
+    async def _get(self, target: Target) -> bytes | str:
+        """The body, or where a redirect leads."""
+        backend = _CheckedAddresses(self._gate.check_addresses(await self._resolve(target)))
+        url = http.URL(scheme=target.scheme, host=target.host, port=target.port, target=target.path)
+        request = http.Request(
+            "GET",
+            url,
+            headers={"Host": target.authority, **_HEADERS},
+            extensions={"timeout": {"connect": self._policy.connect_s}},
+        )
+        connection = http.AsyncHTTPConnection(url.origin, ssl_context=self._tls, network_backend=backend)
+        try:
+            response = await connection.handle_async_request(request)
+            return await self._read(response)
+        finally:
+            await connection.aclose()
+            await backend.aclose()
+
+    async def _resolve(self, target: Target) -> Sequence[str]:
+        assert self._resolver is not None
+        try:
+            return await self._resolver(target.host, target.port)
+        except socket.gaierror as error:
+            if error.errno in _UNKNOWN:
+                raise nowhere() from None
+            raise _failed("its host could not be looked up just now") from None
+
+    async def _read(self, response: http.Response) -> bytes | str:
+        headers = {name.lower(): value.decode("latin-1").strip() for name, value in response.headers}
+        if response.status in _REDIRECTS and b"location" in headers:
+            return headers[b"location"]
+        if response.status != 200:
+            raise _failed(f"its server answered with status {response.status} and not 200")
+        if headers.get(b"content-type", "").lower().startswith(_PAGES):
+            raise _failed("there is a web page at this URL, not a picture; use the picture's own URL")
+        if headers.get(b"content-encoding", "identity").lower() != "identity":
+            raise _failed("its server sends it compressed although asked not to")
+        if int(headers.get(b"content-length", 0)) > self._max_bytes:
+            raise too_large(self._max_bytes)
+        body = bytearray()
+        async with aclosing(response.aiter_stream()) as chunks:
+            async for chunk in chunks:
+                body += chunk
+                if len(body) > self._max_bytes:
+                    raise too_large(self._max_bytes)
+        return bytes(body)
+
+
+def too_large(max_bytes: int) -> ImageFileTooLarge:
+    return ImageFileTooLarge(
+        f"this picture file is larger than {max_bytes:,} bytes, the most this server takes. "
+        "Compress it further or make it smaller."
+    )
+
+
+def _failed(problem: str) -> ImageFetchFailed:
+    return ImageFetchFailed(f"this picture could not be downloaded: {problem}. Correct its URL, or {INSTEAD}")
+
+
+def _what_broke(error: Exception) -> str:
+    if isinstance(error.__cause__, ssl.SSLError):
+        return "the certificate or the TLS of its server is not valid"
+    if isinstance(error, http.ConnectError):
+        return "its server cannot be reached"
+    return "its server broke off, or does not speak proper HTTP"
+
+
+def _web_authorities() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.load_verify_locations(certifi.where())  # small containers have no authorities of their own
+    return context
+
+
+class _SystemResolver:
+    """`getaddrinfo` in threads of its own: those that hang, which nothing can cancel, are in nobody else's way."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="resolve")
+
+    async def __call__(self, host: str, port: int) -> Sequence[str]:
+        found = await asyncio.get_running_loop().run_in_executor(
+            self._threads, lambda: socket.getaddrinfo(host.encode("ascii"), port, type=socket.SOCK_STREAM)
+        )
+        return [str(address[4][0]) for address in found]
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+class _CheckedAddresses(http.AsyncNetworkBackend):
+    """Connects to the addresses it was made with, one after the other, whatever host it is asked for."""
+
+    def __init__(self, addresses: Sequence[Address]) -> None:
+        self._addresses = addresses
+        self._backend = http.AnyIOBackend()
+        self._stream: http.AsyncNetworkStream | None = None
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[http.SOCKET_OPTION] | None = None,
+    ) -> http.AsyncNetworkStream:
+        """Raises what the last address does. Each has an even share of the time, so that a dead one leaves some."""
+        share = None if timeout is None else timeout / len(self._addresses)
+        for address in self._addresses[:-1]:
+            try:
+                return await self._connect(address, port, share)
+            except (http.ConnectError, http.ConnectTimeout):
+                continue
+        return await self._connect(self._addresses[-1], port, share)
+
+    async def _connect(self, address: Address, port: int, timeout: float | None) -> http.AsyncNetworkStream:
+        self._stream = await self._backend.connect_tcp(str(address), port, timeout)
+        return self._stream
+
+    async def aclose(self) -> None:
+        """Closes the connection also where a cancelled TLS handshake would leave it open. Idempotent."""
+        if self._stream is not None:
+            await self._stream.aclose()
