@@ -85,3 +85,54 @@ def test_low_detail_is_a_fourth_but_never_under_the_minimum() -> None:
 def test_a_request_narrows_the_budget_and_never_widens_it(asked: dict[str, object], expected: tuple[int, int]) -> None:
     low, high = expected
     assert BUDGET.for_picture(ref(**asked)) == CellBudget(28, low * 784, high * 784)
+
+
+ranges = st.builds(
+    lambda cell, low, more: CellBudget(cell, low * cell**2, (low + more) * cell**2),
+    st.sampled_from([14, 28, 32]),
+    st.integers(1, 300),
+    st.integers(0, 1000),
+)
+sizes = st.tuples(st.integers(1, 16384), st.integers(1, 16384)).filter(lambda s: max(s) <= 200 * min(s))
+
+
+@given(ranges, sizes)
+def test_no_picture_costs_more_than_the_largest(budget: CellBudget, size: tuple[int, int]) -> None:
+    assert budget.serve(*size).tokens <= budget.largest_tokens
+
+
+@pytest.mark.parametrize(
+    ("budget", "size"),
+    [
+        (CellBudget(28, 784, 16 * 784), (5600, 28)),  # a strip: 56 cells where 16 are the most
+        (CellBudget(28, 16 * 784, 16 * 784), (239, 15)),  # enlarged to 15.97 x 1.002 cells, in whole ones 32
+    ],
+)
+def test_what_exceeds_the_pixels_is_counted_in_the_largest(budget: CellBudget, size: tuple[int, int]) -> None:
+    served = budget.serve(*size).tokens
+    assert budget.max_pixels // 784 < served <= budget.largest_tokens
+
+
+@given(ranges, sizes, st.integers(1, 1500))
+def test_at_most_holds_inside_the_range_and_says_when_it_cannot(
+    budget: CellBudget, size: tuple[int, int], tokens: int
+) -> None:
+    fitted = budget.at_most(tokens)
+    if fitted is None:
+        assert tokens * budget.cell**2 < budget.min_pixels
+        return
+    served = fitted.serve(*size)
+    assert served.tokens <= tokens
+    assert served.tokens <= fitted.largest_tokens <= tokens
+    assert fitted.serve(*served[:2]) == served
+    # The processor's own resize, which knows the model's range only, leaves it as it is.
+    assert max(served[:2]) > 200 * min(served[:2]) or budget.serve(*served[:2]) == served
+
+
+def test_at_most_keeps_the_shape_where_it_can() -> None:
+    fitted = BUDGET.at_most(32)
+    assert fitted is not None
+    assert fitted.serve(2000, 1000) == (8 * 28, 4 * 28, 32)
+    assert fitted.serve(5600, 28) == (32 * 28, 28, 32)
+    assert BUDGET.at_most(15) is None
+    assert BUDGET.at_most(10**6) is BUDGET

@@ -1,0 +1,110 @@
+"""Families that see a picture as one grid of cells, as large as the picture: Qwen-VL, Pixtral. Nothing is cut off."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from sightline.images.rule import LOW_DETAIL, MAX_RATIO, Rule
+
+if TYPE_CHECKING:
+    from sightline.types import Detail
+
+
+class CellBudget(Rule, frozen=True):
+    """The rule of the Qwen2-VL family: a grid of square cells, one token a cell.
+
+    Source: `smart_resize` in transformers' `models/qwen2_vl/image_processing_qwen2_vl.py`. The processor's own resize
+    leaves a served picture as it is.
+    """
+
+    cell: int
+    """Pixels on a side of what becomes one token: patch size x spatial merge size."""
+    min_pixels: int
+    max_pixels: int
+    max_tokens: int | None = None
+    """What `at_most` promised, which `max_pixels` alone cannot: a strip may exceed it. None: nothing was promised."""
+
+    def fit(self, width: int, height: int) -> tuple[int, int]:
+        """Both sides multiples of `cell`, the area in `min_pixels..max_pixels` where whole cells allow, the shape kept
+        as nearly as they allow.
+
+        Equal to transformers' `smart_resize`, which rounds halves to even as Python does. A very long picture may
+        exceed `max_pixels`, because neither side goes below one cell, and a small one when it is enlarged to whole
+        cells; where that would exceed `max_tokens`, the shape gives way.
+        """
+        served_width = round(width / self.cell) * self.cell
+        served_height = round(height / self.cell) * self.cell
+        if served_width * served_height > self.max_pixels:
+            shrink = math.sqrt((height * width) / self.max_pixels)
+            served_width = max(self.cell, math.floor(width / shrink / self.cell) * self.cell)
+            served_height = max(self.cell, math.floor(height / shrink / self.cell) * self.cell)
+        elif served_width * served_height < self.min_pixels:
+            grow = math.sqrt(self.min_pixels / (height * width))
+            served_width = math.ceil(width * grow / self.cell) * self.cell
+            served_height = math.ceil(height * grow / self.cell) * self.cell
+        if self.max_tokens is None or self.tokens(served_width, served_height) <= self.max_tokens:
+            return served_width, served_height
+        long, short = self._reshaped(max(width, height) / min(width, height), self.max_tokens)
+        columns, rows = (long, short) if width >= height else (short, long)
+        return columns * self.cell, rows * self.cell
+
+    def _reshaped(self, ratio: float, max_tokens: int) -> tuple[int, int]:
+        """The grid (longer side, shorter side) whose shape is nearest to `ratio` and whose area is allowed."""
+        least = math.ceil(self.min_pixels / self.cell**2)
+        grids = [
+            (long, short)
+            for short in range(1, math.isqrt(max_tokens) + 1)
+            if least <= (long := min(max_tokens // short, max(math.ceil(least / short), round(short * ratio)))) * short
+        ]
+        return min(grids, key=lambda grid: abs(math.log(grid[0] / grid[1] / ratio)))
+
+    def tokens(self, width: int, height: int) -> int:
+        return (width // self.cell) * (height // self.cell)
+
+    @property
+    def largest_tokens(self) -> int:
+        """No picture costs more, the longest strips included.
+
+        With M = `max_pixels` in cells, a shrunk grid a x b has a * b <= M, or one row and a <= sqrt(200 M). With
+        m = `min_pixels` in cells, a picture enlarged to a x b = m cells is rounded up to whole ones: to r rows, when
+        b is in (r - 1, r], and at most ceil(m / (r - 1)) columns, and never more than ceil(sqrt(200 m)).
+        """
+        area = self.cell**2
+        largest = max(self.max_pixels // area, math.isqrt(MAX_RATIO * self.max_pixels // area))
+        smallest = self.min_pixels / area
+        longest = math.ceil(math.sqrt(MAX_RATIO * smallest))
+        for rows in range(1, math.ceil(math.sqrt(smallest)) + 1):
+            columns = longest if rows == 1 else min(longest, math.ceil(smallest / (rows - 1)))
+            largest = max(largest, rows * columns)
+        return largest if self.max_tokens is None else min(largest, self.max_tokens)
+
+    def narrowed(
+        self, detail: Detail = "auto", *, max_pixels: int | None = None, min_pixels: int | None = None
+    ) -> CellBudget:
+        """This budget, narrowed to what a request, a model's configuration or an operator asks; never wider.
+
+        `detail` comes first: `low` is a fourth of `max_pixels`, but not less than `min_pixels`. `auto`, `high` and
+        `original` are the model's whole range, inside which a picture keeps its own size to the nearest cell. Then
+        `max_pixels` and `min_pixels` narrow further; each is clamped into the range, and where they contradict each
+        other `max_pixels` wins.
+        """
+        low, high = self.min_pixels, self.max_pixels
+        if detail == "low":
+            high = max(low, high // LOW_DETAIL)
+        if max_pixels is not None:
+            high = min(max(max_pixels, low), high)
+        if min_pixels is not None:
+            low = min(max(min_pixels, low), high)
+        return msgspec.structs.replace(self, min_pixels=low, max_pixels=high)
+
+    def at_most(self, tokens: int) -> CellBudget | None:
+        """This budget, narrowed so that no picture costs more than `tokens`; None if `min_pixels` already do."""
+        if self.largest_tokens <= tokens:
+            return self
+        high = min(self.max_pixels, tokens * self.cell**2)
+        if high < max(self.min_pixels, self.cell**2):
+            return None
+        return msgspec.structs.replace(self, max_pixels=high, max_tokens=tokens)
