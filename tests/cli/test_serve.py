@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import re
 import socket
+from typing import Any
 
 import pytest
 
 from sightline.cli import main
 from sightline.cli.serve import add_arguments, to_settings
-from sightline.config import Settings
+from sightline.config import FetchPolicy, Settings
 from sightline.errors import InvalidRequest
 
 
@@ -35,6 +37,76 @@ def test_an_open_address_needs_insistence(host: str) -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "[::1]", "localhost"])
 def test_loopback_does_not(host: str) -> None:
     assert settings("--host", host).host == host
+
+
+@pytest.mark.parametrize(
+    ("argv", "policy"),
+    [
+        ([], FetchPolicy()),
+        (["--fetch", "off"], FetchPolicy()),
+        (["--fetch", "any-public"], FetchPolicy(any_public=True)),
+        (
+            ["--fetch", "CDN.example.com, *.example.org,localhost:9000,[::1]:81"],
+            FetchPolicy(allow_hosts=("cdn.example.com", "*.example.org", "localhost:9000", "[::1]:81")),
+        ),
+        (
+            ["--fetch", "any-public,minio:9000", "--fetch-network", "10.1.0.0/16", "--fetch-network", "fd00:1::/32"],
+            FetchPolicy(any_public=True, allow_hosts=("minio:9000",), allow_networks=("10.1.0.0/16", "fd00:1::/32")),
+        ),
+    ],
+)
+def test_whose_pictures_are_fetched(argv: list[str], policy: FetchPolicy) -> None:
+    made = settings(*argv).fetch
+    assert made == policy
+    assert made.enabled == (policy != FetchPolicy())
+
+
+def test_the_environment_may_say_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIGHTLINE_FETCH", "cdn.example.com")
+    assert settings().fetch.allow_hosts == ("cdn.example.com",)
+    assert not settings("--fetch", "off").fetch.enabled
+
+
+@pytest.mark.parametrize(
+    ("argv", "problem"),
+    [
+        (["--fetch", ""], "'off', 'any-public' or hosts"),
+        (["--fetch", "off,cdn.example.com"], "'off', 'any-public' or hosts"),
+        (["--fetch", "cdn.example.com,,"], "'off', 'any-public' or hosts"),
+        (["--fetch", "https://cdn.example.com"], "'https://cdn.example.com' names no host"),
+        (["--fetch", "cdn.example.com/pictures"], "names no host"),
+        (["--fetch", "*"], "names no host"),
+        (["--fetch", "a.*.example.com"], "names no host"),
+        (["--fetch", "bücher.example"], "names no host"),
+        (["--fetch", "localhost:0"], "names no host"),
+        (["--fetch", "localhost:65536"], "names no host"),
+        (["--fetch", "::1"], "names no host"),
+        (["--fetch", "[:::]"], "names no host"),
+        (["--fetch", "10.0.0.0/8"], "names no host"),
+        (["--fetch", "any-public", "--fetch-network", "10.1.2.3/16"], "'10.1.2.3/16' is no network"),
+        (["--fetch", "any-public", "--fetch-network", "minio"], "'minio' is no network"),
+        (["--fetch-network", "10.1.0.0/16"], "Name the hosts too"),
+    ],
+)
+def test_a_fetch_policy_that_cannot_be_meant(argv: list[str], problem: str) -> None:
+    with pytest.raises(InvalidRequest, match=re.escape(problem)) as caught:
+        settings(*argv)
+    assert caught.value.param == "fetch"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"max_redirects": 4},
+        {"max_redirects": -1},
+        {"max_at_once": 0},
+        {"connect_s": 0.0},
+        {"connect_s": 3.0, "total_s": 2.0},
+    ],
+)
+def test_figures_that_cannot_be_meant(values: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest, match="fetch policy"):
+        FetchPolicy(**values)
 
 
 def test_a_taken_port_is_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:

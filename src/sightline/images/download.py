@@ -113,7 +113,6 @@ class Downloader:
             response = await connection.handle_async_request(request)
             return await self._read(response)
         finally:
-            await connection.aclose()
             await backend.aclose()
 
     async def _resolve(self, target: Target) -> Sequence[str]:
@@ -217,6 +216,6 @@ class _CheckedAddresses(http.AsyncNetworkBackend):
         return self._stream
 
     async def aclose(self) -> None:
-        """Closes the connection also where a cancelled TLS handshake would leave it open. Idempotent."""
+        """Closes the connection, also where the library leaves it open: after a cancelled TLS handshake. Idempotent."""
         if self._stream is not None:
             await self._stream.aclose()
