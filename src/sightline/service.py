@@ -92,7 +92,7 @@ class Service:
     def __init__(self, settings: Settings, engines: Mapping[str, Engine] | None = None) -> None:
         """`engines` replaces, by model name, the engines that `settings.models` would open (tests, embedding)."""
         self._settings = settings
-        self._intake = Intake(settings.images)
+        self._intake = Intake(settings.images, settings.fetch)
         self._lag: asyncio.Task[None] | None = None
         self._models = {
             config.name: _Model(config, (engines or {}).get(config.name) or open_engine(config))
@@ -228,7 +228,7 @@ class Service:
         if not request.images:
             return ()
         assert info.vision is not None  # _refuse_unsupported has seen to it
-        resolved = await self._intake.resolve(request.images, info.vision)
+        resolved = await self._intake.resolve(request.images, info.vision, tenant=request.tenant)
         for picture in resolved:
             metrics.IMAGE_STAGE_SECONDS.labels("fetch").observe(picture.fetch_s)
             metrics.IMAGE_STAGE_SECONDS.labels("decode").observe(picture.decode_s)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from sightline.config import MIB, FetchPolicy, ImageLimits
-from sightline.errors import ImageEmpty, ImageError, ImageFetchFailed, ImageFileTooLarge
+from sightline.errors import EngineUnavailable, ImageEmpty, ImageError, ImageFetchFailed, ImageFileTooLarge
 from sightline.images import download
 from sightline.images.fetch import Fetcher
 from tests.images.web import (
@@ -292,6 +292,19 @@ async def test_waiting_for_a_turn_is_not_held_against_a_picture() -> None:
         ours = fetcher(site, max_at_once=1)
         files = await asyncio.gather(*(ours.fetch(f"http://pictures.test:{site.port}/{i}") for i in range(4)))
     assert len(files) == 4
+
+
+async def test_once_closed_nothing_is_downloaded_any_more() -> None:
+    async with serving(reply(PICTURE)) as site:
+        policy = FetchPolicy(allow_hosts=(f"127.0.0.1:{site.port}",), allow_networks=LOOPBACK)
+        for resolver in (None, Names()):
+            ours = Fetcher(ImageLimits(), policy, resolver=resolver)
+            await ours.fetch(f"http://127.0.0.1:{site.port}/")
+            await ours.close()
+            await ours.close()
+            with pytest.raises(EngineUnavailable, match="shutting down"):
+                await ours.fetch(f"http://127.0.0.1:{site.port}/")
+    assert site.connections == 2
 
 
 @pytest.mark.parametrize("start", [b"", _OK, _OK + b"content-length: 1000\r\n\r\nabc"], ids=["waiting", "head", "body"])

@@ -10,20 +10,23 @@ from collections.abc import AsyncIterator
 import numpy as np
 import pytest
 
-from sightline.config import ImageLimits
+from sightline.config import FetchPolicy, ImageLimits
 from sightline.errors import (
     ImageEmpty,
     ImageEncodingInvalid,
     ImageError,
+    ImageFetchFailed,
     ImageForbidden,
     ImageUnreadable,
     UnsupportedFeature,
 )
 from sightline.images.budget import CellBudget
 from sightline.images.decoder import DecoderPool
+from sightline.images.fetch import Fetcher
 from sightline.images.intake import Intake
 from sightline.types import Detail, ImageRef
 from tests.images.samples import AS_IT_IS, decoded, encode, noise, waves
+from tests.images.web import LOOPBACK, reply, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -116,16 +119,14 @@ async def test_a_twin_that_comes_late_is_still_decoded_once(
     intake: Intake, decodings: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its fetch takes until the first has long been decoded."""
-    from sightline.images import intake as module
+    original, decoded_once = Fetcher.fetch, asyncio.Event()
 
-    original, decoded_once = module.fetch, asyncio.Event()
-
-    async def fetch(source: str | bytes, limits: ImageLimits) -> object:
+    async def fetch(self: Fetcher, source: str | bytes, *, tenant: str = "") -> object:
         if isinstance(source, bytes):
             await decoded_once.wait()
-        return await original(source, limits)
+        return await original(self, source, tenant=tenant)
 
-    monkeypatch.setattr(module, "fetch", fetch)
+    monkeypatch.setattr(Fetcher, "fetch", fetch)
     file = encode(waves(50, 50), "PNG")
     resolving = asyncio.create_task(intake.resolve([ref(file, 0), ImageRef(file, "late")], BUDGET))
     while not any(shared.decoding.done() for shared in intake._under_way.values()):
@@ -225,3 +226,26 @@ async def test_too_many_pictures_are_refused_before_any_is_read(intake: Intake, 
         await intake.resolve(refs, BUDGET)
     assert caught.value.param == refs[64].param
     assert not decodings
+
+
+# --- by URL ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_picture_by_url_is_the_picture() -> None:
+    file = encode(waves(50, 40), "PNG")
+    async with serving(reply(file)) as site:
+        intake = Intake(ImageLimits(), FetchPolicy(allow_hosts=(f"127.0.0.1:{site.port}",), allow_networks=LOOPBACK))
+        await intake.start()
+        url = f"http://127.0.0.1:{site.port}/a.jpg"
+        by_url, inline = await intake.resolve([ImageRef(url, "a"), ImageRef(file, "b")], BUDGET)
+        await intake.close()
+    assert by_url.image.pixels is inline.image.pixels  # one file, one decoding
+    assert by_url.image.media_type == "image/png"
+
+
+async def test_a_picture_by_url_that_fails_is_named_by_its_place() -> None:
+    async with serving(reply(b"", status="404 Not Found")) as site:
+        intake = Intake(ImageLimits(), FetchPolicy(allow_hosts=(f"127.0.0.1:{site.port}",), allow_networks=LOOPBACK))
+        with pytest.raises(ImageFetchFailed, match=r"^messages\[0\]: this picture .* status 404") as caught:
+            await intake.resolve([ImageRef(f"http://127.0.0.1:{site.port}/", "messages[0]")], BUDGET)
+    assert caught.value.param == "messages[0]"

@@ -21,7 +21,7 @@ import certifi
 import httpcore2 as http
 
 from sightline.config import FetchPolicy
-from sightline.errors import ImageFetchFailed, ImageFileTooLarge, ImageForbidden
+from sightline.errors import EngineUnavailable, ImageFetchFailed, ImageFileTooLarge, ImageForbidden
 from sightline.images.addresses import INSTEAD, Address, Gate, Target, nowhere
 from sightline.images.turns import Turns
 
@@ -56,11 +56,14 @@ class Downloader:
         self._max_bytes = max_bytes
         self._gate = Gate(policy)
         self._turns = Turns(policy.max_at_once)
+        self._closed = False
         self._system = None if resolver else _SystemResolver(2 * policy.max_at_once)
         self._resolver = resolver or self._system
         self._tls = tls or (_web_authorities() if policy.enabled else None)
 
     def close(self) -> None:
+        """What is under way goes on; no download begins any more. Idempotent."""
+        self._closed = True
         if self._system is not None:
             self._system.close()
 
@@ -68,7 +71,8 @@ class Downloader:
         """The body at an http: or https: URL, of 0 to `max_bytes` bytes.
 
         Takes at most `total_s` from its turn on, whatever the other side does; cancelling it closes the connection.
-        Raises `ImageForbidden` before anything is sent, `ImageFileTooLarge`, and `ImageFetchFailed` for the rest.
+        Raises `ImageForbidden` before anything is sent, `ImageFileTooLarge`, `EngineUnavailable` once closed, and
+        `ImageFetchFailed` for the rest.
         """
         target = self._gate.admit(url)
         async with self._turns.take(tenant):
@@ -117,6 +121,8 @@ class Downloader:
 
     async def _resolve(self, target: Target) -> Sequence[str]:
         assert self._resolver is not None
+        if self._closed:
+            raise EngineUnavailable("The server is shutting down.")
         try:
             return await self._resolver(target.host, target.port)
         except socket.gaierror as error:
@@ -183,7 +189,7 @@ class _SystemResolver:
         return [str(address[4][0]) for address in found]
 
     def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.shutdown(wait=False)
 
 
 class _CheckedAddresses(http.AsyncNetworkBackend):

@@ -51,7 +51,7 @@ class Fetcher:
         self._downloader = Downloader(policy or FetchPolicy(), limits.max_bytes, resolver, tls)
 
     async def close(self) -> None:
-        """After the last `fetch` has ended. Idempotent."""
+        """Downloads under way go on; what comes after raises `EngineUnavailable`. Idempotent."""
         self._downloader.close()
 
     async def fetch(self, source: str | bytes, *, tenant: str = "") -> File:

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from sightline.config import ImageLimits
+from sightline.config import FetchPolicy, ImageLimits
 from sightline.errors import ImageError, UnsupportedFeature
 from sightline.images.budget import VisionBudget
 from sightline.images.codec import Picture
 from sightline.images.decoder import DecoderPool
-from sightline.images.fetch import fetch
+from sightline.images.fetch import Fetcher
 from sightline.types import Image, ImageRef, Pixels
 
 
@@ -27,7 +27,7 @@ class ResolvedImage:
 
     image: Image
     fetch_s: float
-    """Base64 and digest; once pictures are downloaded, that too."""
+    """The download with its wait for a turn, or base64; and the digest."""
     decode_s: float
     resize_s: float
 
@@ -40,8 +40,10 @@ _Key = tuple[str, VisionBudget]
 class Intake:
     """Life: made -> `start` -> any number of `resolve`, concurrently -> `close`. Used from one event loop."""
 
-    def __init__(self, limits: ImageLimits) -> None:
+    def __init__(self, limits: ImageLimits, policy: FetchPolicy | None = None) -> None:
+        """Without a policy nothing is downloaded."""
         self._limits = limits
+        self._fetcher = Fetcher(limits, policy)
         self._decoders = DecoderPool(limits)
         self._under_way: dict[_Key, _Shared] = {}
 
@@ -50,9 +52,12 @@ class Intake:
 
     async def close(self) -> None:
         """Ends the decoders; what is being resolved raises `EngineUnavailable`. Idempotent."""
+        await self._fetcher.close()
         await self._decoders.close()
 
-    async def resolve(self, refs: Sequence[ImageRef], budget: VisionBudget) -> tuple[ResolvedImage, ...]:
+    async def resolve(
+        self, refs: Sequence[ImageRef], budget: VisionBudget, *, tenant: str = ""
+    ) -> tuple[ResolvedImage, ...]:
         """The pictures in the order of `refs`, each at the size that `budget.for_picture` gives it.
 
         Raises the error of the first bad picture in that order, whichever failed first, with its `param`: an
@@ -65,7 +70,7 @@ class Intake:
                 param=refs[self._limits.max_images].param,
             )
         with ExitStack() as shares:  # held until every picture is there, so that a twin never comes too late
-            tasks = [asyncio.create_task(self._resolve_one(ref, budget, shares)) for ref in refs]
+            tasks = [asyncio.create_task(self._resolve_one(ref, budget, tenant, shares)) for ref in refs]
             try:
                 return tuple([await task for task in tasks])
             finally:
@@ -73,10 +78,10 @@ class Intake:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _resolve_one(self, ref: ImageRef, budget: VisionBudget, shares: ExitStack) -> ResolvedImage:
+    async def _resolve_one(self, ref: ImageRef, budget: VisionBudget, tenant: str, shares: ExitStack) -> ResolvedImage:
         try:
             began = time.perf_counter()
-            file = await fetch(ref.source, self._limits)
+            file = await self._fetcher.fetch(ref.source, tenant=tenant)
             fetch_s = time.perf_counter() - began
             shared = self._share((file.digest, budget.for_picture(ref)), file.content)
             shares.callback(self._release, shared)
