@@ -228,6 +228,8 @@ class TokenCount:
     prompt_tokens: int
     image_tokens: tuple[int, ...] = ()
     """For each picture in order."""
+    exact: bool = True
+    """False: an estimate, of an engine behind a server that offers no way to count."""
 
     @property
     def text_tokens(self) -> int:

@@ -1,0 +1,92 @@
+"""Server-sent events from bytes, however they are cut. Pure.
+
+Source: https://html.spec.whatwg.org/multipage/server-sent-events.html, section 9.2.6. `id` and `retry`, which are for
+clients that connect again, are ignored: a broken answer is never continued here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+MAX_EVENT_BYTES = 4 * 1024 * 1024
+"""Of one event's lines together: a server that goes on without an end must not fill our memory."""
+
+_BOM = b"\xef\xbb\xbf"
+
+
+class MalformedStream(Exception):
+    """What came is no event stream. The message is for the log."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerEvent:
+    data: str
+    event: str = "message"
+
+
+class ServerEvents:
+    """The events of one stream, given its bytes in pieces of any size.
+
+    Lines end in CRLF, LF or CR, an event in an empty line; what follows the last empty line is no event. The bytes of a
+    line are decoded when it is whole, so that no cut is inside a character.
+    """
+
+    def __init__(self, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
+        self._max_event_bytes = max_event_bytes
+        self._rest = b""
+        """Of a line that is not whole yet."""
+        self._begun = False
+        self._skip_newline = False
+        """The last line ended in a CR at the very end of what had come: an LF that follows belongs to it."""
+        self._data: list[str] = []
+        self._event = ""
+        self._size = 0
+
+    def feed(self, piece: bytes) -> Iterator[ServerEvent]:
+        """The events that are whole with this piece. Raises `MalformedStream`."""
+        for line in self._lines(piece):
+            self._size += len(line) + 1
+            if self._size > self._max_event_bytes:
+                raise MalformedStream(f"an event of more than {self._max_event_bytes} bytes")
+            if line:
+                self._take(line)
+            elif (event := self._dispatch()) is not None:
+                yield event
+
+    def _lines(self, piece: bytes) -> Iterator[bytes]:
+        if self._skip_newline and piece:
+            self._skip_newline = False
+            piece = piece.removeprefix(b"\n")
+        if not self._begun:  # a byte order mark, which may come in pieces too
+            self._rest += piece
+            if len(self._rest) < len(_BOM) and _BOM.startswith(self._rest):
+                return
+            self._begun, piece, self._rest = True, self._rest.removeprefix(_BOM), b""
+        self._skip_newline = piece.endswith(b"\r")
+        # A CR ends a line like LF does; those of CRLF would end one more, which is empty and would end the event.
+        first, *others = piece.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+        if self._size + len(self._rest) + len(first) > self._max_event_bytes:
+            raise MalformedStream(f"an event of more than {self._max_event_bytes} bytes")
+        self._rest += first
+        for line in others:
+            whole, self._rest = self._rest, line
+            yield whole
+
+    def _take(self, line: bytes) -> None:
+        """A line `field: value`; one that begins with a colon is a comment."""
+        field, _, value = line.partition(b":")
+        if field not in (b"data", b"event"):
+            return
+        try:
+            text = value.removeprefix(b" ").decode()
+        except UnicodeDecodeError:
+            raise MalformedStream("an event is not UTF-8") from None
+        if field == b"data":
+            self._data.append(text)
+        else:
+            self._event = text
+
+    def _dispatch(self) -> ServerEvent | None:
+        data, event, self._data, self._event, self._size = self._data, self._event, [], "", 0
+        return ServerEvent("\n".join(data), event or "message") if data else None
