@@ -16,13 +16,18 @@ import pytest
 from sightline.config import ImageLimits
 from sightline.errors import ImageEmpty, ImageEncodingInvalid, ImageFileTooLarge, ImageForbidden
 from sightline.images import fetch as module
-from sightline.images.fetch import fetch
+from sightline.images.fetch import Fetcher, File
 
 pytestmark = pytest.mark.anyio
 
 LIMITS = ImageLimits(max_bytes=300_000)
 CONTENT = bytes(range(256)) * 4
 PAYLOAD = base64.b64encode(CONTENT).decode()
+
+
+async def fetch(source: str | bytes, limits: ImageLimits) -> File:
+    """As a server does whose operator has allowed nothing."""
+    return await Fetcher(limits).fetch(source)
 
 
 @pytest.mark.parametrize(

@@ -269,7 +269,7 @@ async def test_none_leads_from_https_to_http() -> None:
         to = redirect(f"http://pictures.test:{plain.port}/")
         async with serving(to, identity("pictures.test")) as site:
             hosts = (f"pictures.test:{site.port}", f"pictures.test:{plain.port}")
-            ours = fetcher(site, tls=trust(), total_s=5, max_redirects=1, allow_hosts=hosts)
+            ours = fetcher(site, tls=trust(), max_redirects=1, allow_hosts=hosts)
             with pytest.raises(ImageFetchFailed, match="https: to http:"):
                 await ours.fetch(f"https://pictures.test:{site.port}/")
     assert (site.connections, plain.connections) == (1, 0)

@@ -15,6 +15,7 @@ import ssl
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from functools import cache
 from urllib.parse import urljoin
 
 import certifi
@@ -170,6 +171,7 @@ def _what_broke(error: Exception) -> str:
     return "its server broke off, or does not speak proper HTTP"
 
 
+@cache
 def _web_authorities() -> ssl.SSLContext:
     context = ssl.create_default_context()
     context.load_verify_locations(certifi.where())  # small containers have no authorities of their own

@@ -69,11 +69,6 @@ class Fetcher:
         return await asyncio.to_thread(_read, source, self._limits)
 
 
-async def fetch(source: str | bytes, limits: ImageLimits) -> File:
-    """`Fetcher.fetch` for who downloads nothing."""
-    return await Fetcher(limits).fetch(source)
-
-
 def _read(source: str | bytes, limits: ImageLimits) -> File:
     content = source if isinstance(source, bytes) else _from_data_uri(source, limits.max_bytes)
     if not content:
