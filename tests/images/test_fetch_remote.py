@@ -221,16 +221,21 @@ async def test_exactly_the_limit_and_a_byte_more() -> None:
                     await ours.fetch(f"http://pictures.test:{site.port}/")
 
 
-async def test_an_endless_body_takes_little_memory() -> None:
+async def test_endless_bodies_take_little_memory_and_give_it_back() -> None:
+    errors = []
     async with serving(after(_OK + b"\r\n", bytes(65536))) as site:
+        ours = fetcher(site, max_bytes=20 * MIB)
         tracemalloc.start()
         try:
-            with pytest.raises(ImageFileTooLarge):
-                await fetcher(site, max_bytes=20 * MIB).fetch(f"http://pictures.test:{site.port}/")
-            _, peak = tracemalloc.get_traced_memory()
+            for _ in range(3):
+                with pytest.raises(ImageFileTooLarge) as caught:
+                    await ours.fetch(f"http://pictures.test:{site.port}/")
+                errors.append(caught.value)  # whose traceback must not keep the body
+            left, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
     assert 20 * MIB < peak < 32 * MIB
+    assert left < 2 * MIB
 
 
 async def test_nobody_at_the_port_and_a_lookup_that_fails_or_hangs() -> None:

@@ -144,12 +144,15 @@ class Downloader:
         if int(headers.get(b"content-length", 0)) > self._max_bytes:
             raise too_large(self._max_bytes)
         body = bytearray()
-        async with aclosing(response.aiter_stream()) as chunks:
-            async for chunk in chunks:
-                body += chunk
-                if len(body) > self._max_bytes:
-                    raise too_large(self._max_bytes)
-        return bytes(body)
+        try:
+            async with aclosing(response.aiter_stream()) as chunks:
+                async for chunk in chunks:
+                    body += chunk
+                    if len(body) > self._max_bytes:
+                        raise too_large(self._max_bytes)
+            return bytes(body)
+        finally:
+            body.clear()  # an error's traceback would keep it for as long as the error lives
 
 
 def too_large(max_bytes: int) -> ImageFileTooLarge:
