@@ -1,30 +1,33 @@
-"""Pictures for the evaluation, rasterised from signed distances.
+"""Scenes, and their pixels.
 
 Shares nothing with the training generator, neither code nor look: that one draws with Pillow's primitives; here every
 figure is a signed distance field sampled at pixel centres, and a pixel's coverage is `clip(1/2 - distance, 0, 1)`,
-exact for a straight edge along the grid and close to it elsewhere. A model that learned one rasteriser's edges instead
-of shapes is found out.
+exact for a straight edge along the grid and close to it elsewhere; words are outlines filled by our own scanlines. A
+model that learned one rasteriser's edges instead of shapes is found out.
 
 A `Scene` is a complete, serialisable description: the same scene always gives the same pixels.
 """
 
 from __future__ import annotations
 
-import io
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-SHAPES = ("circle", "square", "triangle", "star", "cross", "diamond", "ring", "arrow")
+from training.peek.evaluation import elsewhere
+from training.peek.evaluation.lettering import cover
+from training.peek.evaluation.shapes import Array, signed_distance
+
 DIRECTIONS = ("up", "right", "down", "left")
 POSITIONS = ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right")
 """The nine cells of a 3x3 grid over the picture, in reading order."""
 
-_Array = npt.NDArray[np.float64]
+Rgb = tuple[int, int, int]
+"""0..255 sRGB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +36,8 @@ class Figure:
     """Of `SHAPES`."""
     colour: str
     """The word a person would use."""
-    rgb: tuple[int, int, int]
-    """The shade itself, 0..255 sRGB."""
+    rgb: Rgb
+    """The shade itself."""
     x: float
     """Centre in pixels from the left edge of the picture; pixel 0 covers 0..1."""
     y: float
@@ -46,6 +49,53 @@ class Figure:
     """0..1: the shape's own thickness, from slender to stout (a ring's band, a cross's arms, a star's core)."""
     direction: str | None = None
     """Of `DIRECTIONS`, for arrows."""
+    rgb_below: Rgb | None = None
+    """Shade at the figure's lower end, for a gradient."""
+    stroke: float = 0.0
+    """Width of its line in pixels where it is drawn as an outline; 0: filled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    text: str
+    """Capitals, digits and '.-!'."""
+    font: str
+    """Of `lettering.FONTS`."""
+    rgb: Rgb
+    x: float
+    """The middle of the text, in pixels."""
+    y: float
+    cap_height: float
+    """Of its capitals, in pixels."""
+    tilt: float = 0.0
+    """Clockwise, in degrees."""
+    spacing: float = 0.0
+    """Between letters, in cap heights."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """An upright rectangle: a bar, a line of a grid."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+    rgb: Rgb
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """What happens to a picture between the artist and the file."""
+
+    encoding: str = "png"
+    """`png`, or `jpeg:<quality>`."""
+    orientation: int = 1
+    """The Exif flag, 1..8: the file holds the picture turned, so that the flag turns it back."""
+    blur: float = 0.0
+    """Standard deviation in pixels."""
+    noise: float = 0.0
+    """Standard deviation in levels of 255."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,122 +103,87 @@ class Scene:
     width: int
     height: int
     background: str
-    background_rgb: tuple[int, int, int]
-    figures: tuple[Figure, ...]
-    encoding: str = "png"
-    """`png`, or `jpeg:<quality>`."""
+    background_rgb: Rgb
+    figures: tuple[Figure, ...] = ()
+    texts: tuple[Text, ...] = ()
+    blocks: tuple[Block, ...] = ()
+    background_below: Rgb | None = None
+    """The background's shade at the bottom, for a gradient."""
+    elsewhere: str | None = None
+    """Of `elsewhere.KINDS`: a picture that is none of `peek`'s world lies under everything."""
+    seed: int = 0
+    """Of noise and of what `elsewhere` draws."""
+    finish: Finish = Finish()
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        made: dict[str, Any] = msgspec.to_builtins(self)
+        return made
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Scene:
-        figures = tuple(Figure(**{**figure, "rgb": tuple(figure["rgb"])}) for figure in data["figures"])
-        return cls(**{**data, "background_rgb": tuple(data["background_rgb"]), "figures": figures})
+        return msgspec.convert(data, cls)
 
 
 def draw(scene: Scene) -> npt.NDArray[np.uint8]:
-    """The scene's pixels, RGB, [height, width, 3]."""
-    canvas = np.empty((scene.height, scene.width, 3), np.float64)
-    canvas[:] = scene.background_rgb
+    """The scene's pixels before its finish, RGB, [height, width, 3]."""
+    canvas = np.empty((scene.height, scene.width, 3), np.float32)
+    if scene.elsewhere is not None:
+        canvas[:] = elsewhere.picture(scene.elsewhere, scene.width, scene.height, scene.seed)
+    else:
+        share = (np.arange(scene.height, dtype=np.float32) + 0.5) / scene.height
+        canvas[:] = _gradient(scene.background_rgb, scene.background_below, share)[:, None]
+    for block in scene.blocks:
+        _paint_block(canvas, block)
     for figure in scene.figures:
-        reach = figure.radius + 2.0
-        left, right = max(0, math.floor(figure.x - reach)), min(scene.width, math.ceil(figure.x + reach))
-        top, bottom = max(0, math.floor(figure.y - reach)), min(scene.height, math.ceil(figure.y + reach))
-        x = np.arange(left, right, dtype=np.float64)[None, :] + (0.5 - figure.x)
-        y = np.arange(top, bottom, dtype=np.float64)[:, None] + (0.5 - figure.y)
-        coverage = np.clip(0.5 - _signed_distance(figure, x, y), 0.0, 1.0)[..., None]
-        patch = canvas[top:bottom, left:right]
-        patch += coverage * (np.asarray(figure.rgb, np.float64) - patch)
+        _paint_figure(canvas, figure)
+    for text in scene.texts:
+        _paint_text(canvas, text)
     return np.rint(canvas).astype(np.uint8)
 
 
-def encode(scene: Scene) -> bytes:
-    """The scene as the bytes of a picture file."""
-    kind, _, quality = scene.encoding.partition(":")
-    file = io.BytesIO()
-    picture = Image.fromarray(draw(scene))
-    if kind == "jpeg":
-        picture.save(file, "JPEG", quality=int(quality))
-    else:
-        picture.save(file, "PNG", compress_level=3)
-    return file.getvalue()
-
-
-def media_type(scene: Scene) -> str:
-    return "image/jpeg" if scene.encoding.startswith("jpeg") else "image/png"
-
-
-def _signed_distance(figure: Figure, x: _Array, y: _Array) -> _Array:
-    """Distance to the figure's outline in pixels, negative inside; `x` [1, w] and `y` [h, 1] count from its centre."""
+def _paint_figure(canvas: Array, figure: Figure) -> None:
+    height, width, _ = canvas.shape
+    reach = figure.radius + 2.0
+    left, right = max(0, math.floor(figure.x - reach)), min(width, math.ceil(figure.x + reach))
+    top, bottom = max(0, math.floor(figure.y - reach)), min(height, math.ceil(figure.y + reach))
+    x = np.arange(left, right, dtype=np.float32)[None, :] + np.float32(0.5 - figure.x)
+    y = np.arange(top, bottom, dtype=np.float32)[:, None] + np.float32(0.5 - figure.y)
     turn = math.radians(figure.tilt + 90.0 * (DIRECTIONS.index(figure.direction) if figure.direction else 0))
-    cos, sin = math.cos(turn), math.sin(turn)
+    cos, sin = np.float32(math.cos(turn)), np.float32(math.sin(turn))
     u, v = x * cos + y * sin, y * cos - x * sin  # turned back into the figure's own frame
-    if figure.shape == "circle":
-        return np.hypot(u, v) - 0.92 * figure.radius
-    if figure.shape == "ring":
-        inner = _between(0.66, 0.46, figure.proportion)
-        middle, half_band = (1.0 + inner) / 2 * figure.radius, (1.0 - inner) / 2 * figure.radius
-        return np.abs(np.hypot(u, v) - middle) - half_band
-    return _polygon_distance(np.asarray(_outline(figure.shape, figure.proportion)) * figure.radius, u, v)
+    distance = signed_distance(figure.shape, figure.radius, figure.proportion, u, v)
+    if figure.stroke:  # the line lies inside the figure's edge
+        distance = np.abs(distance + np.float32(figure.stroke / 2)) - np.float32(figure.stroke / 2)
+    rgb = _gradient(figure.rgb, figure.rgb_below, (y[:, 0] / figure.radius + 1) / 2)[:, None]
+    _blend(canvas, left, top, np.clip(0.5 - distance, 0.0, 1.0), rgb)
 
 
-def _polygon_distance(vertices: _Array, u: _Array, v: _Array) -> _Array:
-    """Signed distance to a simple polygon, [h, w]; `vertices` [n, 2].
-
-    Source: Inigo Quilez, "2D distance functions", `sdPolygon`: the nearest edge gives the size, the parity of crossings
-    the sign.
-    """
-    nearest = np.full(u.shape, np.inf)
-    inside = np.zeros(u.shape, bool)
-    for (ax, ay), (bx, by) in zip(vertices, np.roll(vertices, -1, axis=0), strict=True):
-        ex, ey = bx - ax, by - ay
-        wx, wy = u - ax, v - ay
-        along = np.clip((wx * ex + wy * ey) / (ex * ex + ey * ey), 0.0, 1.0)
-        nearest = np.minimum(nearest, (wx - ex * along) ** 2 + (wy - ey * along) ** 2)
-        if ay != by:
-            crosses = (ay > v) != (by > v)
-            inside ^= crosses & (u < ax + (v - ay) / (by - ay) * ex)
-    distance: _Array = np.sqrt(nearest)
-    return np.where(inside, -distance, distance)
+def _paint_text(canvas: Array, text: Text) -> None:
+    found = cover(text.text, text.font, text.cap_height, (text.x, text.y), spacing=text.spacing, tilt=text.tilt)
+    _blend(canvas, found.left, found.top, found.values, np.asarray(text.rgb, np.float32))
 
 
-def _outline(shape: str, proportion: float) -> list[tuple[float, float]]:
-    """Vertices within the unit circle, y downwards, upright (an arrow points up)."""
-    if shape == "square":
-        side = 0.8
-        return [(-side, -side), (side, -side), (side, side), (-side, side)]
-    if shape == "triangle":
-        return [_polar(1.0, angle) for angle in (0, 120, 240)]
-    if shape == "star":
-        core = _between(0.38, 0.46, proportion)
-        return [_polar(1.0 if point % 2 == 0 else core, 36 * point) for point in range(10)]
-    if shape == "diamond":
-        width = _between(0.56, 0.74, proportion)
-        return [(0, -1), (width, 0), (0, 1), (-width, 0)]
-    if shape == "cross":
-        arm, reach = _between(0.22, 0.34, proportion), 0.94
-        corner = [(arm, -reach), (arm, -arm), (reach, -arm)]
-        quarters = [corner, *([(_turned(p, n)) for p in corner] for n in (1, 2, 3))]
-        return [point for quarter in quarters for point in quarter]
-    if shape == "arrow":
-        shaft, head, neck = _between(0.16, 0.28, proportion), 0.72, -0.12
-        return [(0, -1), (head, neck), (shaft, neck), (shaft, 0.95), (-shaft, 0.95), (-shaft, neck), (-head, neck)]
-    raise ValueError(f"unknown shape {shape!r}")
+def _paint_block(canvas: Array, block: Block) -> None:
+    left, top = math.floor(block.left), math.floor(block.top)
+    x = np.arange(left, math.ceil(block.right), dtype=np.float32)
+    y = np.arange(top, math.ceil(block.bottom), dtype=np.float32)
+    across = np.minimum(x + 1, np.float32(block.right)) - np.maximum(x, np.float32(block.left))
+    down = np.minimum(y + 1, np.float32(block.bottom)) - np.maximum(y, np.float32(block.top))
+    _blend(canvas, left, top, down[:, None] * across[None, :], np.asarray(block.rgb, np.float32))
 
 
-def _polar(radius: float, clockwise_deg: float) -> tuple[float, float]:
-    angle = math.radians(clockwise_deg)
-    return radius * math.sin(angle), -radius * math.cos(angle)
+def _blend(canvas: Array, left: int, top: int, coverage: Array, rgb: Array) -> None:
+    """Lays `rgb` over the canvas where `coverage` [h, w] says; what reaches over the canvas' edge is cut off."""
+    height, width, _ = canvas.shape
+    rows = slice(max(0, -top), min(coverage.shape[0], height - top))
+    columns = slice(max(0, -left), min(coverage.shape[1], width - left))
+    share = coverage[rows, columns][..., None]
+    patch = canvas[top + rows.start : top + rows.stop, left + columns.start : left + columns.stop]
+    patch += share * (rgb - patch)
 
 
-def _turned(point: tuple[float, float], quarters: int) -> tuple[float, float]:
-    """Turned clockwise (y is downwards) by quarter turns, exactly."""
-    x, y = point
-    for _ in range(quarters):
-        x, y = -y, x
-    return x, y
-
-
-def _between(low: float, high: float, proportion: float) -> float:
-    return low + (high - low) * proportion
+def _gradient(above: Rgb, below: Rgb | None, share: npt.NDArray[Any]) -> Array:
+    """Shades from `above` (share 0) to `below` (share 1), [n, 3]."""
+    start = np.asarray(above, np.float32)
+    made: Array = start + np.clip(share, 0, 1)[:, None] * (np.asarray(below or above, np.float32) - start)
+    return made

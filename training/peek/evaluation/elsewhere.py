@@ -7,6 +7,7 @@ difference, and a large one is ready in tens of milliseconds.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,8 @@ from training.peek.evaluation.lettering import FONTS, cover
 
 Pixels = npt.NDArray[np.float32]
 """[height, width, 3], 0..255."""
-Plane = npt.NDArray[np.float64]
+Plane = npt.NDArray[Any]
+"""[height, width] or [height, width, 3], floats."""
 
 _LONGEST = 480
 
@@ -41,7 +43,8 @@ def _cloud(width: int, height: int, rng: np.random.Generator, steepness: float =
     spectrum = np.fft.rfft2(rng.standard_normal((height, width))) / frequency**steepness
     plane: Plane = np.fft.irfft2(spectrum, (height, width))
     low, high = np.percentile(plane, (1, 99))
-    return np.clip((plane - low) / (high - low), 0, 1)
+    made: Plane = np.clip((plane - low) / (high - low), 0, 1)
+    return made
 
 
 def _noise(width: int, height: int, rng: np.random.Generator) -> Plane:
@@ -63,7 +66,8 @@ def _terrain(width: int, height: int, rng: np.random.Generator) -> Plane:
     stops = np.array([0.0, 0.3, 0.36, 0.6, 0.85, 1.0])
     tints = np.array([(24, 62, 110), (58, 120, 160), (205, 190, 140), (84, 122, 62), (120, 104, 88), (240, 240, 245)])
     tinted = np.stack([np.interp(heights, stops, tints[:, c] + rng.uniform(-12, 12)) for c in range(3)], axis=-1)
-    return tinted * light[..., None] * 1.25
+    made: Plane = tinted * light[..., None] * 1.25
+    return made
 
 
 def _render(width: int, height: int, rng: np.random.Generator) -> Plane:
@@ -95,7 +99,8 @@ def _render(width: int, height: int, rng: np.random.Generator) -> Plane:
     shaded = paints[scene(hit)[1]] * (0.3 + 0.7 * lit[..., None])
     sky = np.array([150, 180, 215]) + 60 * y[:, None, None]
     haze = np.clip((travelled - 6) / 14, 0, 1)[..., None]
-    return shaded * (1 - haze) + sky * haze
+    made: Plane = shaded * (1 - haze) + sky * haze
+    return made
 
 
 def _march(
@@ -111,13 +116,16 @@ def _march(
 def _body(kind: int, p: Plane, size: float) -> Plane:
     """Signed distance to a ball, a rounded box or a lying ring. Source: Inigo Quilez, "3D distance functions"."""
     if kind == 0:
-        return np.linalg.norm(p, axis=-1) - size
+        ball: Plane = np.linalg.norm(p, axis=-1) - size
+        return ball
     if kind == 1:
         q = np.abs(p) - 0.8 * size
-        return np.linalg.norm(np.maximum(q, 0), axis=-1) + np.minimum(q.max(axis=-1), 0) - 0.08
+        box: Plane = np.linalg.norm(np.maximum(q, 0), axis=-1) + np.minimum(q.max(axis=-1), 0) - 0.08
+        return box
     lying = p + np.array([0, 0.7 * size, 0])
     around = np.hypot(lying[..., 0], lying[..., 2]) - 0.75 * size
-    return np.hypot(around, lying[..., 1]) - 0.3 * size
+    ring: Plane = np.hypot(around, lying[..., 1]) - 0.3 * size
+    return ring
 
 
 def _texture(width: int, height: int, rng: np.random.Generator) -> Plane:
@@ -134,7 +142,8 @@ def _texture(width: int, height: int, rng: np.random.Generator) -> Plane:
     }[int(rng.integers(3))]
     share = np.clip(0.5 + 0.3 * bands + 0.5 * (cloud - 0.5), 0, 1)[..., None]
     dark, bright = rng.uniform(20, 130, 3), rng.uniform(120, 250, 3)
-    return dark + share * (bright - dark) + rng.normal(0, 5, (height, width, 1))
+    made: Plane = dark + share * (bright - dark) + rng.normal(0, 5, (height, width, 1))
+    return made
 
 
 def _collage(width: int, height: int, rng: np.random.Generator) -> Plane:

@@ -1,22 +1,24 @@
-"""What a run amounts to: accuracy with its uncertainty, a table, a sheet of failures, a plot."""
+"""What a run amounts to: accuracy with its uncertainty, false refusals, conditions, another run beside it."""
 
 from __future__ import annotations
 
-import hashlib
 import math
+import statistics
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
-
-from training.peek.evaluation.answers import normalise
 from training.peek.evaluation.client import Result
-from training.peek.evaluation.drawing import draw, encode
-from training.peek.evaluation.questions import TASKS
+from training.peek.evaluation.drawing import Scene
+from training.peek.evaluation.tasks import CANNOT, TASKS
 
-_INK, _FAINT, _GOOD, _BAD, _PAPER = "#1b1f24", "#8a929b", "#2f7d4f", "#b3362b", "#ffffff"
+FORM = 1
+"""Of the JSON: version 0's evaluation had ten tasks and none of what follows them."""
+PHOTOGRAPHS = "photographs"
+"""The task of real photographs, which is none of the table's."""
+_MOST_FALSE_REFUSALS = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ def wilson_interval(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
 
 def scores(results: Sequence[Result]) -> list[Score]:
     """A score for every task that was asked, in the table's order."""
-    by_task = _grouped(results, lambda r: r.case.task)
+    by_task = grouped(results, lambda r: r.case.task)
     return [
         Score(name, len(own), sum(r.right for r in own), task.floor)
         for name, task in TASKS.items()
@@ -61,23 +63,13 @@ def scores(results: Sequence[Result]) -> list[Score]:
     ]
 
 
-def to_table(rows: Sequence[Score]) -> str:
-    lines = [f"{'task':<12} {'n':>5} {'right':>6} {'%':>6}   {'95 %':<13} {'floor':>5}"]
-    for row in rows:
-        low, high = row.interval
-        verdict = "reported" if row.floor is None else "pass" if row.passed else "FAIL"
-        floor = "" if row.floor is None else f"{100 * row.floor:.0f}"
-        lines.append(
-            f"{row.task:<12} {row.n:>5} {row.right:>6} {100 * row.accuracy:>6.1f}   "
-            f"{f'{100 * low:.1f}..{100 * high:.1f}':<13} {floor:>5}  {verdict}"
-        )
-    return "\n".join(lines)
-
-
-def to_json(results: Sequence[Result], *, model: str, seed: int) -> dict[str, Any]:
-    """Everything a reader needs to check the table or to ask one case again; pictures by their digest."""
+def summarise(results: Sequence[Result], *, model: str, label: str, seed: int) -> dict[str, Any]:
+    """The run in figures: what the docs show. `label` is what a table calls this run."""
+    seconds = [r.seconds for r in results]
     return {
+        "evaluation": FORM,
         "model": model,
+        "label": label,
         "seed": seed,
         "tasks": [
             {
@@ -85,19 +77,28 @@ def to_json(results: Sequence[Result], *, model: str, seed: int) -> dict[str, An
                 "n": row.n,
                 "right": row.right,
                 "accuracy": round(row.accuracy, 4),
-                "interval_95": [round(bound, 4) for bound in row.interval],
+                "interval_95": _rounded(row.interval),
                 "floor": row.floor,
                 "passed": row.passed,
             }
             for row in scores(results)
         ],
+        "false_refusals": _false_refusals(results),
+        "conditions": conditions(results),
+        "photographs": _photographs(results),
+        "failed_requests": sum(r.error is not None for r in results),
+        "seconds": {"median": round(statistics.median(seconds), 3), "longest": round(max(seconds), 3)},
+    }
+
+
+def details(results: Sequence[Result]) -> dict[str, Any]:
+    """What else a reader needs to check the table or to ask one case again; pictures by their digest."""
+    asked = [r for r in results if r.case.task in TASKS]
+    return {
         "breakdown": {
-            "phrasing": _breakdown(results, lambda r: f"{r.case.task}: {r.case.phrasing}"),
-            "truth": _breakdown(results, lambda r: f"{r.case.task}: {'' if _is_prose(r) else r.case.truth}"),
-            "figures": _breakdown(results, lambda r: f"{r.case.task}: {sum(len(s.figures) for s in r.case.scenes)}"),
-            "short side": _breakdown(results, lambda r: f"{r.case.task}: {_size_class(r)}"),
-            "encoding": _breakdown(results, lambda r: r.case.scenes[0].encoding.partition(":")[0]),
-            "order": _breakdown(results, lambda r: "text first" if r.case.text_first else "picture first"),
+            "phrasing": _shares(asked, lambda r: f"{r.case.task}: {r.case.phrasing}"),
+            "truth": _shares(asked, lambda r: f"{r.case.task}: {_truth_class(r)}"),
+            "figures": _shares(asked, lambda r: f"{r.case.task}: {sum(len(s.figures) for s in r.case.scenes)}"),
         },
         "cases": [
             {
@@ -108,95 +109,142 @@ def to_json(results: Sequence[Result], *, model: str, seed: int) -> dict[str, An
                 "right": r.right,
                 "error": r.error,
                 "text_first": r.case.text_first,
-                "pictures": [
-                    {"digest": f"sha256:{hashlib.sha256(encode(s)).hexdigest()}", "width": s.width, "height": s.height}
-                    for s in r.case.scenes
-                ],
+                "seconds": round(r.seconds, 3),
+                "pictures": list(r.digests),
             }
             for r in results
         ],
     }
 
 
-def failures_sheet(results: Sequence[Result], *, columns: int = 6, most: int = 60) -> Image.Image:
-    """The first failures of each task in turn: picture, question, what was said, what is true."""
-    by_task = _grouped([r for r in results if not r.right], lambda r: r.case.task)
-    longest = max((len(own) for own in by_task.values()), default=0)
-    turns = [own[i] for i in range(longest) for own in by_task.values() if i < len(own)][:most]
-    shown = sorted(turns, key=lambda r: list(TASKS).index(r.case.task))
-    return contact_sheet(shown, columns=columns)
+def conditions(results: Sequence[Result]) -> dict[str, dict[str, dict[str, int]]]:
+    """Right answers by what the picture's file was like, over all questions about one picture of `peek`'s world.
+
+    A condition that costs accuracy where it should not is a fault of the server's decoding as likely as of the model.
+    """
+    seen = [
+        r
+        for r in results
+        if r.case.task in TASKS
+        and r.case.task not in (*CANNOT, "greeting")
+        and len(r.case.pictures) == len(r.case.scenes) == 1
+    ]
+
+    def by(of: Callable[[Scene], str]) -> dict[str, dict[str, int]]:
+        return _shares(seen, lambda r: of(r.case.scenes[0]))
+
+    return {
+        "longer side": by(_size_class),
+        "ratio of sides": by(_ratio_class),
+        "format": by(_format_class),
+        "orientation flag": by(lambda scene: str(scene.finish.orientation)),
+        "blur": by(lambda scene: "blurred" if scene.finish.blur else "sharp"),
+        "noise": by(lambda scene: "noisy" if scene.finish.noise else "clean"),
+        "order": _shares(seen, lambda r: "text first" if r.case.text_first else "picture first"),
+    }
 
 
-def contact_sheet(results: Sequence[Result], *, columns: int = 6) -> Image.Image:
-    """The cases as a grid of cards."""
-    width, picture, height = 220, 150, 215
-    rows = max(1, math.ceil(len(results) / columns))
-    sheet = Image.new("RGB", (columns * width, rows * height), _PAPER)
-    pen, small = ImageDraw.Draw(sheet), ImageFont.load_default(11)
-    for i, result in enumerate(results):
-        left, top = i % columns * width, i // columns * height
-        share = (width - 12) // len(result.case.scenes) - 4
-        for j, scene in enumerate(result.case.scenes):
-            thumbnail = Image.fromarray(draw(scene))
-            thumbnail.thumbnail((share, picture - 8))
-            place = (left + 6 + j * (share + 6), top + 6)
-            sheet.paste(thumbnail, place)
-            pen.rectangle(
-                (place[0] - 1, place[1] - 1, place[0] + thumbnail.width, place[1] + thumbnail.height), outline=_FAINT
-            )
-        said = result.error or normalise(result.answer) or "(nothing)"
-        sizes = ", ".join(f"{s.width}x{s.height}" for s in result.case.scenes)
-        lines = [(result.case.question, _INK), (f"said: {said}", _GOOD if result.right else _BAD)]
-        lines += [(f"true: {result.case.truth}", _GOOD), (f"{result.case.id}  {sizes}", _FAINT)]
-        for k, (text, ink) in enumerate(lines):
-            while pen.textlength(text, small) > width - 10:
-                text = text[:-4] + ".."
-            pen.text((left + 6, top + picture + 2 + 14 * k), text, fill=ink, font=small)
-    if not results:
-        pen.text((6, 6), "no failures", fill=_GOOD, font=small)
-    return sheet
+def compare(run: Mapping[str, Any], other: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Another run beside this one: for each task of both, the difference in points (this minus the other).
+
+    Where both list their cases and asked the same ones, also how many only this one and only the other got right: the
+    difference of two figures says less than the cases on which they differ.
+    """
+    theirs = {row["task"]: row for row in other["tasks"]}
+    answered = {case["id"]: case for case in other.get("cases", [])}
+    same_pictures = bool(answered) and run["seed"] == other.get("seed")
+    rows = []
+    for row in run["tasks"]:
+        if row["task"] not in theirs:
+            continue
+        known = theirs[row["task"]]["accuracy"]
+        line = {"task": row["task"], "accuracy": known, "difference": round(100 * (row["accuracy"] - known), 2)}
+        if same_pictures:
+            mine = [case for case in run["cases"] if case["id"].rpartition("-")[0] == row["task"]]
+            pairs = [(case["right"], answered[case["id"]]["right"]) for case in mine if case["id"] in answered]
+            line |= {"only_this": sum(a and not b for a, b in pairs), "only_other": sum(b and not a for a, b in pairs)}
+        rows.append(line)
+    return {"name": name, "tasks": rows}
 
 
-def accuracy_plot(rows: Sequence[Score]) -> Image.Image:
-    """A bar for each task, its 95 % interval as a whisker, its floor as a tick."""
-    left, scale, line, top = 130, 5, 34, 40
-    plot = Image.new("RGB", (left + 100 * scale + 90, top + line * len(rows) + 30), _PAPER)
-    pen, font = ImageDraw.Draw(plot), ImageFont.load_default(13)
-    pen.text((left, 12), "right answers, %: bar with 95 % interval; tick = floor", fill=_INK, font=font)
-    for percent in range(0, 101, 20):
-        x = left + percent * scale
-        pen.line((x, top - 4, x, top + line * len(rows)), fill="#e3e6e9")
-        pen.text((x - 6, top + line * len(rows) + 6), str(percent), fill=_FAINT, font=font)
-    for i, row in enumerate(rows):
-        y, end = top + line * i, left + 100 * row.accuracy * scale
-        pen.text((8, y + 6), row.task, fill=_INK, font=font)
-        pen.rectangle(
-            (left, y + 4, end, y + 22), fill="#7f8c99" if row.floor is None else _GOOD if row.passed else _BAD
-        )
-        low, high = (left + 100 * bound * scale for bound in row.interval)
-        pen.line((low, y + 13, high, y + 13), fill=_INK, width=2)
-        if row.floor is not None:
-            pen.line((left + 100 * row.floor * scale, y, left + 100 * row.floor * scale, y + 26), fill=_INK, width=3)
-        pen.text((left + 100 * scale + 12, y + 6), f"{100 * row.accuracy:.1f}", fill=_INK, font=font)
-    return plot
+def name_of(run: Mapping[str, Any], file: Path) -> str:
+    """What a table calls a run that was read from a file."""
+    return str(run.get("label") or file.parent.name or file.stem)
 
 
-def _breakdown(results: Sequence[Result], key: Callable[[Result], str]) -> dict[str, dict[str, int]]:
-    groups = _grouped(results, key)
+def _false_refusals(results: Sequence[Result]) -> dict[str, Any] | None:
+    """How often it said that it cannot see what it can."""
+    due = [r for r in results if r.case.task in TASKS and r.case.task not in CANNOT]
+    if not due:
+        return None
+    refused = sum(r.refused for r in due)
+    return {
+        "n": len(due),
+        "refused": refused,
+        "share": round(refused / len(due), 4),
+        "interval_95": _rounded(wilson_interval(refused, len(due))),
+        "ceiling": _MOST_FALSE_REFUSALS,
+        "passed": refused / len(due) <= _MOST_FALSE_REFUSALS,
+    }
+
+
+def _photographs(results: Sequence[Result]) -> dict[str, Any] | None:
+    own = [r for r in results if r.case.task == PHOTOGRAPHS]
+    if not own:
+        return None
+    refused = sum(r.right for r in own)
+    answers = [{"photograph": r.case.phrasing, "question": r.case.question, "answer": r.answer} for r in own]
+    return {
+        "n": len(own),
+        "refused": refused,
+        "share": round(refused / len(own), 4),
+        "interval_95": _rounded(wilson_interval(refused, len(own))),
+        "answers": answers,
+    }
+
+
+def _rounded(interval: tuple[float, float]) -> list[float]:
+    return [round(bound, 4) for bound in interval]
+
+
+def _shares(results: Sequence[Result], key: Callable[[Result], str]) -> dict[str, dict[str, int]]:
+    groups = grouped(results, key)
     return {name: {"n": len(own), "right": sum(r.right for r in own)} for name, own in sorted(groups.items())}
 
 
-def _grouped(results: Sequence[Result], key: Callable[[Result], str]) -> dict[str, list[Result]]:
+def grouped(results: Sequence[Result], key: Callable[[Result], str]) -> dict[str, list[Result]]:
     groups: dict[str, list[Result]] = defaultdict(list)
     for result in results:
         groups[key(result)].append(result)
     return groups
 
 
-def _is_prose(result: Result) -> bool:
-    return result.case.task == "description"
+def _truth_class(result: Result) -> str:
+    """The truth, where there are few: else how many words or letters it has."""
+    case = result.case
+    if case.task == "description":
+        return f"{case.truth.count(',') + case.truth.count(' and ') + 1} figures"
+    if case.task.startswith("reading"):
+        return f"{len(case.truth)} characters"
+    return "" if case.task in ("two-lines", "chart-value") else case.truth
 
 
-def _size_class(result: Result) -> str:
-    short = min(min(s.width, s.height) for s in result.case.scenes)
-    return next((f"under {bound} px" for bound in (112, 224, 448) if short < bound), "448 px and more")
+def _size_class(scene: Scene) -> str:
+    longer = max(scene.width, scene.height)
+    bounds = ("0056", 112), ("0112", 224), ("0224", 448), ("0448", 1000), ("1000", 2000)
+    return next((f"{low} to {high - 1} px" for low, high in bounds if longer < high), "2000 to 4000 px").lstrip("0")
+
+
+def _ratio_class(scene: Scene) -> str:
+    ratio = max(scene.width, scene.height) / min(scene.width, scene.height)
+    shape = "" if ratio < 1.1 else " wide" if scene.width > scene.height else " tall"
+    return next(
+        (f"{name}{shape}" for bound, name in ((1.1, "square"), (2, "to 2:1")) if ratio < bound), f"2:1 to 4:1{shape}"
+    )
+
+
+def _format_class(scene: Scene) -> str:
+    kind, _, quality = scene.finish.encoding.partition(":")
+    if kind == "png":
+        return "PNG"
+    return f"JPEG, quality {'50 to 69' if int(quality) < 70 else '70 to 95'}"

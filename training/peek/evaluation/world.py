@@ -7,8 +7,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import NamedTuple
 
-from training.peek.evaluation.drawing import DIRECTIONS, POSITIONS, Figure, Scene
+from training.peek.evaluation.drawing import DIRECTIONS, POSITIONS, Figure, Finish, Rgb, Scene
+from training.peek.evaluation.shapes import ROUND
 
 _SHADES: dict[str, tuple[tuple[float, float], tuple[float, float], tuple[float, float]]] = {
     # hue in degrees, saturation, value: boxes well inside what the word means, with empty space between any two
@@ -27,10 +29,14 @@ _SHADES: dict[str, tuple[tuple[float, float], tuple[float, float], tuple[float, 
 }
 COLOURS = tuple(_SHADES)
 
+SHORTEST, LONGEST, MAX_RATIO = 56, 4000, 4.0
+"""Sides of a picture in pixels, and the longer to the shorter one."""
+
 _MIN_CONTRAST = 40.0
 """CIE76 distance between a figure and the background: ten times what a careful eye tells apart."""
 
-Rgb = tuple[int, int, int]
+_CELL, _MIN_PIXELS, _MAX_PIXELS = 28, 12_544, 38_400
+"""`peek`'s pictures: cells of 28x28 px, 16 to 48 of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +47,18 @@ class Wish:
     colour: str
     position: str | None = None
     direction: str | None = None
+    scale: float | None = None
+    """Its radius as a share of the picture's shorter side."""
+
+
+class Ground(NamedTuple):
+    """A picture before anything is on it."""
+
+    width: int
+    height: int
+    colour: str
+    above: Rgb
+    below: Rgb | None
 
 
 def shade(colour: str, rng: Random) -> Rgb:
@@ -50,29 +68,96 @@ def shade(colour: str, rng: Random) -> Rgb:
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
+def served_size(width: int, height: int) -> tuple[int, int]:
+    """The size in pixels at which a model of the Qwen2-VL family with `peek`'s limits gets a picture.
+
+    Our own copy of the rule, so that what is legible does not depend on the code under test. Source: `smart_resize` in
+    transformers' `models/qwen2_vl/image_processing_qwen2_vl.py`.
+    """
+    across, down = round(width / _CELL) * _CELL, round(height / _CELL) * _CELL
+    if across * down > _MAX_PIXELS:
+        shrink = math.sqrt(width * height / _MAX_PIXELS)
+        return max(_CELL, int(width / shrink // _CELL) * _CELL), max(_CELL, int(height / shrink // _CELL) * _CELL)
+    if across * down < _MIN_PIXELS:
+        grow = math.sqrt(_MIN_PIXELS / (width * height))
+        return math.ceil(width * grow / _CELL) * _CELL, math.ceil(height * grow / _CELL) * _CELL
+    return across, down
+
+
+def served_scale(width: int, height: int) -> float:
+    """Pixels that a model gets for one pixel of the file, along the side that loses more."""
+    across, down = served_size(width, height)
+    return min(across / width, down / height)
+
+
+def some_size(rng: Random, longest: int = LONGEST, max_ratio: float = MAX_RATIO) -> tuple[int, int]:
+    """Width and height: every size equally likely on a logarithmic scale, squarish ratios more often."""
+    ratio = max_ratio ** (rng.random() ** 1.5)
+    long = math.exp(rng.uniform(math.log(SHORTEST * ratio), math.log(longest)))
+    long, short = round(long), max(SHORTEST, round(long / ratio))
+    return (long, short) if rng.random() < 0.5 else (short, long)
+
+
+def some_finish(rng: Random, width: int, height: int) -> Finish:
+    """A file's format and faults: PNG or JPEG, any Exif flag, for a quarter each slight blur and slight noise."""
+    encoding = "png" if rng.random() < 0.5 else f"jpeg:{rng.randint(50, 95)}"
+    orientation = rng.randint(1, 8) if rng.random() < 0.6 else 1
+    # as wide as 0.3 to 0.7 px of what the model gets, where the file has more pixels than that
+    blur = rng.uniform(0.3, 0.7) / min(1.0, served_scale(width, height)) if rng.random() < 0.25 else 0.0
+    noise = rng.uniform(2, 8) if rng.random() < 0.25 else 0.0
+    if noise and max(width, height) > 1600:
+        encoding = f"jpeg:{rng.randint(50, 95)}"  # noise does not compress: as PNG it would pass a server's limit
+    return Finish(encoding, orientation, round(blur, 2), round(noise, 1))
+
+
+def some_ground(rng: Random, colour: str, size: tuple[int, int]) -> Ground:
+    """A background of the colour; one in four is a gradient between two of its shades."""
+    return Ground(*size, colour, shade(colour, rng), shade(colour, rng) if rng.random() < 0.25 else None)
+
+
 def compose(
     wishes: Sequence[Wish],
     rng: Random,
     *,
     background: str | None = None,
     avoid: str | None = None,
-    max_side: int = 1200,
+    longest: int = LONGEST,
     size: tuple[int, int] | None = None,
 ) -> Scene:
     """A scene with exactly these figures, none touching another, on a background unlike any of them.
 
     `avoid` is a colour that the background must not have. Without a `size` (width, height) the sides are
-    56..`max_side` px and the ratio is up to 3:1.
+    56..`longest` px and the ratio is up to 4:1.
     """
     while True:  # a draw that does not come out (too crowded, too little contrast) is drawn again, whole
-        width, height = size or _size(rng, max_side)
+        width, height = size or some_size(rng, longest)
         figures = _place(wishes, width, height, rng)
-        ground = background or rng.choice([c for c in COLOURS if c != avoid and all(c != w.colour for w in wishes)])
-        ground_rgb = shade(ground, rng)
-        if figures is None or any(_contrast(ground_rgb, figure.rgb) < _MIN_CONTRAST for figure in figures):
+        free = [c for c in COLOURS if c != avoid and all(c != w.colour for w in wishes)]
+        ground = some_ground(rng, background or rng.choice(free), (width, height))
+        if figures is None or not all(stands_out(figure, ground) for figure in figures):
             continue
-        encoding = "png" if rng.random() < 0.5 else f"jpeg:{rng.randint(60, 95)}"
-        return Scene(width, height, ground, ground_rgb, figures, encoding)
+        return scene_on(ground, rng, figures=figures)
+
+
+def scene_on(ground: Ground, rng: Random, **contents: object) -> Scene:
+    """The ground with things on it and a finish of its own; `contents` are fields of `Scene`."""
+    return Scene(
+        ground.width,
+        ground.height,
+        ground.colour,
+        ground.above,
+        background_below=ground.below,
+        seed=rng.getrandbits(32),
+        finish=some_finish(rng, ground.width, ground.height),
+        **contents,  # type: ignore[arg-type]
+    )
+
+
+def stands_out(figure: Figure, ground: Ground) -> bool:
+    """Whether every shade of the figure is far from every shade of the ground."""
+    inks = [rgb for rgb in (figure.rgb, figure.rgb_below) if rgb]
+    papers = [rgb for rgb in (ground.above, ground.below) if rgb]
+    return all(contrast(ink, paper) >= _MIN_CONTRAST for ink in inks for paper in papers)
 
 
 def cell_of(x: float, y: float, width: float, height: float) -> str:
@@ -81,32 +166,25 @@ def cell_of(x: float, y: float, width: float, height: float) -> str:
     return POSITIONS[3 * row + column]
 
 
-def _size(rng: Random, max_side: int) -> tuple[int, int]:
-    ratio = 3 ** (rng.random() ** 1.5)  # 1..3, squarish ones more often
-    long = math.exp(rng.uniform(math.log(56 * ratio), math.log(max_side)))
-    long, short = round(long), max(56, round(long / ratio))
-    return (long, short) if rng.random() < 0.5 else (short, long)
-
-
 def _place(wishes: Sequence[Wish], width: int, height: int, rng: Random) -> tuple[Figure, ...] | None:
     """Figures in free places, or None when this try found no room."""
     short = min(width, height)
     placed: list[Figure] = []
-    for wish in wishes:
+    for wish in sorted(wishes, key=lambda w: -(w.scale or 0)):
         # one that stands in a cell of the border row must fit between the cell's middle and the picture's edge
-        largest = (0.16 if wish.position else 0.2 if len(wishes) > 2 else 0.3) * short
-        radius = rng.uniform(max(8.5, 0.11 * short), max(9.0, largest))
-        figure = _try_places(wish, radius, width, height, placed, rng)
-        if figure is None:
+        largest = (0.16 if wish.position or len(wishes) > 4 else 0.2 if len(wishes) > 2 else 0.3) * short
+        radius = wish.scale * short if wish.scale else rng.uniform(max(8.5, 0.11 * short), max(9.0, largest))
+        place = _free_place(wish, radius, width, height, placed, rng)
+        if place is None:
             return None
-        placed.append(figure)
+        placed.append(_figure(wish, radius, place, rng, served_scale(width, height)))
     rng.shuffle(placed)
     return tuple(placed)
 
 
-def _try_places(
+def _free_place(
     wish: Wish, radius: float, width: int, height: int, placed: Sequence[Figure], rng: Random
-) -> Figure | None:
+) -> tuple[float, float] | None:
     for _ in range(40):
         if wish.position:
             row, column = divmod(POSITIONS.index(wish.position), 3)
@@ -115,28 +193,40 @@ def _try_places(
         else:
             x, y = rng.uniform(radius, width - radius), rng.uniform(radius, height - radius)
         inside = radius <= x <= width - radius and radius <= y <= height - radius
-        apart = all(math.hypot(x - f.x, y - f.y) >= 1.08 * (radius + f.radius) + 2 for f in placed)
-        if inside and apart:
-            return Figure(
-                shape=wish.shape,
-                colour=wish.colour,
-                rgb=shade(wish.colour, rng),
-                x=round(x, 2),
-                y=round(y, 2),
-                radius=round(radius, 2),
-                tilt=round(rng.uniform(-8, 8), 1),
-                proportion=round(rng.random(), 2),
-                direction=wish.direction or (rng.choice(DIRECTIONS) if wish.shape == "arrow" else None),
-            )
+        if inside and all(math.hypot(x - f.x, y - f.y) >= 1.08 * (radius + f.radius) + 2 for f in placed):
+            return x, y
     return None
 
 
-def _contrast(a: Rgb, b: Rgb) -> float:
+def _figure(wish: Wish, radius: float, place: tuple[float, float], rng: Random, scale: float) -> Figure:
+    """The wished figure; one in five is an outline, one in five a gradient. `scale` is what serving makes of a pixel.
+
+    A circle is never an outline: people call that a ring. Nor is what would be a line of under 2.5 px to the model.
+    """
+    stroke = radius * rng.uniform(0.14, 0.2)
+    outlined = wish.shape not in ROUND and stroke * scale >= 2.5 and rng.random() < 0.2
+    shaded = rng.random() < 0.2
+    return Figure(
+        shape=wish.shape,
+        colour=wish.colour,
+        rgb=shade(wish.colour, rng),
+        x=round(place[0], 2),
+        y=round(place[1], 2),
+        radius=round(radius, 2),
+        tilt=round(rng.uniform(-8, 8), 1),
+        proportion=round(rng.random(), 2),
+        direction=wish.direction or (rng.choice(DIRECTIONS) if wish.shape == "arrow" else None),
+        rgb_below=shade(wish.colour, rng) if shaded else None,
+        stroke=round(stroke, 2) if outlined else 0.0,
+    )
+
+
+def contrast(a: Rgb, b: Rgb) -> float:
     """CIE76 colour difference: Euclidean distance in CIELAB under D65."""
-    return math.dist(_to_lab(a), _to_lab(b))
+    return math.dist(to_lab(a), to_lab(b))
 
 
-def _to_lab(rgb: Rgb) -> tuple[float, float, float]:
+def to_lab(rgb: Rgb) -> tuple[float, float, float]:
     """sRGB to CIELAB. Source: IEC 61966-2-1 (transfer curve, matrix) and CIE 15 (L*a*b*, D65 white)."""
     linear = [c / 255 / 12.92 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in rgb]
     matrix = ((0.4124, 0.3576, 0.1805), (0.2126, 0.7152, 0.0722), (0.0193, 0.1192, 0.9505))
