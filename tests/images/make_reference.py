@@ -1,18 +1,21 @@
-"""Writes what transformers' own Qwen2-VL image processor makes of our sizes and pictures.
+"""Writes what transformers' own processors make of our sizes and pictures.
 
     python -m tests.images.make_reference      (with tests/engines/reference/requirements.txt installed)
 
 `smart_resize.json`: 200 sizes under several budgets. `pixels.npz`: the pictures of `CASES`, resized by the processor
-that runs on Pillow, before it rescales and normalises, as uint8 [height, width, 3].
+that runs on Pillow, before it rescales and normalises, as uint8 [height, width, 3]. `budgets.json`: for every other
+family, what its processor does with 200 sizes, and with the sizes at which we serve them.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
@@ -46,6 +49,43 @@ def sizes() -> list[tuple[int, int]]:
     return corners
 
 
+def budget_sizes() -> list[tuple[int, int]]:
+    """200 sizes (width, height) up to 40 megapixels: corners of the families' rules by hand, the rest at random.
+
+    No side is under 4 pixels: of 1 or 3 rows, transformers believes that they are channels.
+    """
+    corners = [(4, 4), (4, 800), (800, 4), (336, 336), (337, 337), (384, 384), (672, 336), (1008, 336), (335, 900)]
+    corners += [(448, 448), (896, 448), (448, 897), (900, 1200), (1344, 1344), (1267, 1267), (634, 634), (6000, 30)]
+    corners += [(896, 896), (1075, 896), (1792, 896), (3584, 896), (5000, 900), (255, 1000), (306, 256), (512, 256)]
+    corners += [
+        (1024, 1024),
+        (1025, 1024),
+        (1540, 1540),
+        (1541, 1000),
+        (364, 364),
+        (365, 364),
+        (1456, 1456),
+        (4096, 21),
+    ]
+    corners += [
+        (512, 512),
+        (2048, 1365),
+        (2048, 2048),
+        (4032, 3024),
+        (3024, 4032),
+        (1920, 1080),
+        (1080, 1920),
+        (40, 8000),
+    ]
+    rng = random.Random(20261122)
+    while len(corners) < 200:
+        area, ratio = 2 ** rng.uniform(8, 25), 2 ** rng.gauss(0, 1.2)
+        width, height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if min(width, height) >= 4 and max(width, height) <= 200 * min(width, height):
+            corners.append((width, height))
+    return corners
+
+
 def make_smart_resize() -> list[list[Any]]:
     """[width, height, cell, min_pixels, max_pixels, served width and height, or null where it is refused]."""
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
@@ -60,6 +100,28 @@ def make_smart_resize() -> list[list[Any]]:
         else:
             rows.append([width, height, cell, low, high, [served[1], served[0]]])
     return rows
+
+
+def make_budgets() -> dict[str, dict[str, Any]]:
+    """By family: our rule, and rows [width, height, first, tokens, served, tokens served].
+
+    `first` is the size [width, height] to which the processor first resizes the picture, or null where it makes nothing
+    of it; both counts of tokens are the processor's, `served` is ours.
+    """
+    from tests.images.reference_processors import families
+
+    made = {}
+    chosen = budget_sizes()
+    for name, family in families().items():
+        tokens = family.tokens(chosen)
+        served = [family.budget.serve(*size)[:2] for size in chosen]
+        served_tokens = family.tokens(served)
+        rows = []
+        for size, cost, ours, served_cost in zip(chosen, tokens, served, served_tokens, strict=True):
+            first = family.first_size(family.processor, *size)
+            rows.append([*size, list(first) if all(first) else None, cost, list(ours), served_cost])
+        made[name] = {"budget": msgspec.to_builtins(family.budget), "rows": rows}
+    return made
 
 
 def make_pixels() -> dict[str, npt.NDArray[np.uint8]]:
@@ -90,9 +152,19 @@ def resize(image: Image.Image, cell: int, low: int, high: int) -> npt.NDArray[np
     return pixels.astype(np.uint8)
 
 
+def to_json(budgets: dict[str, dict[str, Any]]) -> str:
+    """A row a line, so that a change can be read."""
+    parts = []
+    for name, table in budgets.items():
+        rows = ",\n".join(json.dumps(row) for row in table["rows"])
+        parts.append(f'"{name}": {{"budget": {json.dumps(table["budget"])}, "rows": [\n{rows}\n]}}')
+    return "{" + ",\n".join(parts) + "}\n"
+
+
 def main() -> None:
     rows = ",\n".join(json.dumps(row) for row in make_smart_resize())
     (HERE / "smart_resize.json").write_text(f"[\n{rows}\n]\n", encoding="utf-8")
+    (HERE / "budgets.json").write_text(to_json(make_budgets()), encoding="utf-8")
     np.savez_compressed(HERE / "pixels.npz", allow_pickle=False, **make_pixels())
 
 

@@ -4,10 +4,25 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from sightline.images.cells import CellBudget
+from sightline.images.anyres import AnyResBudget
+from sightline.images.cells import CellBudget, PatchBudget
 from sightline.images.rule import MAX_RATIO, Served
+from sightline.images.tiles import CropBudget, PanAndScanBudget, SplitBudget, TileBudget
 
-__all__ = ["MAX_RATIO", "CellBudget", "Served", "VisionBudget"]
+__all__ = [
+    "MAX_RATIO",
+    "AnyResBudget",
+    "CellBudget",
+    "CropBudget",
+    "PanAndScanBudget",
+    "PatchBudget",
+    "Served",
+    "SplitBudget",
+    "TileBudget",
+    "VisionBudget",
+]
 
-VisionBudget: TypeAlias = CellBudget
+VisionBudget: TypeAlias = (
+    CellBudget | PatchBudget | CropBudget | PanAndScanBudget | TileBudget | SplitBudget | AnyResBudget
+)
 """The rule of some family of models, as data: it travels to the decoder processes and from the engines' processes."""

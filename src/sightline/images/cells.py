@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from sightline.images.rule import LOW_DETAIL, MAX_RATIO, Rule
+from sightline.images.rule import LOW_DETAIL, MAX_RATIO, Rule, shrunk
 
 if TYPE_CHECKING:
     from sightline.types import Detail
@@ -108,3 +108,64 @@ class CellBudget(Rule, frozen=True):
         if high < max(self.min_pixels, self.cell**2):
             return None
         return msgspec.structs.replace(self, max_pixels=high, max_tokens=tokens)
+
+
+class PatchBudget(Rule, frozen=True):
+    """The rule of Pixtral and Mistral 3: a grid of cells, a token that breaks each row, and an end instead of the last.
+
+    Source: `get_resize_output_image_size` and `PixtralProcessor.replace_image_token` in transformers'
+    `models/pixtral/`. The picture is shrunk into a square of `longest_edge`, then both sides are stretched up to whole
+    cells, so its shape is kept to a cell. The processor's own resize leaves a served picture as it is. A strip so long
+    that the processor would give it no row at all is served as one row of cells.
+    """
+
+    cell: int
+    """Pixels on a side of what becomes one token: patch size x spatial merge size."""
+    longest_edge: int
+    max_pixels: int | None = None
+    """Narrower than `longest_edge` squared, or None. One row or column of cells may exceed it."""
+    max_tokens: int | None = None
+
+    def fit(self, width: int, height: int) -> tuple[int, int]:
+        shrink = max(width, height) / self.longest_edge
+        if shrink > 1:
+            width, height = max(1, math.floor(width / shrink)), max(1, math.floor(height / shrink))
+        return self._whole(*shrunk(width, height, lambda *size: self._is_within(*self._whole(*size))))
+
+    def _whole(self, width: int, height: int) -> tuple[int, int]:
+        return -(-width // self.cell) * self.cell, -(-height // self.cell) * self.cell
+
+    def _is_within(self, width: int, height: int) -> bool:
+        if self.max_tokens is not None and self.tokens(width, height) > self.max_tokens:
+            return False
+        return self.max_pixels is None or width * height <= self.max_pixels or min(width, height) == self.cell
+
+    def tokens(self, width: int, height: int) -> int:
+        return (width // self.cell + 1) * (height // self.cell)
+
+    @property
+    def largest_tokens(self) -> int:
+        """No picture costs more: with n cells on the longest edge and at most m in all, r rows have at most
+        min(n, m / r) columns, and at least one."""
+        edge = -(-self.longest_edge // self.cell)
+        area = edge**2 if self.max_pixels is None else self.max_pixels // self.cell**2
+        largest = max((max(1, min(edge, area // rows)) + 1) * rows for rows in range(1, edge + 1))
+        return largest if self.max_tokens is None else min(largest, self.max_tokens)
+
+    def narrowed(
+        self, detail: Detail = "auto", *, max_pixels: int | None = None, min_pixels: int | None = None
+    ) -> PatchBudget:
+        """`low` is a fourth of the model's pixels, `max_pixels` bounds them; `min_pixels` has no effect, because the
+        rule never enlarges a picture by more than a cell."""
+        high = self.longest_edge**2 if self.max_pixels is None else self.max_pixels
+        narrow = high // LOW_DETAIL if detail == "low" else high
+        if max_pixels is not None:
+            narrow = min(narrow, max_pixels)
+        narrow = max(narrow, self.cell**2)
+        return self if narrow >= high else msgspec.structs.replace(self, max_pixels=narrow)
+
+    def at_most(self, tokens: int) -> PatchBudget | None:
+        """This budget, narrowed so that no picture costs more than `tokens`; None under 2, a cell and its end."""
+        if self.largest_tokens <= tokens:
+            return self
+        return msgspec.structs.replace(self, max_tokens=tokens) if tokens >= 2 else None

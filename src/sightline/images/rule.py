@@ -1,14 +1,15 @@
-"""What every rule from pixels to vision tokens answers. The rules themselves: cells.py, tiles.py, published.py."""
+"""What every rule from pixels to vision tokens answers. cells.py, tiles.py, anyres.py, published.py hold the rules."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
 from sightline.errors import ImageTooSmall
 
 if TYPE_CHECKING:  # the decoder processes start without numpy, which types imports
+    from collections.abc import Callable
     from typing import Self
 
     from sightline.types import Detail, ImageRef
@@ -16,6 +17,9 @@ if TYPE_CHECKING:  # the decoder processes start without numpy, which types impo
 MAX_RATIO = 200
 """Longer side to shorter side; the limit of Qwen2-VL's `smart_resize`, and so of every model here: a picture that one
 engine refuses should not be a matter of luck on another."""
+
+Filter: TypeAlias = Literal["bicubic", "bilinear", "lanczos"]
+"""How a picture is resized: Pillow's names, antialiased."""
 
 LOW_DETAIL = 4
 """`detail: low` is a picture of at most a fourth of the model's pixels."""
@@ -35,6 +39,11 @@ class Rule(msgspec.Struct, frozen=True, tag=True):
     Sizes are those of the upright picture: not every rule treats both sides alike. Tokens are all that the one
     placeholder of a picture in a prompt becomes, so that a prompt costs its text plus its pictures.
     """
+
+    verified: ClassVar[bool] = True
+    """Whether the rule was checked against the program that applies it; else it is what a vendor's page says."""
+    resample: ClassVar[Filter] = "bicubic"
+    """With which the family's processor resizes."""
 
     def serve(self, width: int, height: int) -> Served:
         """How a picture of that size in pixels is served; a served size is served as it is.
@@ -78,3 +87,45 @@ class Rule(msgspec.Struct, frozen=True, tag=True):
     def for_picture(self, ref: ImageRef) -> Self:
         """This rule, narrowed to what the request asks of one picture."""
         return self.narrowed(ref.detail, max_pixels=ref.max_pixels, min_pixels=ref.min_pixels)
+
+
+class FixedTokens(Rule, frozen=True):
+    """A rule by which every picture costs the same: no request and no context can change that."""
+
+    image_tokens: int
+
+    def tokens(self, width: int, height: int) -> int:
+        return self.image_tokens
+
+    @property
+    def largest_tokens(self) -> int:
+        return self.image_tokens
+
+    def narrowed(
+        self, detail: Detail = "auto", *, max_pixels: int | None = None, min_pixels: int | None = None
+    ) -> Self:
+        """This rule: nothing that can be asked has an effect."""
+        return self
+
+    def at_most(self, tokens: int) -> Self | None:
+        return self if self.image_tokens <= tokens else None
+
+
+def shrunk(width: int, height: int, allowed: Callable[[int, int], bool]) -> tuple[int, int]:
+    """The largest size of this shape, up to this size, that is `allowed`.
+
+    `allowed(width, height)` must hold for every size below one for which it holds; where it does not, the size found
+    may not be the largest. The last resort, a longer side of one pixel, is not asked about.
+    """
+    if allowed(width, height):
+        return width, height
+    longer = max(width, height)
+
+    def scaled(long: int) -> tuple[int, int]:
+        return max(1, round(width * long / longer)), max(1, round(height * long / longer))
+
+    fits, exceeds = 1, longer
+    while exceeds - fits > 1:
+        middle = (fits + exceeds) // 2
+        fits, exceeds = (middle, exceeds) if allowed(*scaled(middle)) else (fits, middle)
+    return scaled(fits)
