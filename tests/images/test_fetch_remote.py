@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import socket
 import struct
+import threading
 import time
 import tracemalloc
 from collections.abc import Sequence
@@ -141,6 +142,16 @@ MISBEHAVING: dict[str, tuple[Answer | bytes, type[ImageError], str]] = {
     "drips its body": (after(_OK + b"\r\n", b"x", 0.05), ImageFetchFailed, "in time"),
     "drips its headers": (after(_OK, b"a: b\r\n", 0.05), ImageFetchFailed, "in time"),
     "always continues": (after(b"", b"HTTP/1.1 100 Continue\r\n\r\n", 0.01), ImageFetchFailed, "in time"),
+    "floods us with interim responses": (
+        after(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 100),
+        ImageFetchFailed,
+        "proper HTTP",
+    ),
+    "sends crumbs": (
+        after(_OK + b"transfer-encoding: chunked\r\n\r\n", b"1\r\nx\r\n" * 1000),
+        ImageFetchFailed,
+        "small chunks",
+    ),
     "has endless headers": (after(_OK, b"a: " + b"b" * 1000 + b"\r\n"), ImageFetchFailed, "proper HTTP"),
     "has one endless header": (after(_OK + b"a: ", b"b" * 1000), ImageFetchFailed, "proper HTTP"),
     "has an endless body": (after(_OK + b"\r\n", bytes(9000)), ImageFileTooLarge, "1,048,576 bytes"),
@@ -253,6 +264,29 @@ async def test_nobody_at_the_port_and_a_lookup_that_fails_or_hangs() -> None:
     for resolver, problem in ((Names(a__test=[HOME]), "cannot be reached"), (fails, "looked up"), (hangs, "in time")):
         with pytest.raises(ImageFetchFailed, match=problem):
             await Fetcher(ImageLimits(), policy, resolver=resolver).fetch(f"http://a.test:{port}/")
+
+
+async def test_a_lookup_that_hangs_in_its_thread_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = threading.Event()
+    original = socket.getaddrinfo
+
+    def getaddrinfo(host: Any, *arguments: Any, **more: Any) -> Any:
+        if host == b"hangs.test":
+            answer.wait(30)
+        return original("127.0.0.1", *arguments[:1], **more)
+
+    monkeypatch.setattr(download.socket, "getaddrinfo", getaddrinfo)
+    async with serving(reply(PICTURE)) as site:
+        hosts = (f"hangs.test:{site.port}", f"answers.test:{site.port}")
+        policy = FetchPolicy(allow_hosts=hosts, allow_networks=LOOPBACK, connect_s=0.3, total_s=0.3)
+        ours = Fetcher(ImageLimits(), policy)
+        hanging = asyncio.create_task(ours.fetch(f"http://hangs.test:{site.port}/"))
+        await asyncio.sleep(0)
+        assert (await ours.fetch(f"http://answers.test:{site.port}/")).content == PICTURE
+        with pytest.raises(ImageFetchFailed, match="in time"):
+            await hanging
+        answer.set()
+        await ours.close()
 
 
 async def test_a_dead_address_leaves_time_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from functools import cache
@@ -37,6 +37,12 @@ _HEADERS: Mapping[str | bytes, str | bytes] = {
 }
 _REDIRECTS = {301, 302, 303, 307, 308}
 _PAGES = ("text/html", "application/xhtml")
+_MAX_HEAD_BYTES = 32 * 1024
+_BITE_BYTES = 2 * 1024
+"""Of a head: as many as can be parsed in a few milliseconds, were they all interim responses."""
+_FREE_CHUNKS = 256
+_MEAN_CHUNK_BYTES = 128
+"""What chunks must be long on average, after some: parsing each costs as much as copying a hundred kilobytes."""
 _UNKNOWN = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
 
 logging.getLogger("httpcore2").setLevel(logging.WARNING)  # its debug lines hold addresses and headers
@@ -105,20 +111,27 @@ class Downloader:
 
     async def _get(self, target: Target) -> bytes | str:
         """The body, or where a redirect leads."""
-        backend = _CheckedAddresses(self._gate.check_addresses(await self._resolve(target)))
+        addresses = self._gate.check_addresses(await self._resolve(target))
         url = http.URL(scheme=target.scheme, host=target.host, port=target.port, target=target.path)
-        request = http.Request(
-            "GET",
-            url,
-            headers={"Host": target.authority, **_HEADERS},
-            extensions={"timeout": {"connect": self._policy.connect_s}},
-        )
-        connection = http.AsyncHTTPConnection(url.origin, ssl_context=self._tls, network_backend=backend)
+        request = http.Request("GET", url, headers={"Host": target.authority, **_HEADERS})
+        stream = await self._connect(target, addresses)
         try:
-            response = await connection.handle_async_request(request)
+            response = await http.AsyncHTTP11Connection(url.origin, stream).handle_async_request(request)
+            stream.end_head()
             return await self._read(response)
         finally:
-            await backend.aclose()
+            await stream.aclose()
+
+    async def _connect(self, target: Target, addresses: Sequence[Address]) -> _Stream:
+        tcp = await _connect_to_any(addresses, target.port, self._policy.connect_s)
+        if target.scheme == "http":
+            return _Stream(tcp)
+        assert self._tls is not None
+        try:
+            return _Stream(await tcp.start_tls(self._tls, target.host, self._policy.connect_s))
+        except BaseException:  # the library leaves it open when a handshake is cancelled
+            await tcp.aclose()
+            raise
 
     async def _resolve(self, target: Target) -> Sequence[str]:
         assert self._resolver is not None
@@ -143,13 +156,19 @@ class Downloader:
             raise _failed("its server sends it compressed although asked not to")
         if int(headers.get(b"content-length", 0)) > self._max_bytes:
             raise too_large(self._max_bytes)
-        body = bytearray()
+        return await self._read_body(response)
+
+    async def _read_body(self, response: http.Response) -> bytes:
+        body, chunks = bytearray(), 0
         try:
-            async with aclosing(response.aiter_stream()) as chunks:
-                async for chunk in chunks:
+            async with aclosing(response.aiter_stream()) as stream:
+                async for chunk in stream:
                     body += chunk
+                    chunks += 1
                     if len(body) > self._max_bytes:
                         raise too_large(self._max_bytes)
+                    if chunks > _FREE_CHUNKS + len(body) // _MEAN_CHUNK_BYTES:
+                        raise _failed("its server sends it in needlessly small chunks")
             return bytes(body)
         finally:
             body.clear()  # an error's traceback would keep it for as long as the error lives
@@ -197,36 +216,43 @@ class _SystemResolver:
         self._threads.shutdown(wait=False)
 
 
-class _CheckedAddresses(http.AsyncNetworkBackend):
-    """Connects to the addresses it was made with, one after the other, whatever host it is asked for."""
+async def _connect_to_any(addresses: Sequence[Address], port: int, timeout_s: float) -> http.AsyncNetworkStream:
+    """The first address that answers, or what the last one raises. Each has an even share of the time, so that a dead
+    one leaves some to the next."""
+    backend, share_s = http.AnyIOBackend(), timeout_s / len(addresses)
+    for address in addresses[:-1]:
+        try:
+            return await backend.connect_tcp(str(address), port, share_s)
+        except (http.ConnectError, http.ConnectTimeout):
+            continue
+    return await backend.connect_tcp(str(addresses[-1]), port, share_s)
 
-    def __init__(self, addresses: Sequence[Address]) -> None:
-        self._addresses = addresses
-        self._backend = http.AnyIOBackend()
-        self._stream: http.AsyncNetworkStream | None = None
 
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[http.SOCKET_OPTION] | None = None,
-    ) -> http.AsyncNetworkStream:
-        """Raises what the last address does. Each has an even share of the time, so that a dead one leaves some."""
-        share = None if timeout is None else timeout / len(self._addresses)
-        for address in self._addresses[:-1]:
-            try:
-                return await self._connect(address, port, share)
-            except (http.ConnectError, http.ConnectTimeout):
-                continue
-        return await self._connect(self._addresses[-1], port, share)
+class _Stream(http.AsyncNetworkStream):
+    """A connection whose head, interim responses included, is read in bites and has an end.
 
-    async def _connect(self, address: Address, port: int, timeout: float | None) -> http.AsyncNetworkStream:
-        self._stream = await self._backend.connect_tcp(str(address), port, timeout)
-        return self._stream
+    The library parses all of what one read brings before the event loop goes on, and takes interim responses (1xx)
+    without limit: a server that sends nothing else would have the loop to itself.
+    """
+
+    def __init__(self, stream: http.AsyncNetworkStream) -> None:
+        self._stream = stream
+        self._head_bytes: int | None = 0
+
+    def end_head(self) -> None:
+        self._head_bytes = None
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        if self._head_bytes is None:
+            return await self._stream.read(max_bytes, timeout)
+        data = await self._stream.read(min(max_bytes, _BITE_BYTES), timeout)
+        self._head_bytes += len(data)
+        if self._head_bytes > _MAX_HEAD_BYTES:
+            raise http.RemoteProtocolError("the head has no end")
+        return data
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        await self._stream.write(buffer, timeout)
 
     async def aclose(self) -> None:
-        """Closes the connection, also where the library leaves it open: after a cancelled TLS handshake. Idempotent."""
-        if self._stream is not None:
-            await self._stream.aclose()
+        await self._stream.aclose()
