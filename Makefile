@@ -4,7 +4,7 @@
 #   make test            lint, types, every fast test
 #   make test-engines    engines against their references (installs torch into .venv-reference)
 #   make train-peek      trains the embedded model           MINUTES=90 RUN=runs/peek
-#   make eval-peek       measures the embedded model         PER_TASK=200
+#   make eval-peek       measures the embedded model         PER_TASK=200 EVAL="--photographs DIR --compare FILE"
 #   make lock            pins every dependency, with hashes, for CI and Docker
 
 PYTHON ?= python3
@@ -57,7 +57,7 @@ train-peek: $(TRAIN)/.installed
 	@echo "The checkpoint is in $(RUN)/model; 'python -m sightline.engines.openvino.export $(RUN)/model' makes it servable."
 
 eval-peek: $(VENV)/.installed
-	$(BIN)/python -m training.peek.evaluation --per-task $(PER_TASK) --out runs/eval-peek
+	$(BIN)/python -m training.peek.evaluation --per-task $(PER_TASK) --out runs/eval-peek $(EVAL)
 
 lock: $(VENV)/.installed
 	$(BIN)/python $(PIP_INSTALL) pip-tools

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -117,10 +119,12 @@ def details(results: Sequence[Result]) -> dict[str, Any]:
     }
 
 
-def conditions(results: Sequence[Result]) -> dict[str, dict[str, dict[str, int]]]:
+def conditions(results: Sequence[Result]) -> dict[str, dict[str, dict[str, float]]]:
     """Right answers by what the picture's file was like, over all questions about one picture of `peek`'s world.
 
-    A condition that costs accuracy where it should not is a fault of the server's decoding as likely as of the model.
+    Tasks are not equally hard nor equally frequent in each class, so that each class has beside its `n` and `right` the
+    number `expected` to be right: what its questions would get at their tasks' own accuracies. A class far below it is
+    a fault of the server's decoding as likely as of the model.
     """
     seen = [
         r
@@ -129,18 +133,29 @@ def conditions(results: Sequence[Result]) -> dict[str, dict[str, dict[str, int]]
         and r.case.task not in (*CANNOT, "greeting")
         and len(r.case.pictures) == len(r.case.scenes) == 1
     ]
+    accuracy = {
+        task: sum(r.right for r in own) / len(own) for task, own in grouped(seen, lambda r: r.case.task).items()
+    }
 
-    def by(of: Callable[[Scene], str]) -> dict[str, dict[str, int]]:
-        return _shares(seen, lambda r: of(r.case.scenes[0]))
+    def by(of: Callable[[Result], str]) -> dict[str, dict[str, float]]:
+        groups = sorted(grouped(seen, of).items(), key=lambda group: (_numbers(group[0]), group[0]))
+        return {
+            name: {
+                "n": len(own),
+                "right": sum(r.right for r in own),
+                "expected": round(sum(accuracy[r.case.task] for r in own), 2),
+            }
+            for name, own in groups
+        }
 
     return {
-        "longer side": by(_size_class),
-        "ratio of sides": by(_ratio_class),
-        "format": by(_format_class),
-        "orientation flag": by(lambda scene: str(scene.finish.orientation)),
-        "blur": by(lambda scene: "blurred" if scene.finish.blur else "sharp"),
-        "noise": by(lambda scene: "noisy" if scene.finish.noise else "clean"),
-        "order": _shares(seen, lambda r: "text first" if r.case.text_first else "picture first"),
+        "longer side": by(lambda r: _size_class(r.case.scenes[0])),
+        "ratio of sides": by(lambda r: _ratio_class(r.case.scenes[0])),
+        "format": by(lambda r: _format_class(r.case.scenes[0])),
+        "orientation flag": by(lambda r: str(r.case.scenes[0].finish.orientation)),
+        "blur": by(lambda r: "blurred" if r.case.scenes[0].finish.blur else "sharp"),
+        "noise": by(lambda r: "noisy" if r.case.scenes[0].finish.noise else "clean"),
+        "order": by(lambda r: "text first" if r.case.text_first else "picture first"),
     }
 
 
@@ -229,10 +244,16 @@ def _truth_class(result: Result) -> str:
     return "" if case.task in ("two-lines", "chart-value") else case.truth
 
 
+def _numbers(label: str) -> list[int]:
+    """What a class is sorted by: sizes and ratios upwards."""
+    return [int(number) for number in re.findall(r"\d+", label)]
+
+
 def _size_class(scene: Scene) -> str:
     longer = max(scene.width, scene.height)
-    bounds = ("0056", 112), ("0112", 224), ("0224", 448), ("0448", 1000), ("1000", 2000)
-    return next((f"{low} to {high - 1} px" for low, high in bounds if longer < high), "2000 to 4000 px").lstrip("0")
+    bounds = (56, 112, 224, 448, 1000, 2000)
+    low = max(bound for bound in bounds if bound <= longer)
+    return f"{low} to {dict(itertools.pairwise(bounds)).get(low, 4001) - 1} px"
 
 
 def _ratio_class(scene: Scene) -> str:

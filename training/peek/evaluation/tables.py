@@ -34,11 +34,13 @@ def _tasks(run: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _conditions(conditions: Mapping[str, Mapping[str, Mapping[str, int]]]) -> str:
-    lines = [f"{'condition':<17} {'':<23} {'n':>5} {'%':>6}"]
+def _conditions(conditions: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """Points are against what the same tasks get over all conditions."""
+    lines = [f"{'condition':<17} {'':<23} {'n':>5} {'%':>6} {'points':>7}"]
     for name, classes in conditions.items():
         for label, count in classes.items():
-            lines.append(f"{name:<17} {label:<23} {count['n']:>5} {100 * count['right'] / count['n']:>6.1f}")
+            share, points = (100 * part / count["n"] for part in (count["right"], count["right"] - count["expected"]))
+            lines.append(f"{name:<17} {label:<23} {count['n']:>5} {share:>6.1f} {points:>+7.1f}")
     return "\n".join(lines)
 
 
