@@ -289,21 +289,29 @@ async def test_a_lookup_that_hangs_in_its_thread_holds_up_nobody(monkeypatch: py
         await ours.close()
 
 
-async def test_a_dead_address_leaves_time_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dead", [1, 3, 8])
+async def test_dead_addresses_leave_time_for_the_next(dead: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, tried = download.http.AnyIOBackend.connect_tcp, []
+
+    async def connect_tcp(self: Any, host: str, port: int, timeout: float | None = None, **more: Any) -> Any:
+        tried.append(host)
+        if host == "127.0.0.1":
+            return await original(self, host, port, timeout, **more)
+        assert timeout is not None
+        await asyncio.sleep(timeout)
+        raise download.http.ConnectTimeout
+
+    monkeypatch.setattr(download.http.AnyIOBackend, "connect_tcp", connect_tcp)
     async with serving(reply(PICTURE)) as site:
-        original = download.http.AnyIOBackend.connect_tcp
-
-        async def connect_tcp(self: Any, host: str, port: int, timeout: float | None = None, **more: Any) -> Any:
-            if host == "127.0.0.1":
-                return await original(self, host, port, timeout, **more)
-            assert timeout is not None
-            await asyncio.sleep(timeout)
-            raise download.http.ConnectTimeout
-
-        monkeypatch.setattr(download.http.AnyIOBackend, "connect_tcp", connect_tcp)
-        policy = FetchPolicy(allow_hosts=(f"a.test:{site.port}",), allow_networks=LOOPBACK, connect_s=0.2, total_s=1)
-        ours = Fetcher(ImageLimits(), policy, resolver=Names(a__test=[["2606:4700::1111", "127.0.0.1"]]))
-        assert (await ours.fetch(f"http://a.test:{site.port}/")).content == PICTURE
+        addresses = [f"2606:4700::{i:x}" for i in range(1, dead + 1)] + HOME
+        policy = FetchPolicy(allow_hosts=(f"a.test:{site.port}",), allow_networks=LOOPBACK, connect_s=0.5)
+        ours = Fetcher(ImageLimits(), policy, resolver=Names(a__test=[addresses]))
+        if dead < 8:
+            assert (await ours.fetch(f"http://a.test:{site.port}/")).content == PICTURE
+        else:
+            with pytest.raises(ImageFetchFailed, match="in time"):
+                await ours.fetch(f"http://a.test:{site.port}/")
+    assert tried == addresses[:8]
 
 
 # --- many, and none of them any more ---------------------------------------------------------------------------------

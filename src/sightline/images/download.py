@@ -37,6 +37,8 @@ _HEADERS: Mapping[str | bytes, str | bytes] = {
 }
 _REDIRECTS = {301, 302, 303, 307, 308}
 _PAGES = ("text/html", "application/xhtml")
+_MAX_ADDRESSES = 8
+"""Of a host that are tried: all are checked, but no name makes this server call a thousand others."""
 _MAX_HEAD_BYTES = 32 * 1024
 _BITE_BYTES = 2 * 1024
 """Of a head: as many as can be parsed in a few milliseconds, were they all interim responses."""
@@ -217,15 +219,17 @@ class _SystemResolver:
 
 
 async def _connect_to_any(addresses: Sequence[Address], port: int, timeout_s: float) -> http.AsyncNetworkStream:
-    """The first address that answers, or what the last one raises. Each has an even share of the time, so that a dead
-    one leaves some to the next."""
-    backend, share_s = http.AnyIOBackend(), timeout_s / len(addresses)
-    for address in addresses[:-1]:
+    """The first address that answers, or what the last one raises. Each but the last has half of the time that is left:
+    one that refuses takes none of it, and a dead one leaves some to the next."""
+    clock, backend = asyncio.get_running_loop().time, http.AnyIOBackend()
+    deadline = clock() + timeout_s
+    *others, last = addresses[:_MAX_ADDRESSES]
+    for address in others:
         try:
-            return await backend.connect_tcp(str(address), port, share_s)
+            return await backend.connect_tcp(str(address), port, (deadline - clock()) / 2)
         except (http.ConnectError, http.ConnectTimeout):
             continue
-    return await backend.connect_tcp(str(addresses[-1]), port, share_s)
+    return await backend.connect_tcp(str(last), port, deadline - clock())
 
 
 class _Stream(http.AsyncNetworkStream):
