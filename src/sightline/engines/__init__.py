@@ -112,6 +112,9 @@ ENGINES: dict[str, EngineEntry] = {
     "openvino": EngineEntry(
         "sightline.engines.openvino:OpenVINOEngine", summary="our own, on OpenVINO's runtime; fastest on a CPU"
     ),
+    "remote": EngineEntry(
+        "sightline.engines.remote:RemoteEngine", isolated=False, summary="any OpenAI-compatible server, by its address"
+    ),
     "fake": EngineEntry(
         "sightline.engines.fake:FakeEngine", summary="deterministic, no model; for tests, load tests and docs"
     ),

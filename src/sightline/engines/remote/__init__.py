@@ -14,3 +14,7 @@
 The server's address comes from the operator alone. What it says is believed no more than a client: its numbers are
 checked, its texts of errors reach nobody, and a stream that breaks off never ends as an answer.
 """
+
+from sightline.engines.remote.engine import RemoteEngine
+
+__all__ = ["RemoteEngine"]

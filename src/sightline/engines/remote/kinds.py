@@ -1,0 +1,140 @@
+"""What differs between servers that speak chat completions: a row each. Data, and pure readings of their replies.
+
+Sources: each server's documentation and code as of November 2026. Which rows have met their server is told in
+docs/engine-remote.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from sightline.engines import FEATURES
+
+Reading = Callable[[Any, str], bool]
+"""A decoded reply, and the upstream's name of the model: whether the model can be asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """Paths that begin with a slash are from the server's root, others from the base URL, which ends in `/v1`."""
+
+    features: frozenset[str]
+    """Of `FEATURES`: what it honours; an operator may say less or more of one server."""
+    state: str
+    """Path that tells of the model, in JSON; `{model}` is its name."""
+    is_ready: Reading
+    health: str | None = None
+    """Path that answers 200 when requests are taken."""
+    context_length: Callable[[Any, str], Any] = lambda reply, model: None
+    """From the reply to `state`, where it tells; not checked."""
+    counts: Literal["input_tokens", "tokenize", "template"] | None = None
+    """How it counts a prompt; None: not at all. See counting.py."""
+    stops: Literal["told", "here", "sent"] = "sent"
+    """Who watches for stop strings. `told`: it, and says which one it met. `sent`: it, and does not say. `here`: we,
+    who close the stream at the first, because it would not say, and tells or counts tokens all the same."""
+    uuids: bool = False
+    """A picture part may have a `uuid`, and later be named by that alone."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """Fields that have other names there."""
+    lacks: frozenset[str] = frozenset()
+    """Fields of a feature it honours otherwise that it does not have."""
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    """Fields that every request has."""
+
+
+def _answers(reply: Any, model: str) -> bool:
+    return reply is not None
+
+
+def _listed(reply: Any, model: str) -> bool:
+    return _model(reply, model) is not None
+
+
+def _model(reply: Any, model: str) -> Any:
+    """The row of `GET /v1/models` that is about this model."""
+    rows = reply.get("data") if isinstance(reply, dict) else None
+    return next((r for r in rows or () if isinstance(r, dict) and r.get("id") == model), None)
+
+
+def _max_model_len(reply: Any, model: str) -> Any:
+    return (_model(reply, model) or {}).get("max_model_len")
+
+
+def _available(reply: Any, model: str) -> bool:
+    """OVMS is ready before its models are, and stays so when one fails: only this tells."""
+    status = reply.get(model) if isinstance(reply, dict) else None
+    versions = status.get("model_version_status") if isinstance(status, dict) else None
+    return any(isinstance(v, dict) and v.get("state") == "AVAILABLE" for v in versions or ())
+
+
+def _sightline(reply: Any) -> dict[str, Any]:
+    report = reply.get("sightline") if isinstance(reply, dict) else None
+    return report if isinstance(report, dict) else {}
+
+
+def _slot_context(reply: Any, model: str) -> Any:
+    settings = reply.get("default_generation_settings") if isinstance(reply, dict) else None
+    return settings.get("n_ctx") if isinstance(settings, dict) else None
+
+
+_OPENAI = frozenset({"seed", "penalties", "logit_bias", "logprobs", "tools", "json_object", "json_schema"})
+
+KINDS: Mapping[str, Kind] = {
+    "openai": Kind(
+        features=_OPENAI,
+        state="models",
+        is_ready=_answers,  # not every provider lists every model that it serves
+        names={"max_tokens": "max_completion_tokens"},
+        lacks=frozenset({"repetition_penalty"}),
+    ),
+    "sightline": Kind(
+        features=FEATURES,
+        state="models/{model}",
+        is_ready=lambda reply, model: _sightline(reply).get("state") == "ready",
+        context_length=lambda reply, model: _sightline(reply).get("context_length"),
+        counts="input_tokens",
+        stops="here",
+    ),
+    "vllm": Kind(
+        features=FEATURES,
+        state="models",
+        is_ready=_listed,
+        health="/health",
+        context_length=_max_model_len,
+        counts="tokenize",
+        stops="told",
+        uuids=True,
+    ),
+    "llamacpp": Kind(
+        features=_OPENAI | {"top_k", "min_p", "ignore_eos"},
+        state="/props",
+        is_ready=_answers,
+        health="/health",
+        context_length=_slot_context,
+        counts="template",
+        stops="here",
+        names={"repetition_penalty": "repeat_penalty"},
+        constants={"timings_per_token": True},
+    ),
+    "ovms": Kind(
+        features=frozenset({"seed", "top_k", "penalties", "ignore_eos", "tools", "json_schema"}),
+        state="/v1/config",
+        is_ready=_available,
+    ),
+    "sglang": Kind(
+        features=FEATURES,
+        state="models",
+        is_ready=_listed,
+        health="/health",
+        context_length=_max_model_len,
+        stops="told",
+    ),
+    "lmdeploy": Kind(
+        features=_OPENAI | {"top_k", "min_p", "ignore_eos"},
+        state="models",
+        is_ready=_listed,
+        health="/health",
+    ),
+}
