@@ -10,8 +10,9 @@ import openvino as ov
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from sightline.engines.checkpoint import CheckpointError
 from sightline.engines.openvino import files
-from sightline.engines.openvino.checkpoint import Checkpoint, CheckpointError
+from sightline.engines.openvino.checkpoint import Checkpoint
 from sightline.engines.openvino.export import export
 from sightline.engines.openvino.runner import LanguageRunner, Piece, load_models
 from tests.engines.openvino.tiny import HEAD_DIM, HIDDEN, VISION_DIM, VOCABULARY

@@ -21,8 +21,8 @@ from sightline.config import ModelConfig
 from sightline.engines.openvino import OpenVINOEngine
 from sightline.engines.openvino.loop import Generation, StepLoop
 from sightline.engines.openvino.runner import LanguageRunner
-from sightline.engines.openvino.sampler import distribution, uniform_at
 from sightline.engines.openvino.vision import VisionEncoder
+from sightline.engines.sampler import distribution, uniform_at
 from sightline.errors import ContextLengthExceeded, EngineFailed, EngineUnavailable, InvalidRequest
 from sightline.types import EngineRequest, Finish, Image, Message, SamplingParams, Text, TextDelta, TokenLogprob
 from tests.engines.openvino.tiny import CONTEXT, VOCABULARY, tokenizer

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from sightline.engines.openvino.checkpoint import CheckpointError, read_facts
+from sightline.engines.checkpoint import CheckpointError
+from sightline.engines.openvino.checkpoint import read_facts
 from sightline.engines.openvino.prompt import Prompt, PromptBuilder
 from sightline.engines.openvino.vision import read_preprocessor
 from sightline.errors import InvalidRequest, UnsupportedFeature

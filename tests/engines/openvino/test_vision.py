@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sightline.engines.openvino.checkpoint import CheckpointError, VisionConfig
+from sightline.engines.checkpoint import CheckpointError
+from sightline.engines.openvino.checkpoint import VisionConfig
 from sightline.engines.openvino.vision import EmbeddingCache, Preprocessor, read_preprocessor, rotary_angles
 from sightline.images.budget import CellBudget
 

@@ -20,8 +20,9 @@ import msgspec
 
 from sightline.config import MIB, ModelConfig
 from sightline.engines import FEATURES, EngineInfo
-from sightline.engines.openvino.answer import Vocabulary
-from sightline.engines.openvino.checkpoint import CheckpointError, read_facts
+from sightline.engines.answer import Vocabulary
+from sightline.engines.checkpoint import CheckpointError
+from sightline.engines.openvino.checkpoint import read_facts
 from sightline.engines.openvino.loop import Events, Generation, StepLoop
 from sightline.engines.openvino.prompt import Prompt, PromptBuilder
 from sightline.engines.openvino.runner import LanguageRunner, load_models

@@ -16,11 +16,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from sightline.engines.checkpoint import CheckpointError, read_json
+
 ARCHITECTURE: Final = "qwen2_vl"
-
-
-class CheckpointError(ValueError):
-    """The directory does not hold what it must. The message names the file and what is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,14 +167,3 @@ def _to_array(data: npt.NDArray[np.uint8], entry: dict[str, Any]) -> npt.NDArray
             return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32).reshape(shape)
         case other:
             raise CheckpointError(f"weights of type {other} are not supported")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Raises `CheckpointError` when the file is missing or is not a JSON object."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path.name}: {type(error).__name__}: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path.name}: a JSON object is wanted")
-    return value

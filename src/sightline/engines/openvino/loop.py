@@ -15,13 +15,13 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from sightline.engines.openvino.answer import Answer, End, Vocabulary
+from sightline.engines.answer import Answer, End, Vocabulary
 from sightline.engines.openvino.blocks import BlockPool, PrefixNames
 from sightline.engines.openvino.prompt import Prompt
 from sightline.engines.openvino.runner import Embeddings, LanguageRunner, Piece, Tokens
-from sightline.engines.openvino.sampler import Logits, Sampler, logprobs
 from sightline.engines.openvino.scheduler import Chunk, Scheduler, Sequence
 from sightline.engines.openvino.vision import VisionEncoder
+from sightline.engines.sampler import Logits, Sampler, logprobs
 from sightline.errors import EngineFailed, EngineUnavailable, SightlineError
 from sightline.types import EngineRequest, Event, Finish, Timing, Usage
 

@@ -21,8 +21,8 @@ from openvino import opset13 as ops
 # Private, which is why pyproject pins OpenVINO to one minor release; a test imports it.
 from openvino._offline_transformations import paged_attention_transformation
 
+from sightline.engines.checkpoint import CheckpointError
 from sightline.engines.openvino import files
-from sightline.engines.openvino.checkpoint import CheckpointError
 
 # The inputs we add to the language model.
 _TOKENS: Final = "token_ids"

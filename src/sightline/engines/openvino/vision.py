@@ -16,7 +16,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from sightline.engines.openvino.checkpoint import CheckpointError, VisionConfig, read_json
+from sightline.engines.checkpoint import CheckpointError, read_json
+from sightline.engines.openvino.checkpoint import VisionConfig
 from sightline.errors import InvalidRequest
 from sightline.images.budget import MAX_RATIO, CellBudget
 from sightline.types import Image, Pixels

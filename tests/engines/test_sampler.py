@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sightline.engines.openvino.sampler import (
+from sightline.engines.sampler import (
     MIN_LOGPROB,
     Logits,
     Sampler,

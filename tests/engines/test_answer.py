@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sightline.engines.openvino.answer import Answer, End, Vocabulary
-from sightline.engines.openvino.checkpoint import CheckpointError
-from sightline.engines.openvino.sampler import Logprobs
+from sightline.engines.answer import Answer, End, Vocabulary
+from sightline.engines.checkpoint import CheckpointError
+from sightline.engines.sampler import Logprobs
 from sightline.types import SamplingParams, TextDelta
 from tests.engines.openvino.tiny import VOCABULARY as VOCABULARY_SIZE
 from tests.engines.openvino.tiny import special, tokenizer

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sightline.engines.openvino.checkpoint import CheckpointError, read_json
-from sightline.engines.openvino.sampler import Logprobs
+from sightline.engines.checkpoint import CheckpointError, read_json
+from sightline.engines.sampler import Logprobs
 from sightline.engines.stops import StopStrings
 from sightline.types import FinishReason, SamplingParams, TextDelta, TokenLogprob
 
