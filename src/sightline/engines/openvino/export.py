@@ -1,9 +1,9 @@
 """A Qwen2-VL checkpoint in Hugging Face format becomes OpenVINO IR, in seconds and without torch.
 
-    python -m sightline.engines.openvino.export CHECKPOINT_DIR [OUT_DIR]
+    python -m sightline.engines.openvino.export [--int8] CHECKPOINT_DIR [OUT_DIR]
 
 Writes the four models that `optimum-cli export openvino` writes, with the same names, inputs and outputs, so that the
-engine takes either. Weights keep the checkpoint's precision as constants; arithmetic is f32.
+engine takes either. Weights keep the checkpoint's precision as constants, or become int8; arithmetic is f32.
 
 Architecture: Wang et al., "Qwen2-VL" (arXiv:2409.12191), and transformers' `models/qwen2_vl/modeling_qwen2_vl.py`.
 """
@@ -23,12 +23,14 @@ from openvino import opset13 as ops
 from openvino.op import util as op_util
 
 from sightline.engines.openvino.checkpoint import Checkpoint, LanguageConfig, VisionConfig
+from sightline.engines.openvino.compress import to_int8
 from sightline.engines.openvino.files import LANGUAGE, TEXT_EMBEDDINGS, VISION_MERGER, VISION_PATCHES
 
 
-def export(checkpoint_dir: Path, out_dir: Path) -> None:
+def export(checkpoint_dir: Path, out_dir: Path, *, int8: bool = False) -> None:
     """Writes the IR of the checkpoint to `out_dir` (made if absent), with the tokenizer and configuration beside it.
 
+    `int8`: weights are compressed as `compress.py` says.
     Raises `CheckpointError` when the checkpoint is of another architecture or a weight is missing.
     """
     checkpoint = Checkpoint(checkpoint_dir)
@@ -39,6 +41,9 @@ def export(checkpoint_dir: Path, out_dir: Path) -> None:
         VISION_PATCHES: vision_patches(checkpoint),
         VISION_MERGER: vision_merger(checkpoint),
     }
+    if int8:
+        for model in models.values():
+            to_int8(model)
     # A running engine has the files mapped: they are replaced, never written over.
     with TemporaryDirectory(dir=out_dir) as unfinished:
         for name, model in models.items():
@@ -338,8 +343,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint_dir", type=Path)
     parser.add_argument("out_dir", type=Path, nargs="?", help="default: beside the checkpoint's own files")
+    parser.add_argument("--int8", action="store_true", help="weights as int8: half the memory of fp16")
     arguments = parser.parse_args()
-    export(arguments.checkpoint_dir, arguments.out_dir or arguments.checkpoint_dir)
+    export(arguments.checkpoint_dir, arguments.out_dir or arguments.checkpoint_dir, int8=arguments.int8)
 
 
 if __name__ == "__main__":
