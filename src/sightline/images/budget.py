@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 from sightline.images.anyres import AnyResBudget
 from sightline.images.cells import CellBudget, PatchBudget
+from sightline.images.published import ClaudePatches, GeminiLevels, GeminiTiles, OpenAIPatches, OpenAITiles
 from sightline.images.rule import MAX_RATIO, Served
 from sightline.images.tiles import CropBudget, PanAndScanBudget, SplitBudget, TileBudget
 
@@ -23,6 +24,17 @@ __all__ = [
 ]
 
 VisionBudget: TypeAlias = (
-    CellBudget | PatchBudget | CropBudget | PanAndScanBudget | TileBudget | SplitBudget | AnyResBudget
+    CellBudget
+    | PatchBudget
+    | CropBudget
+    | PanAndScanBudget
+    | TileBudget
+    | SplitBudget
+    | AnyResBudget
+    | OpenAITiles
+    | OpenAIPatches
+    | ClaudePatches
+    | GeminiTiles
+    | GeminiLevels
 )
 """The rule of some family of models, as data: it travels to the decoder processes and from the engines' processes."""
