@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
-from sightline.images.codec import Picture
-from sightline.images.decoder_process import BUDGETS, Ready, Refused, lay, opened, receive, send
+from sightline.images.codec import Inspected, Picture
+from sightline.images.decoder_process import REQUESTS, Ready, Refused, lay, opened, receive, send
 
 
 def picture(width: int, height: int, served_width: int, served_height: int, media_type: Any = "image/png") -> Picture:
@@ -24,6 +24,7 @@ LIES: dict[bytes, Any] = {
     b"type": picture(2, 2, 2, 2, "text/html\r\n"),
     b"error": Refused("KeyboardInterrupt", "x"),
     b"greeting": Ready(),
+    b"inspected": Inspected("image/png", 0, 7),
     b"length": None,
 }
 
@@ -32,7 +33,7 @@ def main() -> None:
     desk = int(sys.argv[2])
     with socket.socket(fileno=int(sys.argv[1])) as connection, connection.makefile("rwb") as stream:
         send(stream, Ready())
-        while receive(stream, BUDGETS) is not None:
+        while receive(stream, REQUESTS) is not None:
             with opened(desk) as file:
                 wanted = file.read()
             lay(desk, bytes(12))

@@ -391,9 +391,11 @@ def test_animated(format: str) -> None:
 
 class Watched(io.BytesIO):
     furthest = 0
+    amount = 0
 
     def read(self, size: int | None = -1, /) -> bytes:
         data = super().read(size)
+        self.amount += len(data)
         self.furthest = max(self.furthest, self.tell())
         return data
 
@@ -504,3 +506,32 @@ def test_a_file_object_is_read_from_its_start_once() -> None:
     file = io.BytesIO(encode(waves(10, 10), "PNG"))
     codec.decode(file, AS_IT_IS, LIMITS)
     assert not file.closed
+
+
+# --- the header alone ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SEEDS)
+def test_inspect_tells_what_decode_will(name: str) -> None:
+    picture, _ = decoded(SEEDS[name])
+    assert codec.inspect(io.BytesIO(SEEDS[name]), LIMITS) == codec.Inspected(
+        picture.media_type, picture.width, picture.height
+    )
+
+
+def test_inspect_reads_the_header_and_skips_the_pixels() -> None:
+    lying = noise(400, 300)
+    behind = chunk(b"eXIf", exif(6).tobytes().removeprefix(b"Exif\0\0"))
+    file = png(400, 300, 8, 2, [row.tobytes() for row in lying], after=behind)
+    for content, size in ((file, (300, 400)), (encode(noise(2000, 1000), "JPEG"), (2000, 1000))):
+        watched = Watched(content)
+        inspected = codec.inspect(watched, LIMITS)
+        assert (inspected.width, inspected.height) == size
+        assert watched.amount < 80_000 < len(content)
+
+
+def test_inspect_refuses_what_the_header_shows() -> None:
+    for file, error in ((b"", ImageEmpty), (BOMB, ImageTooLarge), (claims_png(1, 9), ImageTooSmall)):
+        with pytest.raises(error):
+            codec.inspect(io.BytesIO(file), LIMITS)
+    assert codec.inspect(io.BytesIO(encode(Image.new("RGB", (8064, 6048)), "JPEG")), LIMITS).width == 8064

@@ -25,6 +25,7 @@ from sightline.config import MIB, ImageLimits
 from sightline.errors import EngineUnavailable, ImageError, ImageTooLarge, ImageUnreadable
 from sightline.images import decoder as module
 from sightline.images.budget import CellBudget
+from sightline.images.codec import Inspected
 from sightline.images.decoder import DecoderPool
 from tests.images import lying_decoder
 from tests.images.samples import AS_IT_IS, decoded, encode, noise, waves
@@ -103,6 +104,18 @@ async def test_one_picture_never_leaks_into_the_next() -> None:
             assert np.array_equal((await decoders.decode(file, AS_IT_IS))[1], pixels)
             with pytest.raises(ImageUnreadable):
                 await decoders.decode(file[:-5], AS_IT_IS)
+
+
+async def test_a_picture_can_be_asked_about_without_decoding_it() -> None:
+    lying = encode(PIXELS, "PNG", exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0")
+    async with pool() as decoders:
+        assert await decoders.inspect(FILE) == Inspected("image/png", 60, 40)
+        assert await decoders.inspect(lying) == Inspected("image/png", 40, 60), "upright"
+        with pytest.raises(ImageTooLarge, match="megapixels"):
+            await decoders.inspect(BOMB)
+        assert np.array_equal((await decoders.decode(FILE, AS_IT_IS))[1], PIXELS)
+        (process,) = decoders._processes.values()
+        assert os.fstat(process._desk.fileno()).st_size == 0
 
 
 async def test_the_codec_s_errors_come_through() -> None:
@@ -274,6 +287,8 @@ async def test_a_decoder_that_was_taken_over_cannot_harm_its_parent(monkeypatch:
         for lie in lying_decoder.LIES:
             with pytest.raises(ImageUnreadable, match="twice"):
                 await decoders.decode(lie, AS_IT_IS)
+        with pytest.raises(ImageUnreadable, match="twice"):
+            await decoders.inspect(b"inspected")
     assert psutil.Process().memory_info().rss - before < 50 * MIB
 
 
@@ -281,6 +296,7 @@ PARENT = """
 import asyncio, sys, time
 from sightline.config import ImageLimits
 from sightline.images.budget import CellBudget
+from sightline.images.codec import Inspected
 from sightline.images.decoder import DecoderPool
 
 async def main():

@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import SEEK_CUR
 from typing import BinaryIO, Literal
 
 import msgspec
@@ -52,49 +53,73 @@ class Picture(msgspec.Struct, frozen=True, tag=True):
     """Seconds from there to the served size."""
 
 
+class Inspected(msgspec.Struct, frozen=True, tag=True):
+    """What a file's header says of its picture. Sizes in pixels, upright."""
+
+    media_type: MediaType
+    width: int
+    height: int
+
+
+def inspect(file: BinaryIO, limits: ImageLimits) -> Inspected:
+    """What the one picture in a file is, from its header alone: no pixel is decoded.
+
+    Raises what `decode` raises, as far as the header can tell.
+    """
+    with _opened(file, limits) as (media_type, opened):
+        inspected = Inspected(media_type, *_upright_size(opened))  # now: the next line changes the size
+        _scale_while_decoding(opened, (1, 1), limits)
+        _verify_pixels(*opened.size, limits)
+        return inspected
+
+
 def decode(file: BinaryIO, budget: VisionBudget, limits: ImageLimits) -> tuple[Picture, bytes]:
     """The one picture in a file, as RGB bytes (row by row from the top, 3 x served_width x served_height of them).
 
-    Scaled to what `budget.serve` says of its upright size, with Pillow's antialiased bicubic filter: the very
-    operation of transformers' Pillow image processor.
+    Scaled to what `budget.serve` says of its upright size, with Pillow's antialiased filter `budget.resample`: the
+    very operation of transformers' Pillow image processors.
 
     Raises `ImageEmpty`; `ImageFormatUnsupported` for what is no picture, in another format or animated (known at the
     second frame); `ImageTooLarge` and `ImageTooSmall` for what the header claims, before pixels are decoded;
     `ImageUnreadable` for what is truncated or corrupt.
     """
     began = time.perf_counter()
-    head = file.read(_HEAD_BYTES)
-    media_type = identify(head)
-    if media_type == "image/webp" and (canvas := _webp_canvas(head)):
-        _verify_pixels(*canvas, limits)  # Pillow's parser allocates the canvas twice, on opening the file
-    file.seek(0)
-    with _errors_in_our_words():
-        opened = _PARSERS[media_type](file)
-        if getattr(opened, "is_animated", False):  # for GIF, this looks no further than the second frame
-            raise ImageFormatUnsupported("this picture is animated. Send one frame of it as a single picture.")
-        size = opened.size
-        _verify_sides(*size, limits)
-        served = budget.serve(*size)[:2]  # as the file lies: the rule treats both sides alike
-        if isinstance(opened, JpegImageFile):
-            _scale_while_decoding(opened, served, limits)
+    with _opened(file, limits) as (media_type, opened):
+        upright, size = _orientation(opened), _upright_size(opened)
+        served = budget.serve(*size)[:2]
+        _scale_while_decoding(opened, served[::-1] if upright in _SWAPS_SIDES else served, limits)
         _verify_pixels(*opened.size, limits)
-        rgb = _load_rgb(opened, head, limits.background)
-        upright = _orientation(opened)  # now, because PNG may keep its EXIF behind the pixels
+        rgb = _load_rgb(opened, limits.background)
         del opened  # and with it the file's own buffers
         if upright is not None:
             rgb = rgb.transpose(upright)
-        if upright in _SWAPS_SIDES:
-            size, served = size[::-1], served[::-1]
         decoded = time.perf_counter()
-        rgb = rgb.resize(served, Image.Resampling.BICUBIC)
+        rgb = rgb.resize(served, _FILTERS[budget.resample])
         resized = time.perf_counter()
         picture = Picture(media_type, *size, *served, decode_s=decoded - began, resize_s=resized - decoded)
         return picture, rgb.tobytes()
 
 
+@contextmanager
+def _opened(file: BinaryIO, limits: ImageLimits) -> Iterator[tuple[MediaType, ImageFile]]:
+    """The picture of a file, its header read and found to be one that is taken. Errors within are in our words."""
+    with _errors_in_our_words():
+        head = file.read(_HEAD_BYTES)
+        media_type = identify(head)
+        if media_type == "image/webp" and (canvas := _webp_canvas(head)):
+            _verify_pixels(*canvas, limits)  # Pillow's parser allocates the canvas twice, on opening the file
+        file.seek(0)
+        opened = _PARSERS[media_type](file)
+        if getattr(opened, "is_animated", False):  # for GIF, this looks no further than the second frame
+            raise ImageFormatUnsupported("this picture is animated. Send one frame of it as a single picture.")
+        _verify_sides(*opened.size, limits)
+        yield media_type, opened
+
+
 # --- what it is ------------------------------------------------------------------------------------------------------
 
 _HEAD_BYTES = 64
+_PNG_SIGNATURE_BYTES = 8
 
 _PARSERS: dict[MediaType, Callable[[BinaryIO], ImageFile]] = {
     "image/jpeg": JpegImageFile,  # not Image.open, which makes a multi-picture file (MPO) of some phones' photographs
@@ -191,7 +216,7 @@ def _verify_pixels(width: int, height: int, limits: ImageLimits) -> None:
         )
 
 
-def _scale_while_decoding(jpeg: JpegImageFile, served: tuple[int, int], limits: ImageLimits) -> None:
+def _scale_while_decoding(jpeg: ImageFile, served: tuple[int, int], limits: ImageLimits) -> None:
     """Has a large JPEG decoded at 1/2, 1/4 or 1/8 of its size, which saves most of the time and memory.
 
     Only above 4 megapixels, and to no less than twice the served size on both sides: after the bicubic step that is
@@ -202,6 +227,8 @@ def _scale_while_decoding(jpeg: JpegImageFile, served: tuple[int, int], limits: 
     `served` is not upright: as the file lies. A progressive JPEG keeps every coefficient in memory at any scale, so it
     has a limit of its own.
     """
+    if not isinstance(jpeg, JpegImageFile):
+        return
     width, height = jpeg.size
     if "progressive" in jpeg.info and width * height > _PROGRESSIVE_FACTOR * limits.max_pixels:
         raise ImageTooLarge(
@@ -217,6 +244,12 @@ def _scale_while_decoding(jpeg: JpegImageFile, served: tuple[int, int], limits: 
     if scale > 1:
         jpeg.draft(None, (width // scale, height // scale))
 
+
+_FILTERS = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "lanczos": Image.Resampling.LANCZOS,
+}
 
 # --- what a person sees ----------------------------------------------------------------------------------------------
 
@@ -241,17 +274,51 @@ def _orientation(opened: ImageFile) -> Image.Transpose | None:
     """
     exif = Image.Exif()
     try:
-        exif.load(opened.info.get("exif", b""))
+        exif.load(opened.info.get("exif") or _exif_behind_pixels(opened))
         return _UPRIGHT.get(exif.get(_EXIF_ORIENTATION, 1))
     except Exception:  # a broken EXIF block raises nearly anything; viewers show such pictures as they lie
         return None
 
 
-def _load_rgb(opened: ImageFile, head: bytes, background: tuple[int, int, int]) -> Image.Image:
+def _upright_size(opened: ImageFile) -> tuple[int, int]:
+    width, height = opened.size
+    return (height, width) if _orientation(opened) in _SWAPS_SIDES else (width, height)
+
+
+_MAX_CHUNKS = 65_536
+"""How many chunks of a PNG are looked through for its EXIF. Programs write one of pixels for each 8 KB or more."""
+
+
+def _exif_behind_pixels(opened: ImageFile) -> bytes:
+    """The eXIf chunk of a PNG that stands after its pixels, where it may; `b""` where there is none.
+
+    The parser would come upon it only after the pixels, whose size depends on it (PNG third edition, 11.3.4.5).
+    """
+    file = opened.fp
+    if not isinstance(opened, PngImageFile) or file is None:
+        return b""
+    position = file.tell()
+    try:
+        file.seek(_PNG_SIGNATURE_BYTES)
+        for _ in range(_MAX_CHUNKS):
+            head = file.read(8)
+            length, kind = int.from_bytes(head[:4], "big"), head[4:]
+            if kind == b"eXIf":
+                return file.read(length)
+            if kind in (b"IEND", b""):
+                break
+            file.seek(length + 4, SEEK_CUR)  # and its checksum
+        return b""
+    finally:
+        file.seek(position)
+
+
+def _load_rgb(opened: ImageFile, background: tuple[int, int, int]) -> Image.Image:
     """Decodes the pixels, whatever their mode, to 8-bit RGB with transparent parts laid on the background."""
+    depth = _png_bit_depth(opened)  # now: loading lets go of the file
     opened.load()
     if "A" in opened.getbands() or "transparency" in opened.info:
-        return _on_background(_to_rgba(opened, _png_bit_depth(head)), background)
+        return _on_background(_to_rgba(opened, depth), background)
     if opened.mode == "I;16":
         return _grey_16_to_8(opened).convert("RGB")
     # 16-bit RGB is RGB here: Pillow keeps the high byte of each value. Converting RGB to RGB would copy it.
@@ -291,9 +358,16 @@ def _grey_16_to_8(grey: Image.Image) -> Image.Image:
     return grey.convert("I").point(lambda value: value * (1 / 257) + 0.5).convert("L")
 
 
-def _png_bit_depth(head: bytes) -> int:
+def _png_bit_depth(opened: ImageFile) -> int:
     """Bits a channel, from a PNG's IHDR, its first chunk; 8 for everything else."""
-    return head[24] if head[12:16] == b"IHDR" else 8
+    file = opened.fp
+    if not isinstance(opened, PngImageFile) or file is None:
+        return 8
+    position = file.tell()
+    file.seek(_PNG_SIGNATURE_BYTES + 16)
+    depth = file.read(1)[0]
+    file.seek(position)
+    return depth
 
 
 @contextmanager

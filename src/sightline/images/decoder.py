@@ -19,9 +19,11 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from io import FileIO
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -30,11 +32,13 @@ from sightline.config import ImageLimits
 from sightline.errors import EngineUnavailable, ImageError, ImageTooLarge, ImageUnreadable
 from sightline.images import decoder_process
 from sightline.images.budget import VisionBudget
-from sightline.images.codec import Picture
-from sightline.images.decoder_process import REPLIES, Refused, Reply, lay, opened, receive, send
+from sightline.images.codec import Inspected, Picture
+from sightline.images.decoder_process import REPLIES, Inspect, Refused, Reply, Request, lay, opened, receive, send
 from sightline.types import Pixels
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _WALL_PER_CPU = 4
 """Wall seconds a decoder may take for each CPU second it may use: machines are shared."""
@@ -78,21 +82,29 @@ class DecoderPool:
         the line; cancelled while it is decoded, the process finishes this picture for nobody (its limits bound that)
         and only then takes the next.
         """
+        return await self._run(file, lambda process: process.decode(file, budget))
+
+    async def inspect(self, file: bytes) -> Inspected:
+        """What the file's header says of its picture; no pixel is decoded. Otherwise as `decode`."""
+        return await self._run(file, lambda process: process.inspect(file))
+
+    async def _run(self, file: bytes, work: Callable[[_Process], T]) -> T:
+        """Has a process do its work with a file when it is its turn."""
         await self._turn.acquire()
         if self._is_closed:
             self._turn.release()
             raise _shutting_down()
         slot = self._idle.pop()
-        decoding = asyncio.get_running_loop().run_in_executor(self._threads, self._decode, slot, file, budget)
+        working = asyncio.get_running_loop().run_in_executor(self._threads, self._work, slot, work, len(file))
 
-        def free(done: asyncio.Future[tuple[Picture, Pixels]]) -> None:
+        def free(done: asyncio.Future[T]) -> None:
             self._idle.append(slot)
             self._turn.release()
             if not done.cancelled():
                 done.exception()  # seen, even where nobody waits for it any more
 
-        decoding.add_done_callback(free)
-        return await asyncio.shield(decoding)
+        working.add_done_callback(free)
+        return await asyncio.shield(working)
 
     async def close(self) -> None:
         """Ends every process. What is being decoded raises `EngineUnavailable`. Idempotent."""
@@ -106,21 +118,21 @@ class DecoderPool:
 
     # --- in a slot's thread --------------------------------------------------------------------------------------
 
-    def _decode(self, slot: int, file: bytes, budget: VisionBudget) -> tuple[Picture, Pixels]:
+    def _work(self, slot: int, work: Callable[[_Process], T], file_bytes: int) -> T:
         for is_last in (False, True):
             process = self._processes.get(slot) or self._restart(slot)
             try:
-                return process.decode(file, budget)
+                return work(process)
             except _DiedStarting as error:
                 log.error("%s", error)
                 self._restart(slot)
                 if is_last:
                     raise
             except _Died:
-                log.warning("decoder process %d died under a picture of %d bytes", process.pid, len(file))
+                log.warning("decoder process %d died under a picture of %d bytes", process.pid, file_bytes)
                 self._restart(slot)
             except _OverLimit:
-                log.warning("decoder process %d was too slow for a picture of %d bytes", process.pid, len(file))
+                log.warning("decoder process %d was too slow for a picture of %d bytes", process.pid, file_bytes)
                 self._restart(slot)
                 raise ImageTooLarge(
                     "this picture takes more time to decode than this server allows. Make it smaller."
@@ -185,19 +197,7 @@ class _Process:
 
     def decode(self, file: bytes, budget: VisionBudget) -> tuple[Picture, Pixels]:
         """Raises `ImageError`; or `_Died`, `_DiedStarting` or `_OverLimit`, after which only `end` is left to do."""
-        if not self._is_ready:
-            try:
-                self._receive(_START_S)
-            except (_Died, _OverLimit):
-                raise _DiedStarting(f"A decoder process did not start; its status is {self._process.poll()}.") from None
-            self._is_ready = True
-        lay(self._desk.fileno(), file)
-        with suppress(BrokenPipeError):  # it died idle: the answer, which will not come, tells that
-            send(self._stream, budget)
-        reply = self._receive(self._wall_s)
-        # A file that took the process over may answer anything: what we did not ask for is as good as its death.
-        if isinstance(reply, Refused) and reply.error in _IMAGE_ERRORS:
-            raise _IMAGE_ERRORS[reply.error](reply.message)
+        reply = self._ask(budget, file)
         if not isinstance(reply, Picture) or not _is_within(reply, budget):
             raise _Died
         pixels = np.empty((reply.served_height, reply.served_width, 3), np.uint8)
@@ -207,6 +207,14 @@ class _Process:
         lay(self._desk.fileno(), b"")
         pixels.flags.writeable = False
         return reply, pixels
+
+    def inspect(self, file: bytes) -> Inspected:
+        """Raises as `decode`."""
+        reply = self._ask(Inspect(), file)
+        lay(self._desk.fileno(), b"")
+        if not isinstance(reply, Inspected) or min(reply.width, reply.height) < 1:
+            raise _Died
+        return reply
 
     def kill(self) -> None:
         self._process.kill()
@@ -219,6 +227,22 @@ class _Process:
             self._stream.close()
         self._socket.close()
         self._desk.close()
+
+    def _ask(self, request: Request, file: bytes) -> Reply:
+        if not self._is_ready:
+            try:
+                self._receive(_START_S)
+            except (_Died, _OverLimit):
+                raise _DiedStarting(f"A decoder process did not start; its status is {self._process.poll()}.") from None
+            self._is_ready = True
+        lay(self._desk.fileno(), file)
+        with suppress(BrokenPipeError):  # it died idle: the answer, which will not come, tells that
+            send(self._stream, request)
+        reply = self._receive(self._wall_s)
+        # A file that took the process over may answer anything: what we did not ask for is as good as its death.
+        if isinstance(reply, Refused) and reply.error in _IMAGE_ERRORS:
+            raise _IMAGE_ERRORS[reply.error](reply.message)
+        return reply
 
     def _receive(self, timeout_s: float) -> Reply:
         self._socket.settimeout(timeout_s)

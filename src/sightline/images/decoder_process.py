@@ -5,7 +5,8 @@
 Started by the pool in `decoder.py`; what both sides must agree on is defined here. Control goes over a private socket
 as frames of msgpack behind four bytes of length. File bytes and pixels lie on the *desk*, a file in memory that both
 sides hold: the parent lays the picture file there and sends a `VisionBudget`; the answer is a `Picture`, with its
-pixels now on the desk, or `Refused`. A first frame, `Ready`, comes before any picture.
+pixels now on the desk, or `Refused`. Sent `Inspect` instead, the answer is what the header says, `Inspected`, or
+`Refused`. A first frame, `Ready`, comes before any picture.
 
 Imports little (no numpy, no asyncio), so that a new one is there in a tenth of a second.
 """
@@ -28,11 +29,15 @@ import msgspec
 from sightline.config import ImageLimits
 from sightline.errors import ImageError
 from sightline.images.budget import VisionBudget
-from sightline.images.codec import Picture, decode
+from sightline.images.codec import Inspected, Picture, decode, inspect
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
     pass
+
+
+class Inspect(msgspec.Struct, frozen=True, tag=True):
+    """Asks what the picture is, not for its pixels."""
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):
@@ -43,9 +48,10 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
-Reply = Ready | Picture | Refused
+Request = VisionBudget | Inspect
+Reply = Ready | Picture | Inspected | Refused
 
-BUDGETS = msgspec.msgpack.Decoder(VisionBudget)
+REQUESTS: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
 REPLIES: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
 
 _MAX_FRAME = 64 * 1024
@@ -53,7 +59,7 @@ _MAX_FRAME = 64 * 1024
 T = TypeVar("T")
 
 
-def send(stream: BufferedRWPair, message: VisionBudget | Reply) -> None:
+def send(stream: BufferedRWPair, message: Request | Reply) -> None:
     frame = msgspec.msgpack.encode(message)
     stream.write(len(frame).to_bytes(4, "little") + frame)
     stream.flush()
@@ -93,17 +99,22 @@ def main() -> None:
     desk = int(sys.argv[2])
     with suppress(ConnectionError), connection.makefile("rwb") as stream:  # the parent gone, so is the work
         send(stream, Ready())
-        while (budget := receive(stream, BUDGETS)) is not None:
+        while (request := receive(stream, REQUESTS)) is not None:
             _allow_cpu(limits.decoder_cpu_s)
-            try:
-                with opened(desk) as file:
-                    picture, pixels = decode(file, budget, limits)
-            except ImageError as error:
-                send(stream, Refused(type(error).__name__, error.message))
-            else:
-                lay(desk, pixels)
-                del pixels
-                send(stream, picture)
+            send(stream, _answer(request, desk, limits))
+
+
+def _answer(request: Request, desk: int, limits: ImageLimits) -> Reply:
+    """Does as asked with what lies on the desk; on return, pixels do, where there are any."""
+    try:
+        with opened(desk) as file:
+            if isinstance(request, Inspect):
+                return inspect(file, limits)
+            picture, pixels = decode(file, request, limits)
+    except ImageError as error:
+        return Refused(type(error).__name__, error.message)
+    lay(desk, pixels)
+    return picture
 
 
 def _allow_cpu(seconds: int) -> None:
