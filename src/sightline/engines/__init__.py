@@ -112,8 +112,14 @@ ENGINES: dict[str, EngineEntry] = {
     "openvino": EngineEntry(
         "sightline.engines.openvino:OpenVINOEngine", summary="our own, on OpenVINO's runtime; fastest on a CPU"
     ),
+    "vllm": EngineEntry(
+        "sightline.engines.vllm:VllmEngine", isolated=False, summary="vLLM, in an environment of its own"
+    ),
     "remote": EngineEntry(
         "sightline.engines.remote:RemoteEngine", isolated=False, summary="any OpenAI-compatible server, by its address"
+    ),
+    "transformers": EngineEntry(
+        "sightline.engines.transformers:TransformersEngine", summary="Hugging Face transformers: any model it can open"
     ),
     "fake": EngineEntry(
         "sightline.engines.fake:FakeEngine", summary="deterministic, no model; for tests, load tests and docs"

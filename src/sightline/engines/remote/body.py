@@ -12,7 +12,7 @@ import msgspec
 
 from sightline.engines.remote.kinds import Kind
 from sightline.errors import InvalidRequest, UnsupportedFeature
-from sightline.types import EngineRequest, Image, Message, SamplingParams, Text, ToolChoice
+from sightline.types import EngineRequest, Image, Message, SamplingParams, Text, Tool, ToolChoice
 
 _INT64 = 2**63
 _BREAK = "\u200b"
@@ -191,19 +191,16 @@ def _tools(request: EngineRequest, specials: Specials) -> dict[str, Any]:
         return {}
     if choice.names:  # those alone: not every server knows how to be told which of several it may call
         tools = tuple(tool for tool in tools if tool.name in choice.names)
-    fields = [
-        {
-            "name": t.name,
-            "description": t.description,
-            "parameters": t.parameters,
-            **({"strict": True} if t.strict else {}),
-        }
-        for t in tools
-    ]
+    functions = [specials.broken(_function(tool)) for tool in tools]
     return {
-        "tools": [{"type": "function", "function": specials.broken(function)} for function in fields],
+        "tools": [{"type": "function", "function": function} for function in functions],
         "tool_choice": _tool_choice(choice),
     }
+
+
+def _function(tool: Tool) -> dict[str, Any]:
+    fields: dict[str, Any] = {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
+    return {**fields, "strict": True} if tool.strict else fields
 
 
 def _tool_choice(choice: ToolChoice) -> Any:

@@ -13,12 +13,12 @@ from urllib.parse import quote
 import msgspec
 
 from sightline.config import ModelConfig
-from sightline.engines import EngineInfo
+from sightline.engines import EngineInfo, EngineState
 from sightline.engines.remote.answer import Answer, with_pictures
 from sightline.engines.remote.body import Part, Specials, encode, to_body
 from sightline.engines.remote.counting import Counter
 from sightline.engines.remote.failures import Refusal, read_refusal, to_error, too_long
-from sightline.engines.remote.options import AS_IS, RemoteOptions, read_budget, read_key, read_options
+from sightline.engines.remote.options import AS_IS, RemoteOptions, read_budget, read_key, read_options, read_specials
 from sightline.engines.remote.pictures import Held, Pictures
 from sightline.engines.remote.sse import MalformedStream, ServerEvents
 from sightline.engines.remote.upstream import Address, Incoming, Limits, Upstream, stopped
@@ -53,12 +53,12 @@ class RemoteEngine:
         Raises `InvalidRequest` for options that cannot be meant.
         """
         self._config = config
-        self._options = options or read_options(config)
+        self._options = options or read_options(config, RemoteOptions)
         self._kind = self._options.row
         self._model = self._options.model or config.name
         self._budget = read_budget(self._options)
         self._key = read_key(self._options)
-        self._specials = Specials(self._options.special_tokens)
+        self._specials = Specials(read_specials(self._options))
         self._address = address or Address(self._options.base_url)
         self._pictures = Pictures()
         self._held = Held()
@@ -75,6 +75,12 @@ class RemoteEngine:
         if self._info is None:
             raise EngineUnavailable("The engine has not been started.")
         return self._info
+
+    @property
+    def state(self) -> EngineState:
+        if self._closed:
+            return "failed"
+        return "unloaded" if self._info is None else "ready"
 
     async def start(self) -> None:
         """Waits for the server to have the model, for at most `config.start_timeout_s`."""
@@ -213,7 +219,7 @@ class RemoteEngine:
                     if begun or not by_name or not self._named(request) or isinstance(error, EngineUnavailable):
                         raise
                     # It may not hold a picture any more. Which errors say so has changed between versions.
-                    self._held.forget(self._names(request))
+                    self._held.missed(self._names(request))
         finally:
             self._turn.release()
 
@@ -240,12 +246,14 @@ class RemoteEngine:
 
     async def _body(self, request: EngineRequest, *, by_name: bool) -> bytes:
         names = self._names(request)
-        wanted = [
-            image for image, name in zip(request.images, names, strict=True) if not (by_name and name in self._held)
-        ]
+        whole = [not (by_name and name in self._held) for name in names]  # decided once: others forget meanwhile
+        wanted = [image for image, is_whole in zip(request.images, whole, strict=True) if is_whole]
         async with self._pictures.encoded(wanted, request.tenant) as data_uris:
             uris = iter(data_uris)
-            parts = [Part(None if by_name and name in self._held else next(uris), name or None) for name in names]
+            parts = [
+                Part(next(uris) if is_whole else None, name or None)
+                for name, is_whole in zip(names, whole, strict=True)
+            ]
             body = to_body(request, self._model, self._kind, parts, self._specials)
             return await asyncio.to_thread(encode, body) if parts else encode(body)
 

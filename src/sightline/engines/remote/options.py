@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -13,6 +15,8 @@ from sightline.engines import FEATURES
 from sightline.engines.remote.kinds import KINDS, Kind
 from sightline.errors import InvalidRequest
 from sightline.images.budget import CellBudget, VisionBudget
+from sightline.images.checkpoint import BudgetError
+from sightline.images.checkpoint import read_budget as budget_of_checkpoint
 
 AS_IS = "as-is"
 _KEY_PREFIX = "SIGHTLINE_"
@@ -34,6 +38,8 @@ class RemoteOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Prompt and completion tokens together; None: as the server tells, where it does."""
     budget: dict[str, Any] | str | None = None
     """How pixels become tokens there: a budget's fields with its `type`, or `as-is`. None: the model cannot see."""
+    checkpoint: str | None = None
+    """A directory with the model's configuration and tokenizer: `budget` and `special_tokens` are read from there."""
     max_pixels: int = 1_048_576
     """Of a picture that is served as it is; larger ones are reduced to this."""
     max_images: int | None = None
@@ -54,14 +60,16 @@ class RemoteOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         return KINDS[self.kind]
 
 
-def read_options(config: ModelConfig) -> RemoteOptions:
+OptionsT = TypeVar("OptionsT", bound=RemoteOptions)
+
+
+def read_options(config: ModelConfig, kind: type[OptionsT]) -> OptionsT:
     """Raises `InvalidRequest` for what is unknown, of the wrong type or cannot be meant."""
     try:
-        options = msgspec.convert(dict(config.options), RemoteOptions)
+        options = msgspec.convert(dict(config.options), kind)
     except msgspec.ValidationError as error:
-        known = ", ".join(RemoteOptions.__struct_fields__)
-        raise wrong(f"{error}. Known: {known}.") from None
-    _check_address(options.base_url)
+        raise wrong(f"{error}. Known: {', '.join(kind.__struct_fields__)}.") from None
+    check_address(options.base_url)
     if options.kind not in KINDS:
         raise wrong(f"kind is one of {', '.join(KINDS)}, not {options.kind!r}.")
     if unknown := sorted(set(options.features or ()) - FEATURES):
@@ -75,7 +83,7 @@ def read_options(config: ModelConfig) -> RemoteOptions:
     return options
 
 
-def _check_address(url: str) -> None:
+def check_address(url: str) -> None:
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -95,7 +103,7 @@ def read_budget(options: RemoteOptions) -> VisionBudget | None:
     `as-is` is a cell of one pixel: no size but that of too large a picture is changed. What a picture costs is unknown.
     """
     if options.budget is None:
-        return None
+        return _read_checkpoint_budget(options.checkpoint)
     if options.budget == AS_IS:
         return CellBudget(cell=1, min_pixels=1, max_pixels=options.max_pixels)
     try:
@@ -105,6 +113,30 @@ def read_budget(options: RemoteOptions) -> VisionBudget | None:
             f"budget is {AS_IS!r} or an object such as "
             f'{{"type": "CellBudget", "cell": 28, "min_pixels": 3136, "max_pixels": 1003520}} ({error}).'
         ) from None
+
+
+def _read_checkpoint_budget(directory: str | None) -> VisionBudget | None:
+    if directory is None:
+        return None
+    try:
+        return budget_of_checkpoint(Path(directory))
+    except BudgetError as error:
+        raise wrong(f"the checkpoint does not tell how the model sees: {error} Set the option budget.") from None
+
+
+def read_specials(options: RemoteOptions) -> tuple[str, ...]:
+    """Texts that the model's tokenizer takes for tokens of their own: `added_tokens` of the checkpoint's tokenizer."""
+    if options.checkpoint is None:
+        return options.special_tokens
+    try:
+        tokenizer = json.loads((Path(options.checkpoint) / "tokenizer.json").read_text(encoding="utf-8"))
+        added = tuple(str(token["content"]) for token in tokenizer["added_tokens"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise wrong(
+            "the checkpoint has no tokenizer.json that tells its special tokens; name them in special_tokens "
+            "and leave out checkpoint."
+        ) from None
+    return (*options.special_tokens, *added)
 
 
 def read_key(options: RemoteOptions) -> str | None:

@@ -23,6 +23,7 @@ _COMPRESSION = 1
 """zlib's level: pictures travel a local network, and level 6 takes five times as long for a tenth less."""
 _HELD = 1024
 """Pictures that a server is believed to hold."""
+_MAX_MISSES = 8
 
 Key = tuple[str, str, int, int]
 """Tenant, digest of the original file, served size: pixels follow from the last three, caches never cross the first."""
@@ -88,25 +89,31 @@ class Held:
     def __init__(self, salt: bytes | None = None) -> None:
         self._salt = salt or os.urandom(32)
         self._held: OrderedDict[str, None] = OrderedDict()
+        self._misses = 0
+        """In a row. A server whose cache is off misses always: it is not asked by name any more."""
 
     def name(self, image: Image, tenant: str) -> str:
         message = "\0".join(map(str, key_of(image, tenant)))
         return hmac.new(self._salt, message.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()
 
     def __contains__(self, name: str) -> bool:
-        return name in self._held
+        return name in self._held and self._misses < _MAX_MISSES
 
     def add(self, names: Sequence[str]) -> None:
+        """They have been answered about."""
         for name in names:
             self._held[name] = None
             self._held.move_to_end(name)
         while len(self._held) > _HELD:
             self._held.popitem(last=False)
 
-    def forget(self, names: Sequence[str]) -> None:
+    def missed(self, names: Sequence[str]) -> None:
+        """A request that named some of them failed."""
+        self._misses += 1
         for name in names:
             self._held.pop(name, None)
 
     def clear(self) -> None:
         """The server is a new one, which holds nothing."""
         self._held.clear()
+        self._misses = 0

@@ -94,7 +94,7 @@ class Upstream:
     ) -> None:
         self._address = address
         self._limits = limits
-        self._headers = {"Accept-Encoding": "identity", "User-Agent": "Sightline"}
+        self._headers: dict[bytes | str, bytes | str] = {"Accept-Encoding": "identity", "User-Agent": "Sightline"}
         if key is not None:
             self._headers["Authorization"] = f"Bearer {key}"
         self._pool = http.AsyncConnectionPool(
@@ -122,7 +122,7 @@ class Upstream:
     @asynccontextmanager
     async def open(self, method: str, path: str, body: bytes | None, deadline: float) -> AsyncIterator[Incoming]:
         """Leaving it before the body's end closes the connection, by which a server knows that nobody listens."""
-        headers: dict[bytes | str, bytes | str] = {**self._headers, "Host": _authority(self._address.base_url)}
+        headers = {**self._headers, "Host": _authority(self._address.base_url)}
         if body is not None:
             left = max(0.0, deadline - asyncio.get_running_loop().time())
             headers |= {
