@@ -6,18 +6,22 @@ Text is given out when it is final: whole UTF-8 characters, and nothing that cou
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final
 
 from sightline.engines.checkpoint import CheckpointError, read_json
 from sightline.engines.sampler import Logprobs
 from sightline.engines.stops import StopStrings
 from sightline.types import FinishReason, SamplingParams, TextDelta, TokenLogprob
 
+_BYTE_TOKEN: Final = re.compile(r"<0x([0-9A-F]{2})>").fullmatch
+
 
 class Vocabulary:
-    """Token ids to bytes, of a byte-level BPE tokenizer."""
+    """Token ids to bytes: of a byte-level vocabulary (GPT-2's way), or of one with byte fallback (SentencePiece's)."""
 
     def __init__(self, model_dir: Path, size: int, eos_tokens: frozenset[int]) -> None:
         """`size`: of the model's output, which may be larger than what the tokenizer names; `eos_tokens`: those that
@@ -25,14 +29,16 @@ class Vocabulary:
         self.size = size
         self.eos_tokens = eos_tokens
         definition = read_json(model_dir / "tokenizer.json")
-        if (definition.get("decoder") or {}).get("type") != "ByteLevel":
-            raise CheckpointError("tokenizer.json: only byte-level vocabularies are served")
-        alphabet = _byte_alphabet()
-        self._bytes = {
-            number: bytes(alphabet[character] for character in token)
-            for token, number in definition["model"]["vocab"].items()
-            if all(character in alphabet for character in token)
-        }
+        steps = _decoder_steps(definition)
+        kinds = {step["type"] for step in steps}
+        self.drops_first_space = any(s["type"] == "Strip" and s.get("start") and s["content"] == " " for s in steps)
+        """SentencePiece's mark of a word's beginning is no space at the beginning of an answer."""
+        if "ByteLevel" in kinds:
+            self._bytes = _spelled_in_alphabet(definition["model"])
+        elif "ByteFallback" in kinds:
+            self._bytes = _spelled_with_fallback(definition["model"])
+        else:
+            raise CheckpointError("tokenizer.json: only byte-level and byte-fallback vocabularies are served")
         self._added = {int(entry["id"]): entry["content"].encode() for entry in definition["added_tokens"]}
         self._silent = {int(entry["id"]) for entry in definition["added_tokens"] if entry["special"]}
 
@@ -71,6 +77,7 @@ class Answer:
         self._tokens_since_delta = 0
         self._untold: list[tuple[int, TokenLogprob]] = []
         """Log-probabilities not yet given out, each with the character at which its token began."""
+        self._drops_space = vocabulary.drops_first_space
         self.num_tokens = 0
 
     def push(self, token: int, logprobs: Logprobs | None = None) -> tuple[TextDelta | None, End | None]:
@@ -81,7 +88,7 @@ class Answer:
             return self._delta(self._flush(), ended=True), End("stop")
         if logprobs is not None:
             self._untold.append((self._num_decoded, self._told(token, logprobs)))
-        text = self._decoder.decode(self._vocabulary.text_bytes(token))
+        text = self._decoder.decode(self._text_bytes(token))
         self._num_decoded += len(text)
         # Like vLLM: what is written before min_tokens is not looked at for stops.
         shown, stop = (text, None) if self.num_tokens < self._min_tokens else self._stops.push(text)
@@ -91,6 +98,13 @@ class Answer:
             return self._delta(shown), None
         rest, stop = self._rest()
         return self._delta(shown + rest, ended=True, cut=stop is not None), End("stop" if stop else "length", stop)
+
+    def _text_bytes(self, token: int) -> bytes:
+        spelled = self._vocabulary.text_bytes(token)
+        if spelled and self._drops_space:
+            self._drops_space = False
+            return spelled.removeprefix(b" ")
+        return spelled
 
     def _flush(self) -> str:
         return self._rest()[0]
@@ -119,6 +133,30 @@ class Answer:
     def _entry(self, token: int, logprob: float, top: Sequence[TokenLogprob] = ()) -> TokenLogprob:
         spelling = self._vocabulary.spelling(token)
         return TokenLogprob(spelling.decode(errors="replace"), logprob, tuple(spelling), tuple(top))
+
+
+def _decoder_steps(definition: dict[str, Any]) -> list[dict[str, Any]]:
+    decoder: dict[str, Any] = definition.get("decoder") or {"type": "none"}
+    return list(decoder["decoders"]) if decoder["type"] == "Sequence" else [decoder]
+
+
+def _spelled_in_alphabet(model: dict[str, Any]) -> dict[int, bytes]:
+    alphabet = _byte_alphabet()
+    return {
+        number: bytes(alphabet[character] for character in token)
+        for token, number in model["vocab"].items()
+        if all(character in alphabet for character in token)
+    }
+
+
+def _spelled_with_fallback(model: dict[str, Any]) -> dict[int, bytes]:
+    """`<0x0A>` is a byte; in other tokens U+2581 is a space. Source: tokenizers' `ByteFallback` and Llama's decoder."""
+    vocab = model["vocab"]
+    named = vocab.items() if isinstance(vocab, dict) else ((entry[0], i) for i, entry in enumerate(vocab))
+    return {
+        number: bytes([int(byte[1], 16)]) if (byte := _BYTE_TOKEN(token)) else token.replace("\u2581", " ").encode()
+        for token, number in named
+    }
 
 
 def _byte_alphabet() -> dict[str, int]:

@@ -11,7 +11,6 @@ The event loop and the engine thread share nothing but the inbox and the queues;
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -23,14 +22,12 @@ from sightline.engines import FEATURES, EngineInfo
 from sightline.engines.answer import Vocabulary
 from sightline.engines.checkpoint import CheckpointError
 from sightline.engines.openvino.checkpoint import read_facts
-from sightline.engines.openvino.loop import Events, Generation, StepLoop
+from sightline.engines.openvino.loop import Generation, StepLoop
 from sightline.engines.openvino.prompt import Prompt, PromptBuilder
 from sightline.engines.openvino.runner import LanguageRunner, load_models
 from sightline.engines.openvino.vision import VisionEncoder, read_preprocessor
-from sightline.errors import ContextLengthExceeded, EngineUnavailable, InvalidRequest, SightlineError
+from sightline.errors import EngineUnavailable, InvalidRequest, SightlineError
 from sightline.types import EngineRequest, Event, Finish, Text, TokenCount
-
-log = logging.getLogger(__name__)
 
 _LONG_PROMPT_CHARACTERS: Final = 20_000
 """From here on a prompt is tokenised in a thread, so that the event loop stays responsive."""
@@ -95,7 +92,7 @@ class OpenVINOEngine:
 
     async def count_tokens(self, request: EngineRequest) -> TokenCount:
         prompt = await self._build(request)
-        self._max_tokens(request, prompt)
+        room_for_answer(self.info.context_length, prompt.count, request.sampling.max_tokens)
         return prompt.count
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[Event, None]:
@@ -104,8 +101,8 @@ class OpenVINOEngine:
         if any(not 0 <= token < size for token in request.sampling.logit_bias):
             raise InvalidRequest(f"A token id in logit_bias is not one of 0 to {size - 1}.", param="logit_bias")
         prompt = await self._build(request)
-        max_tokens = self._max_tokens(request, prompt)
-        events = _Queue(asyncio.get_running_loop())
+        max_tokens = room_for_answer(self.info.context_length, prompt.count, request.sampling.max_tokens)
+        events = EventQueue(asyncio.get_running_loop())
         generation = Generation(request, prompt, max_tokens, events.put, running.vocabulary)
         running.loop.submit(generation)
         try:
@@ -175,36 +172,3 @@ class OpenVINOEngine:
         if sum(map(len, texts)) < _LONG_PROMPT_CHARACTERS:
             return prompts.build(request)
         return await asyncio.to_thread(prompts.build, request)
-
-    def _max_tokens(self, request: EngineRequest, prompt: Prompt) -> int:
-        """How many tokens may be generated. Raises `ContextLengthExceeded`."""
-        context, count, wanted = self.info.context_length, prompt.count, request.sampling.max_tokens
-        if count.prompt_tokens + max(1, wanted or 0) > context:
-            pictures = f", {sum(count.image_tokens)} of them for pictures" if count.image_tokens else ""
-            room = (
-                f" and {wanted} were requested for the completion" if wanted else ", which leaves no room for an answer"
-            )
-            raise ContextLengthExceeded(
-                f"This model's context is {context} tokens. The messages are {count.prompt_tokens} tokens{pictures}"
-                f"{room}. Shorten the messages, send fewer or smaller pictures, or lower max_tokens.",
-                param="messages",
-            )
-        return context - count.prompt_tokens if wanted is None else wanted
-
-
-class _Queue:
-    """Lists of events from the engine thread to one consumer on the event loop."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._events: asyncio.Queue[Events] = asyncio.Queue()
-
-    def put(self, events: Events) -> None:
-        """From any thread."""
-        try:
-            self._loop.call_soon_threadsafe(self._events.put_nowait, events)
-        except RuntimeError:  # the event loop is closed: nobody waits any more
-            log.debug("events after the event loop was closed")
-
-    async def get(self) -> Events:
-        return await self._events.get()

@@ -16,19 +16,17 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from sightline.engines.answer import Answer, End, Vocabulary
+from sightline.engines.delivery import Events, stopped
 from sightline.engines.openvino.blocks import BlockPool, PrefixNames
 from sightline.engines.openvino.prompt import Prompt
 from sightline.engines.openvino.runner import Embeddings, LanguageRunner, Piece, Tokens
 from sightline.engines.openvino.scheduler import Chunk, Scheduler, Sequence
 from sightline.engines.openvino.vision import VisionEncoder
 from sightline.engines.sampler import Logits, Sampler, logprobs
-from sightline.errors import EngineFailed, EngineUnavailable, SightlineError
+from sightline.errors import EngineFailed, SightlineError
 from sightline.types import EngineRequest, Event, Finish, Timing, Usage
 
 log = logging.getLogger(__name__)
-
-Events: TypeAlias = list[Event | SightlineError]
-"""What a step gives to one generation; an error or a `Finish` is the last it gets."""
 
 
 class Generation:
@@ -85,10 +83,6 @@ class Generation:
         return Finish(end.reason, usage, timing, end.stop_sequence)
 
 
-def _stopped() -> EngineUnavailable:
-    return EngineUnavailable("The engine was stopped.")
-
-
 _Command: TypeAlias = tuple[Literal["submit", "cancel", "close"], Generation | None]
 
 
@@ -114,7 +108,7 @@ class StepLoop:
             if not self._closed:
                 self._inbox.put(("submit", generation))
                 return
-        generation.deliver([_stopped()])
+        generation.deliver([stopped()])
 
     def cancel(self, generation: Generation) -> None:
         """Nothing is delivered after the step that is running now. One that has ended is left alone."""
@@ -136,9 +130,9 @@ class StepLoop:
             while not self._inbox.empty():
                 command, generation = self._inbox.get()
                 if command == "submit" and generation is not None:
-                    generation.deliver([_stopped()])
+                    generation.deliver([stopped()])
             for generation in self._sequences:
-                generation.deliver([_stopped()])
+                generation.deliver([stopped()])
 
     def _take_commands(self) -> bool:
         """Does what came in since the last step; waits if there is nothing else to do. False: it is time to stop."""

@@ -1,0 +1,51 @@
+"""From an engine's own thread to the event loop: what a request gets, and how much it may ask for."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TypeAlias
+
+from sightline.errors import ContextLengthExceeded, EngineUnavailable, SightlineError
+from sightline.types import Event, TokenCount
+
+log = logging.getLogger(__name__)
+
+Events: TypeAlias = list[Event | SightlineError]
+"""What a step gives to one generation; an error or a `Finish` is the last it gets."""
+
+
+class EventQueue:
+    """Lists of events from the engine thread to one consumer on the event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._events: asyncio.Queue[Events] = asyncio.Queue()
+
+    def put(self, events: Events) -> None:
+        """From any thread."""
+        try:
+            self._loop.call_soon_threadsafe(self._events.put_nowait, events)
+        except RuntimeError:  # the event loop is closed: nobody waits any more
+            log.debug("events after the event loop was closed")
+
+    async def get(self) -> Events:
+        return await self._events.get()
+
+
+def stopped() -> EngineUnavailable:
+    """What everything under way gets when an engine is closed."""
+    return EngineUnavailable("The engine was stopped.")
+
+
+def room_for_answer(context_length: int, count: TokenCount, wanted: int | None) -> int:
+    """How many tokens may be generated. Raises `ContextLengthExceeded`."""
+    if count.prompt_tokens + max(1, wanted or 0) > context_length:
+        pictures = f", {sum(count.image_tokens)} of them for pictures" if count.image_tokens else ""
+        room = f" and {wanted} were requested for the completion" if wanted else ", which leaves no room for an answer"
+        raise ContextLengthExceeded(
+            f"This model's context is {context_length} tokens. The messages are {count.prompt_tokens} tokens{pictures}"
+            f"{room}. Shorten the messages, send fewer or smaller pictures, or lower max_tokens.",
+            param="messages",
+        )
+    return context_length - count.prompt_tokens if wanted is None else wanted
