@@ -21,6 +21,7 @@ from sightline.config import MIB, ModelConfig
 from sightline.engines import FEATURES, EngineInfo
 from sightline.engines.answer import Vocabulary
 from sightline.engines.checkpoint import CheckpointError
+from sightline.engines.delivery import EventQueue, room_for_answer
 from sightline.engines.openvino.checkpoint import read_facts
 from sightline.engines.openvino.loop import Generation, StepLoop
 from sightline.engines.openvino.prompt import Prompt, PromptBuilder
