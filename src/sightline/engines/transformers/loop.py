@@ -1,0 +1,196 @@
+"""The step loop: one thread that owns the model and runs step after step.
+
+A step prefills at most one prompt, then gives every running sequence one token: who waits holds the others up for one
+prompt at a time. Between two steps it takes what has come in: new generations, and those that nobody wants any more,
+so a cancelled generation frees its sequence within one step.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from sightline.engines.answer import Answer, End, Vocabulary
+from sightline.engines.delivery import Events, stopped
+from sightline.engines.sampler import Sampler, logprobs
+from sightline.engines.transformers.batch import Logits, Row, Runner
+from sightline.engines.transformers.prompt import Prompt
+from sightline.errors import EngineFailed, SightlineError
+from sightline.types import EngineRequest, Event, Finish, Timing, Usage
+
+log = logging.getLogger(__name__)
+
+
+class Generation:
+    """One request on its way through the engine. Made on the event loop, from then on the engine thread's alone."""
+
+    def __init__(
+        self,
+        request: EngineRequest,
+        prompt: Prompt,
+        max_tokens: int,
+        deliver: Callable[[Events], None],
+        vocabulary: Vocabulary,
+    ) -> None:
+        """`deliver` is called from the engine thread."""
+        params = request.sampling
+        end_tokens = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else vocabulary.eos_tokens)
+        self.request = request
+        self.prompt = prompt
+        self.deliver = deliver
+        self.sampler = Sampler(params, prompt.tokens, end_tokens, vocabulary.size)
+        self.answer = Answer(vocabulary, params, end_tokens, max_tokens)
+        self.row: Row | None = None
+        """Its place in the batch, while it runs."""
+        self.last_token = 0
+        self.submitted = time.perf_counter()
+        self.scheduled: float | None = None
+        self.first_token: float | None = None
+
+    def extend(self, logits: Logits) -> list[Event]:
+        """Samples the next token; what came of it. Logits are of one position, [vocabulary]."""
+        self.first_token = self.first_token or time.perf_counter()
+        self.last_token = self.sampler.next_token(logits)
+        wanted = self.request.sampling.logprobs
+        told = None if wanted is None else logprobs(logits, self.last_token, wanted)
+        delta, end = self.answer.push(self.last_token, told)
+        return [*([] if delta is None else [delta]), *([] if end is None else [self._finish(end)])]
+
+    def _finish(self, end: End) -> Finish:
+        now = time.perf_counter()
+        scheduled, first_token = self.scheduled or now, self.first_token or now
+        count = self.prompt.count
+        usage = Usage(
+            count.prompt_tokens, self.answer.num_tokens, count.image_tokens, (False,) * len(count.image_tokens)
+        )
+        timing = Timing(
+            queue_s=scheduled - self.submitted,
+            prefill_s=first_token - scheduled,  # pictures included: the model does both in one pass
+            decode_s=now - first_token,
+        )
+        return Finish(end.reason, usage, timing, end.stop_sequence)
+
+
+_Command: TypeAlias = tuple[Literal["submit", "cancel", "close"], Generation | None]
+
+
+class StepLoop:
+    """Life: made (the thread runs) -> `submit` and `cancel`, from any thread -> `close`."""
+
+    def __init__(self, runner: Runner, *, max_running: int) -> None:
+        self._runner = runner
+        self._max_running = max_running
+        self._waiting: list[tuple[int, int, Generation]] = []
+        """A heap: highest priority first, then the order of arrival."""
+        self._running: list[Generation] = []
+        """In the order of the runner's rows."""
+        self._arrivals = itertools.count()
+        self._inbox: SimpleQueue[_Command] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="transformers-steps", daemon=True)
+        self._thread.start()
+
+    def submit(self, generation: Generation) -> None:
+        with self._lock:
+            if not self._closed:
+                self._inbox.put(("submit", generation))
+                return
+        generation.deliver([stopped()])
+
+    def cancel(self, generation: Generation) -> None:
+        """Nothing is delivered after the step that is running now. One that has ended is left alone."""
+        self._inbox.put(("cancel", generation))
+
+    def close(self) -> None:
+        """Ends the thread after the step that is running now; what was under way gets `EngineUnavailable`."""
+        self._inbox.put(("close", None))
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while self._take_commands():
+                self._prefill_next()
+                self._step()
+        finally:
+            # However it ends, nobody may be left waiting: not those under way, not those whose command is in line.
+            with self._lock:
+                self._closed = True
+            while not self._inbox.empty():
+                command, generation = self._inbox.get()
+                if command == "submit" and generation is not None:
+                    generation.deliver([stopped()])
+            for generation in [*self._running, *(waiting for _, _, waiting in self._waiting)]:
+                generation.deliver([stopped()])
+
+    def _take_commands(self) -> bool:
+        """Does what came in since the last step; waits if there is nothing else to do. False: it is time to stop."""
+        while not (self._waiting or self._running) or not self._inbox.empty():
+            command, generation = self._inbox.get()
+            if command == "close" or generation is None:
+                return False
+            if command == "submit":
+                heapq.heappush(self._waiting, (-generation.request.priority, next(self._arrivals), generation))
+            else:
+                self._forget(generation)
+        return True
+
+    def _forget(self, generation: Generation) -> None:
+        if generation.row is not None:
+            self._runner.leave(generation.row)
+            self._running.remove(generation)
+            generation.row = None
+        else:
+            self._waiting = [entry for entry in self._waiting if entry[2] is not generation]
+            heapq.heapify(self._waiting)
+
+    def _prefill_next(self) -> None:
+        if not self._waiting or len(self._running) >= self._max_running:
+            return
+        _, _, generation = heapq.heappop(self._waiting)
+        generation.scheduled = time.perf_counter()
+        try:
+            row, cache, logits = self._runner.prefill(generation.prompt)
+            if self._extend(generation, logits):
+                self._runner.join(row, cache)
+                generation.row = row
+                self._running.append(generation)
+        except Exception:
+            log.exception("a prompt of %d tokens failed", len(generation.prompt.tokens))
+            generation.deliver([EngineFailed("The engine failed while it ran this request.")])
+
+    def _step(self) -> None:
+        if not self._running:
+            return
+        try:
+            logits = self._runner.step([generation.last_token for generation in self._running])
+            for generation, row in zip(list(self._running), logits, strict=True):
+                if not self._extend(generation, row):
+                    self._forget(generation)
+        except Exception:
+            # Whatever it was, keys and values are not to be trusted: what runs ends here.
+            log.exception("a step of %d sequences failed", len(self._running))
+            failed, self._running = self._running, []
+            self._runner.forget()
+            for generation in failed:
+                generation.row = None
+                generation.deliver([EngineFailed("The engine failed while it ran this request.")])
+
+    def _extend(self, generation: Generation, logits: Logits) -> bool:
+        """Samples and delivers; False: the generation has ended."""
+        events: list[Event | SightlineError]
+        if np.isfinite(logits.max()):  # a NaN anywhere makes the maximum NaN
+            events = [*generation.extend(logits)]
+        else:
+            events = [EngineFailed("The model gave no number for this request.")]
+        if events:
+            generation.deliver(events)
+        return not (events and isinstance(events[-1], Finish | SightlineError))
