@@ -23,16 +23,17 @@ import transformers
 
 from sightline.images.budget import CellBudget
 from sightline.types import Image
-from tests.engines.reference.pairs import MAX_TOKENS, Pair, digest, make_pairs, serve
+from tests.engines.reference.pairs import MAX_TOKENS, Pair, committed_pairs, digest, serve
 from tests.engines.reference.transformers_fp32 import Answer, Reference
-from training.peek.evaluation.drawing import draw, encode
+from training.peek.evaluation.drawing import draw
+from training.peek.evaluation.files import encode
 
 
 def make_golden(model_dir: Path) -> dict[str, Any]:
     """The golden file's content for a checkpoint in Hugging Face format."""
     reference = Reference(model_dir)
     budget = CellBudget(*reference.budget)
-    pairs = make_pairs()
+    pairs = committed_pairs()
     served = asyncio.run(serve(pairs, budget))
     weights = hashlib.sha256((model_dir / "model.safetensors").read_bytes()).hexdigest()
     return {

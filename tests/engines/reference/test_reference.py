@@ -16,8 +16,8 @@ import pytest
 from sightline.config import PEEK, ModelConfig
 from sightline.images.budget import CellBudget
 from tests.engines.reference.ours import Vocabulary, ask, prompt_ids
-from tests.engines.reference.pairs import Pair, make_pairs, serve
-from training.peek.evaluation.drawing import encode
+from tests.engines.reference.pairs import Pair, committed_pairs, serve
+from training.peek.evaluation.files import encode
 
 pytestmark = [pytest.mark.engine_reference, pytest.mark.timeout(900)]
 
@@ -48,7 +48,7 @@ def test_goldens_made_anew_equal_the_committed_ones(fresh: dict[str, Any]) -> No
 
 
 def test_our_engine_equals_the_reference(fresh: dict[str, Any]) -> None:
-    pairs = make_pairs()
+    pairs = committed_pairs()
     answers, vocabulary = ask(CONFIG, pairs), Vocabulary(CONFIG.path)
     ids = prompt_ids(CONFIG, pairs, answers.images)
     assert ids == [expected["ours"]["prompt_ids"] for expected in fresh["pairs"]]
@@ -67,7 +67,7 @@ def test_served_pixels_are_the_reference_processor_s(fresh: dict[str, Any]) -> N
     from tests.engines.reference.transformers_fp32 import Reference  # imports torch
 
     reference = Reference(CONFIG.path)
-    pairs: list[Pair] = make_pairs()
+    pairs: list[Pair] = committed_pairs()
     served = asyncio.run(serve(pairs, CellBudget(*reference.budget)))
     apart: list[np.ndarray[Any, Any]] = []
     for pair, images in zip(pairs, served, strict=True):

@@ -28,6 +28,7 @@ POSITIONS = ("top left", "top", "top right", "left", "centre", "right", "bottom 
 
 Rgb = tuple[int, int, int]
 """0..255 sRGB."""
+Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,66 +125,66 @@ class Scene:
         return msgspec.convert(data, cls)
 
 
-def draw(scene: Scene) -> npt.NDArray[np.uint8]:
+def draw(scene: Scene) -> Pixels:
     """The scene's pixels before its finish, RGB, [height, width, 3]."""
-    canvas = np.empty((scene.height, scene.width, 3), np.float32)
+    canvas = np.empty((scene.height, scene.width, 3), np.uint8)
     if scene.elsewhere is not None:
         canvas[:] = elsewhere.picture(scene.elsewhere, scene.width, scene.height, scene.seed)
     else:
-        share = (np.arange(scene.height, dtype=np.float32) + 0.5) / scene.height
-        canvas[:] = _gradient(scene.background_rgb, scene.background_below, share)[:, None]
+        share = (np.arange(scene.height) + 0.5) / scene.height
+        canvas[:] = np.rint(_gradient(scene.background_rgb, scene.background_below, share))[:, None]
     for block in scene.blocks:
         _paint_block(canvas, block)
     for figure in scene.figures:
         _paint_figure(canvas, figure)
     for text in scene.texts:
         _paint_text(canvas, text)
-    return np.rint(canvas).astype(np.uint8)
+    return canvas
 
 
-def _paint_figure(canvas: Array, figure: Figure) -> None:
+def _paint_figure(canvas: Pixels, figure: Figure) -> None:
     height, width, _ = canvas.shape
     reach = figure.radius + 2.0
     left, right = max(0, math.floor(figure.x - reach)), min(width, math.ceil(figure.x + reach))
     top, bottom = max(0, math.floor(figure.y - reach)), min(height, math.ceil(figure.y + reach))
-    x = np.arange(left, right, dtype=np.float32)[None, :] + np.float32(0.5 - figure.x)
-    y = np.arange(top, bottom, dtype=np.float32)[:, None] + np.float32(0.5 - figure.y)
+    x = np.arange(left, right, dtype=np.float64)[None, :] + (0.5 - figure.x)
+    y = np.arange(top, bottom, dtype=np.float64)[:, None] + (0.5 - figure.y)
     turn = math.radians(figure.tilt + 90.0 * (DIRECTIONS.index(figure.direction) if figure.direction else 0))
-    cos, sin = np.float32(math.cos(turn)), np.float32(math.sin(turn))
+    cos, sin = math.cos(turn), math.sin(turn)
     u, v = x * cos + y * sin, y * cos - x * sin  # turned back into the figure's own frame
     distance = signed_distance(figure.shape, figure.radius, figure.proportion, u, v)
     if figure.stroke:  # the line lies inside the figure's edge
-        distance = np.abs(distance + np.float32(figure.stroke / 2)) - np.float32(figure.stroke / 2)
+        distance = np.abs(distance + figure.stroke / 2) - figure.stroke / 2
     rgb = _gradient(figure.rgb, figure.rgb_below, (y[:, 0] / figure.radius + 1) / 2)[:, None]
     _blend(canvas, left, top, np.clip(0.5 - distance, 0.0, 1.0), rgb)
 
 
-def _paint_text(canvas: Array, text: Text) -> None:
+def _paint_text(canvas: Pixels, text: Text) -> None:
     found = cover(text.text, text.font, text.cap_height, (text.x, text.y), spacing=text.spacing, tilt=text.tilt)
-    _blend(canvas, found.left, found.top, found.values, np.asarray(text.rgb, np.float32))
+    _blend(canvas, found.left, found.top, found.values, np.asarray(text.rgb, np.float64))
 
 
-def _paint_block(canvas: Array, block: Block) -> None:
+def _paint_block(canvas: Pixels, block: Block) -> None:
     left, top = math.floor(block.left), math.floor(block.top)
-    x = np.arange(left, math.ceil(block.right), dtype=np.float32)
-    y = np.arange(top, math.ceil(block.bottom), dtype=np.float32)
-    across = np.minimum(x + 1, np.float32(block.right)) - np.maximum(x, np.float32(block.left))
-    down = np.minimum(y + 1, np.float32(block.bottom)) - np.maximum(y, np.float32(block.top))
-    _blend(canvas, left, top, down[:, None] * across[None, :], np.asarray(block.rgb, np.float32))
+    x = np.arange(left, math.ceil(block.right), dtype=np.float64)
+    y = np.arange(top, math.ceil(block.bottom), dtype=np.float64)
+    across = np.minimum(x + 1, block.right) - np.maximum(x, block.left)
+    down = np.minimum(y + 1, block.bottom) - np.maximum(y, block.top)
+    _blend(canvas, left, top, down[:, None] * across[None, :], np.asarray(block.rgb, np.float64))
 
 
-def _blend(canvas: Array, left: int, top: int, coverage: Array, rgb: Array) -> None:
+def _blend(canvas: Pixels, left: int, top: int, coverage: Array, rgb: Array) -> None:
     """Lays `rgb` over the canvas where `coverage` [h, w] says; what reaches over the canvas' edge is cut off."""
     height, width, _ = canvas.shape
     rows = slice(max(0, -top), min(coverage.shape[0], height - top))
     columns = slice(max(0, -left), min(coverage.shape[1], width - left))
     share = coverage[rows, columns][..., None]
     patch = canvas[top + rows.start : top + rows.stop, left + columns.start : left + columns.stop]
-    patch += share * (rgb - patch)
+    patch[:] = np.rint(patch + share * (rgb - patch))
 
 
-def _gradient(above: Rgb, below: Rgb | None, share: npt.NDArray[Any]) -> Array:
+def _gradient(above: Rgb, below: Rgb | None, share: Array) -> Array:
     """Shades from `above` (share 0) to `below` (share 1), [n, 3]."""
-    start = np.asarray(above, np.float32)
-    made: Array = start + np.clip(share, 0, 1)[:, None] * (np.asarray(below or above, np.float32) - start)
+    start = np.asarray(above, np.float64)
+    made: Array = start + np.clip(share, 0, 1)[:, None] * (np.asarray(below or above, np.float64) - start)
     return made

@@ -15,8 +15,8 @@ from PIL import Image
 
 from training.peek.evaluation.lettering import FONTS, cover
 
-Pixels = npt.NDArray[np.float32]
-"""[height, width, 3], 0..255."""
+Pixels = npt.NDArray[np.uint8]
+"""[height, width, 3]."""
 Plane = npt.NDArray[Any]
 """[height, width] or [height, width, 3], floats."""
 
@@ -29,7 +29,7 @@ def picture(kind: str, width: int, height: int, seed: int) -> Pixels:
     share /= 2 if kind == "render" else 1  # each of its pixels costs a hundred of the others'
     size = max(16, round(width * share)), max(16, round(height * share))
     made = np.rint(np.clip(KINDS[kind](*size, np.random.default_rng(seed)), 0, 255)).astype(np.uint8)
-    return np.asarray(Image.fromarray(made).resize((width, height), Image.Resampling.BICUBIC), np.float32)
+    return np.asarray(Image.fromarray(made).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def _cloud(width: int, height: int, rng: np.random.Generator, steepness: float = 1.0) -> Plane:

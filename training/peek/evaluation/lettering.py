@@ -31,7 +31,7 @@ class Coverage(NamedTuple):
     left: int
     """Of the picture's column where `values` begin."""
     top: int
-    values: npt.NDArray[np.float32]
+    values: npt.NDArray[np.float64]
     """[h, w], 0..1."""
 
 
@@ -82,7 +82,7 @@ def _fill(segments: Segments) -> Coverage:
     wind += np.bincount(place + 1, sign * beyond, rows * columns)
     inside = np.minimum(np.abs(np.cumsum(wind.reshape(rows, columns), axis=1)), 1.0)
     values = inside.reshape(-1, _SCANLINES, columns).mean(axis=1)
-    return Coverage(int(left), int(top), values.astype(np.float32))
+    return Coverage(int(left), int(top), values)
 
 
 class _Face:

@@ -11,7 +11,7 @@ SHAPES = ("circle", "square", "triangle", "star", "cross", "diamond", "ring", "a
 ROUND = ("circle", "ring")
 """Shapes that an outline would turn into one another."""
 
-Array = npt.NDArray[np.float32]
+Array = npt.NDArray[np.float64]
 
 
 def signed_distance(shape: str, radius: float, proportion: float, u: Array, v: Array) -> Array:
@@ -21,12 +21,12 @@ def signed_distance(shape: str, radius: float, proportion: float, u: Array, v: A
     the circle around the shape; `proportion` is 0..1 from slender to stout. Raises `ValueError` for another shape.
     """
     if shape == "circle":
-        return np.hypot(u, v) - np.float32(0.92 * radius)
+        return np.hypot(u, v) - 0.92 * radius
     if shape == "ring":
         inner = _between(0.66, 0.46, proportion)
         middle, half_band = (1.0 + inner) / 2 * radius, (1.0 - inner) / 2 * radius
-        return np.abs(np.hypot(u, v) - np.float32(middle)) - np.float32(half_band)
-    return _polygon_distance(np.asarray(outline(shape, proportion), np.float32) * np.float32(radius), u, v)
+        return np.abs(np.hypot(u, v) - middle) - half_band
+    return _polygon_distance(np.asarray(outline(shape, proportion)) * radius, u, v)
 
 
 def apparent_size(shape: str, radius: float, proportion: float) -> float:
@@ -67,7 +67,7 @@ def _polygon_distance(vertices: Array, u: Array, v: Array) -> Array:
     Source: Inigo Quilez, "2D distance functions", `sdPolygon`: the nearest edge gives the size, the parity of crossings
     the sign.
     """
-    nearest = np.full(u.shape, np.inf, np.float32)
+    nearest = np.full(u.shape, np.inf)
     inside = np.zeros(u.shape, bool)
     for (ax, ay), (bx, by) in zip(vertices, np.roll(vertices, -1, axis=0), strict=True):
         ex, ey = bx - ax, by - ay
