@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -39,6 +39,25 @@ class ImageLimits(msgspec.Struct, frozen=True, kw_only=True):
     """CPU seconds for one picture."""
     background: tuple[int, int, int] = (255, 255, 255)
     """What transparent pictures are laid on."""
+    cache_bytes: int = 256 * MIB
+    """Of decoded pictures kept for the next request that sends the same file; 0: none are."""
+
+
+class PictureSize(msgspec.Struct, frozen=True, kw_only=True):
+    """How large an operator lets pictures reach a model. `images/plan.py` says what becomes of it."""
+
+    detail: Literal["auto", "low", "high", "original"] = "auto"
+    """Of pictures whose request asks for none."""
+    max_pixels: int | None = None
+    """At most, whatever a request asks for; None: what the model can use."""
+    min_pixels: int | None = None
+
+    def __post_init__(self) -> None:
+        low, high = self.min_pixels, self.max_pixels
+        if any(pixels is not None and pixels < 1 for pixels in (low, high)):
+            raise InvalidRequest("max_pixels and min_pixels are numbers of pixels, 1 or more.", param="max_pixels")
+        if low is not None and high is not None and low > high:
+            raise InvalidRequest(f"min_pixels ({low}) must not be above max_pixels ({high}).", param="min_pixels")
 
 
 class FetchPolicy(msgspec.Struct, frozen=True, kw_only=True):
@@ -138,6 +157,22 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_queue: int = 256
     """Requests that may wait; more are refused with 503 and a Retry-After."""
     start_timeout_s: float = 120.0
+    limit_mm_per_prompt: Mapping[str, int] = {}
+    """`{"image": 4}`: at most four pictures in a request, on whichever engine."""
+    picture_size: PictureSize = PictureSize()
+
+    def __post_init__(self) -> None:
+        for kind, most in self.limit_mm_per_prompt.items():
+            if kind != "image" or most < 0:
+                raise InvalidRequest(
+                    f"limit_mm_per_prompt takes the key 'image' and a number from 0 on, not {kind!r}: {most}.",
+                    param="limit_mm_per_prompt",
+                )
+
+    @property
+    def max_images(self) -> int | None:
+        """Pictures in one request; None: as many as the engine takes."""
+        return self.limit_mm_per_prompt.get("image")
 
     @property
     def path(self) -> Path:
@@ -154,6 +189,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     request_timeout_s: float = 600.0
     """The deadline of a request that names none."""
     images: ImageLimits = ImageLimits()
+    picture_size: PictureSize = PictureSize()
+    """For every model; a model's own narrows it further."""
     fetch: FetchPolicy = FetchPolicy()
     http: HttpLimits = HttpLimits()
     log_level: str = "info"

@@ -53,6 +53,16 @@ COMPLETION_TOKENS = _counter("completion_tokens", "Tokens generated.", "model")
 IMAGE_STAGE_SECONDS = _histogram("image_stage_seconds", "A picture's way in: fetch, decode, resize.", _LATENCY, "stage")
 IMAGE_BYTES = _histogram("image_bytes", "Size of picture files.", _BYTES)
 IMAGE_PIXELS = _histogram("image_pixels", "Original pixels of pictures.", _PIXELS)
+IMAGE_SERVED_PIXELS = _histogram("image_served_pixels", "Pixels of pictures as engines receive them.", _PIXELS)
+IMAGES_SCALED_TO_FIT = _counter("images_scaled_to_fit", "Pictures made smaller because the context was full.", "model")
+IMAGE_CACHE = _counter(
+    "image_cache", "Pictures by where their pixels came from: hit, miss, shared (decoded just then).", "result"
+)
+IMAGE_CACHE_EVICTIONS = _counter("image_cache_evictions", "Decoded pictures that made room for others.")
+IMAGE_CACHE_BYTES = _gauge("image_cache_bytes", "Pixels of the decoded pictures that are kept.")
+IMAGE_TOKEN_MISMATCHES = _counter(
+    "image_token_mismatches", "Requests whose engine counted its pictures' tokens otherwise: a bug.", "model"
+)
 TOKENS_PER_IMAGE = _histogram("tokens_per_image", "Tokens a picture was served as.", _TOKENS, "model")
 IMAGES_CACHED = _counter("images_cached", "Pictures whose embedding was at hand.", "model")
 

@@ -3,7 +3,8 @@
 Every surface (HTTP dialects, the command line, batches) calls this; nothing here knows HTTP, and no engine is known by
 name. One request, hop by hop:
 
-    generate -> admission (routing.py) -> pictures (images/intake.py) -> a slot -> engine -> observe (metrics.py)
+    generate -> admission (routing.py) -> how large its pictures may be (images/plan.py) -> pictures (images/intake.py)
+             -> a slot -> engine -> observe (metrics.py)
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from sightline import metrics
 from sightline.config import ModelConfig, Settings
@@ -26,9 +29,11 @@ from sightline.errors import (
     SightlineError,
     UnsupportedFeature,
 )
+from sightline.images.budget import VisionBudget
 from sightline.images.intake import Intake, ResolvedImage
+from sightline.images.plan import Room, picture_budget
 from sightline.routing import Admission
-from sightline.types import ChatRequest, EngineRequest, Event, Image, Message, Text, TokenCount
+from sightline.types import ChatRequest, EngineRequest, Event, Finish, Image, Message, Text, TokenCount
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +53,8 @@ class ServedImage:
     served_height: int
     tokens: int
     digest: str
+    scaled_to_fit: bool = False
+    """Smaller than its budget would have had it, because the context had no room for more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,14 +132,17 @@ class Service:
         """Whether every configured model can take a request now."""
         return all(model.state == "ready" for model in self._models.values())
 
-    async def measure(self, request: ChatRequest) -> tuple[TokenCount, tuple[ServedImage, ...]]:
-        """What the prompt would cost, and what would become of its pictures. Nothing runs on the engine."""
-        model = self._model(request)
-        info = await model.loaded()
-        _refuse_unsupported(request, info)
-        resolved = await self._resolve(request, info)
-        count = await model.engine.count_tokens(_to_engine_request(request, resolved, 0))
-        return count, _served(resolved, count)
+    async def measure(
+        self, request: ChatRequest, *, timeout_s: float | None = None
+    ) -> tuple[TokenCount, tuple[ServedImage, ...]]:
+        """What the prompt would cost, and what would become of its pictures. Nothing runs on the engine.
+
+        Raises what `generate` raises before its first item, but that nobody waits in line for this.
+        """
+        async with _deadline(timeout_s or self._settings.request_timeout_s):
+            model = self._model(request)
+            understood = await self._understand(request, model, await model.loaded())
+        return understood.token_count, understood.images
 
     async def generate(self, request: ChatRequest, *, timeout_s: float | None = None) -> AsyncGenerator[Item, None]:
         """Yields `Prepared` when the first event of an engine is there (an error before it can still be a true status),
@@ -162,15 +172,11 @@ class Service:
         label = request.model if request.model in self._models else "other"
         error: BaseException | None = None
         try:
-            async with asyncio.timeout(timeout_s) as deadline:
+            async with _deadline(timeout_s):
                 try:
                     await self._admit_and_run(request, items)
                 except BaseExceptionGroup as group:
                     raise _first(group) from None
-        except TimeoutError as timeout:
-            error = timeout
-            if deadline.expired():
-                error = DeadlineExceeded(f"The request took longer than its deadline of {timeout_s:g} s.")
         except BaseException as caught:
             error = caught
         metrics.REQUESTS.labels(label, metrics.outcome(error)).inc()
@@ -184,10 +190,9 @@ class Service:
         async with model.admission.enter(priority=request.priority, choices=request.n) as ticket:
             admitted = time.perf_counter()
             info = await model.loaded()
-            _refuse_unsupported(request, info)
-            resolved = await self._resolve(request, info)
-            choices = [_to_engine_request(request, resolved, index) for index in range(request.n)]
-            token_count = await _count_tokens(model.engine, choices[0])
+            understood = await self._understand(request, model, info)
+            resolved = understood.resolved
+            choices = [_to_engine_request(request, [r.image for r in resolved], index) for index in range(request.n)]
             queued = time.perf_counter()
             await ticket.slot()
             queue_s = time.perf_counter() - queued
@@ -195,8 +200,8 @@ class Service:
             prepared = Prepared(
                 engine=info.engine,
                 path=(model.replica,),
-                images=_served(resolved, token_count),
-                token_count=token_count,
+                images=understood.images,
+                token_count=understood.token_count,
                 fetch_s=sum(r.fetch_s for r in resolved),
                 decode_s=sum(r.decode_s + r.resize_s for r in resolved),
                 queue_s=queue_s,
@@ -216,6 +221,8 @@ class Service:
                 ) as events:
                     async for event in events:
                         begun = True
+                        if isinstance(event, Finish):
+                            _verify_count(event, stream.token_count, model.name)
                         await stream.put(index, event)
                 return
             except EngineError as error:
@@ -224,18 +231,29 @@ class Service:
                 log.warning("model %s: %s; request %s is tried once more", model.name, error, request.request_id)
                 stream.tried_again(model.replica)
 
-    async def _resolve(self, request: ChatRequest, info: EngineInfo) -> tuple[ResolvedImage, ...]:
-        if not request.images:
-            return ()
-        assert info.vision is not None  # _refuse_unsupported has seen to it
-        resolved = await self._intake.resolve(request.images, info.vision, tenant=request.tenant)
-        for picture in resolved:
-            metrics.IMAGE_STAGE_SECONDS.labels("fetch").observe(picture.fetch_s)
-            metrics.IMAGE_STAGE_SECONDS.labels("decode").observe(picture.decode_s)
-            metrics.IMAGE_STAGE_SECONDS.labels("resize").observe(picture.resize_s)
-            metrics.IMAGE_BYTES.observe(picture.image.num_bytes)
-            metrics.IMAGE_PIXELS.observe(picture.image.width * picture.image.height)
-        return resolved
+    async def _understand(self, request: ChatRequest, model: _Model, info: EngineInfo) -> _Understood:
+        """The pictures at the size at which they are served, and what the prompt costs with them.
+
+        The engine counts the text, with the smallest picture in each one's place; what pictures cost is arithmetic.
+        Only where pictures of any size might not fit are their sizes looked at before they are decoded.
+        """
+        _refuse_unsupported(request, info)
+        _refuse_too_many_pictures(request, info, model.config, self._settings.images.max_images)
+        vision = info.vision
+        if vision is None or not request.images:
+            return _Understood(await _count_tokens(model.engine, _to_engine_request(request, (), 0)))
+        configured = model.config.picture_size, self._settings.picture_size
+        budgets = [picture_budget(vision, ref, *configured) for ref in request.images]
+        standing_in = _to_engine_request(request, [_smallest(budget) for budget in budgets], 0)
+        count = await _count_tokens(model.engine, standing_in)
+        room = Room(info.context_length, count.text_tokens, request.sampling.max_tokens, count.exact)
+        fit = None if room.holds_any(budgets) else lambda sizes: room.fit(sizes, budgets)
+        resolved = await self._intake.resolve(request.images, budgets, tenant=request.tenant, fit=fit)
+        tokens = tuple(vision.tokens(r.image.served_width, r.image.served_height) for r in resolved)
+        understood = _Understood(TokenCount(room.text + sum(tokens), tokens, count.exact), resolved)
+        metrics.IMAGES_SCALED_TO_FIT.labels(model.name).inc(sum(r.scaled_to_fit for r in resolved))
+        _log(request, understood)
+        return understood
 
     def _model(self, request: ChatRequest) -> _Model:
         try:
@@ -311,6 +329,7 @@ class _Stream:
 
     def __init__(self, prepared: Prepared, items: asyncio.Queue[Item | _End], started: float) -> None:
         self.started = started
+        self.token_count = prepared.token_count
         self._prepared: Prepared | None = prepared
         self._items = items
 
@@ -330,6 +349,41 @@ class _End:
     error: BaseException | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Understood:
+    """A request whose pictures have been looked at."""
+
+    token_count: TokenCount
+    resolved: tuple[ResolvedImage, ...] = ()
+
+    @property
+    def images(self) -> tuple[ServedImage, ...]:
+        return tuple(
+            ServedImage(
+                width=r.image.width,
+                height=r.image.height,
+                served_width=r.image.served_width,
+                served_height=r.image.served_height,
+                tokens=tokens,
+                digest=r.image.digest,
+                scaled_to_fit=r.scaled_to_fit,
+            )
+            for r, tokens in zip(self.resolved, self.token_count.image_tokens, strict=True)
+        )
+
+
+@asynccontextmanager
+async def _deadline(timeout_s: float) -> AsyncIterator[None]:
+    """Raises `DeadlineExceeded` in place of what is inside when its time is over."""
+    try:
+        async with asyncio.timeout(timeout_s) as deadline:
+            yield
+    except TimeoutError:
+        if not deadline.expired():
+            raise
+        raise DeadlineExceeded(f"The request took longer than its deadline of {timeout_s:g} s.") from None
+
+
 async def _watch_event_loop() -> None:
     """Measures what every client would feel if something blocked the loop."""
     while True:
@@ -341,15 +395,15 @@ async def _watch_event_loop() -> None:
 # --- pure steps ------------------------------------------------------------------------------------------------------
 
 
-def _to_engine_request(request: ChatRequest, resolved: tuple[ResolvedImage, ...], index: int) -> EngineRequest:
-    """One choice of a request, with pictures in place of references to them.
+def _to_engine_request(request: ChatRequest, images: Sequence[Image], index: int) -> EngineRequest:
+    """One choice of a request, with pictures in place of references to them, in the same order.
 
     Choices differ by seed: the client's, plus the choice's index.
     """
-    pictures = iter(resolved)
+    pictures = iter(images)
 
     def part(content: object) -> Text | Image:
-        return content if isinstance(content, Text) else next(pictures).image
+        return content if isinstance(content, Text) else next(pictures)
 
     messages = tuple(
         Message[Image](m.role, tuple(part(p) for p in m.content), m.tool_calls, m.tool_call_id, m.name)
@@ -379,12 +433,6 @@ def _refuse_unsupported(request: ChatRequest, info: EngineInfo) -> None:
             f"The model {request.model!r} cannot see pictures. Send text only, or choose a model with vision.",
             param=pictures[0].param,
         )
-    if info.max_images is not None and len(pictures) > info.max_images:
-        raise UnsupportedFeature(
-            f"The model {request.model!r} takes at most {info.max_images} pictures in a request; "
-            f"{len(pictures)} were sent.",
-            param=pictures[info.max_images].param,
-        )
     s = request.sampling
     wanted = {
         "seed": s.seed is not None,
@@ -411,11 +459,45 @@ def _refuse_unsupported(request: ChatRequest, info: EngineInfo) -> None:
             )
 
 
-def _served(resolved: tuple[ResolvedImage, ...], count: TokenCount) -> tuple[ServedImage, ...]:
-    return tuple(
-        ServedImage(i.width, i.height, i.served_width, i.served_height, tokens, i.digest)
-        for i, tokens in zip((r.image for r in resolved), count.image_tokens, strict=True)
-    )
+def _refuse_too_many_pictures(request: ChatRequest, info: EngineInfo, config: ModelConfig, everywhere: int) -> None:
+    """Raises `UnsupportedFeature` for more pictures than the server, the model's configuration or its engine allows."""
+    pictures = request.images
+    most = min(limit for limit in (everywhere, config.max_images, info.max_images) if limit is not None)
+    if len(pictures) > most:
+        raise UnsupportedFeature(
+            f"The model {request.model!r} takes at most {most} pictures in a request; {len(pictures)} were sent.",
+            param=pictures[most].param,
+        )
+
+
+def _smallest(budget: VisionBudget) -> Image:
+    """Stands in for a picture where only tokens are counted. Takes no memory: all its pixels are one."""
+    served = budget.serve(1, 1)
+    pixels = np.broadcast_to(np.uint8(0), (served.height, served.width, 3))
+    return Image(pixels, digest="", width=1, height=1, media_type="image/png", num_bytes=0)
+
+
+def _verify_count(finish: Finish, planned: TokenCount, model: str) -> None:
+    """What a client was told of its pictures must be what the engine made of them."""
+    if planned.exact and finish.usage.image_tokens != planned.image_tokens:
+        metrics.IMAGE_TOKEN_MISMATCHES.labels(model).inc()
+        log.error(
+            "model %s: pictures of %s tokens by its budget were %s to its engine; one of them has a bug",
+            model, planned.image_tokens, finish.usage.image_tokens,
+        )  # fmt: skip
+
+
+def _log(request: ChatRequest, understood: _Understood) -> None:
+    """One line a request: digests, types, sizes, tokens and times; never content, and no part of a URL."""
+    if not log.isEnabledFor(logging.INFO):
+        return
+    pictures = [
+        f"{r.image.digest} {r.image.media_type} {r.image.num_bytes} B {s.width}x{s.height} as "
+        f"{s.served_width}x{s.served_height}{' (to fit)' if s.scaled_to_fit else ''}, {s.tokens} tokens, "
+        f"{r.fetch_s + r.decode_s + r.resize_s:.4f} s"
+        for r, s in zip(understood.resolved, understood.images, strict=True)
+    ]
+    log.info("request %s: %s", request.request_id, "; ".join(pictures))
 
 
 async def _count_tokens(engine: Engine, request: EngineRequest) -> TokenCount:

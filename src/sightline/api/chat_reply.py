@@ -239,7 +239,13 @@ def to_input_tokens(count: TokenCount, images: Sequence[ServedImage]) -> InputTo
         text_tokens=count.text_tokens,
         image_tokens=sum(count.image_tokens),
         images=[
-            InputImage(index=i, tokens=p.tokens, served_width=p.served_width, served_height=p.served_height)
+            InputImage(
+                index=i,
+                tokens=p.tokens,
+                served_width=p.served_width,
+                served_height=p.served_height,
+                scaled_to_fit=True if p.scaled_to_fit else msgspec.UNSET,
+            )
             for i, p in enumerate(images)
         ],
     )

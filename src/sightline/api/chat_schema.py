@@ -9,7 +9,7 @@ prompt_cache_retention, prompt_cache_options, moderation, web_search_options.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -344,6 +344,7 @@ class InputImage(msgspec.Struct, frozen=True, kw_only=True):
     tokens: int
     served_width: int
     served_height: int
+    scaled_to_fit: Literal[True] | UnsetType = UNSET
 
 
 class InputTokens(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,9 +7,11 @@ The same in every OpenAI-shaped dialect (wire contract, section 13).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 from urllib.parse import quote
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from sightline.service import Prepared
 from sightline.types import Finish, Usage
@@ -24,6 +26,9 @@ class ImageReport(msgspec.Struct, frozen=True, kw_only=True):
     tokens: int
     digest: str
     cached: bool
+    """Its embedding was at hand."""
+    scaled_to_fit: Literal[True] | UnsetType = UNSET
+    """There where the context had no room for the picture at the size that its budget would have given it."""
 
 
 class TimingReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,6 +76,7 @@ def to_extension(prepared: Prepared, finishes: Sequence[Finish]) -> Extension:
             tokens=image.tokens,
             digest=image.digest,
             cached=index < len(cached) and cached[index],
+            scaled_to_fit=True if image.scaled_to_fit else UNSET,
         )
         for index, image in enumerate(prepared.images)
     ]

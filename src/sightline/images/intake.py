@@ -1,24 +1,34 @@
 """From the pictures that a request names to the pictures that an engine sees: `ImageRef` to `Image`.
 
-Each is fetched, then decoded in the pool; the same file at the same budget, wherever it stands in the requests under
-way, is decoded once.
+Each is fetched, then decoded in the pool. The same file at the same budget for the same tenant is decoded once,
+wherever it stands in the requests under way, and not again as long as the cache holds it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
+from sightline import metrics
 from sightline.config import FetchPolicy, ImageLimits
 from sightline.errors import ImageError, UnsupportedFeature
 from sightline.images.budget import VisionBudget
-from sightline.images.codec import Picture
+from sightline.images.cache import Decoded, Key, PictureCache
 from sightline.images.decoder import DecoderPool
-from sightline.images.fetch import Fetcher
-from sightline.types import Image, ImageRef, Pixels
+from sightline.images.fetch import Fetcher, File
+from sightline.images.plan import Size
+from sightline.types import Image, ImageRef
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Fit = Callable[[Sequence[Size]], Sequence[VisionBudget]]
+"""From the original sizes of a request's pictures to the budgets by which they fit together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +39,17 @@ class ResolvedImage:
     fetch_s: float
     """The download with its wait for a turn, or base64; and the digest."""
     decode_s: float
+    """0 for a picture that was at hand, as is `resize_s`."""
     resize_s: float
+    scaled_to_fit: bool = False
+    """Served smaller than its own budget would have had it."""
 
 
-_Decoded = tuple[Picture, Pixels]
-_Key = tuple[str, VisionBudget]
-"""Digest of the file, and the budget of this picture in this request: together they decide every pixel."""
+@dataclass(frozen=True, slots=True)
+class _Fetched:
+    ref: ImageRef
+    file: File
+    fetch_s: float
 
 
 class Intake:
@@ -45,7 +60,8 @@ class Intake:
         self._limits = limits
         self._fetcher = Fetcher(limits, policy)
         self._decoders = DecoderPool(limits)
-        self._under_way: dict[_Key, _Shared] = {}
+        self._cache = PictureCache(limits.cache_bytes)
+        self._under_way: dict[Key, _Shared] = {}
 
     async def start(self) -> None:
         await self._decoders.start()
@@ -54,15 +70,19 @@ class Intake:
         """Ends the decoders; what is being resolved raises `EngineUnavailable`. Idempotent."""
         await self._fetcher.close()
         await self._decoders.close()
+        self._cache.clear()
 
     async def resolve(
-        self, refs: Sequence[ImageRef], budget: VisionBudget, *, tenant: str = ""
+        self, refs: Sequence[ImageRef], budgets: Sequence[VisionBudget], *, tenant: str = "", fit: Fit | None = None
     ) -> tuple[ResolvedImage, ...]:
-        """The pictures in the order of `refs`, each at the size that `budget.for_picture` gives it.
+        """The pictures in the order of `refs`, each at the size that its budget gives it.
+
+        With `fit`, every picture is fetched and its header read before any is decoded, and `fit` says from the
+        original sizes by which budgets they are served instead.
 
         Raises the error of the first bad picture in that order, whichever failed first, with its `param`: an
         `ImageError` of any kind; `UnsupportedFeature` for more than `limits.max_images`; `EngineUnavailable` once
-        closed. Cancelling it gives up what only it was waiting for.
+        closed; what `fit` raises. Cancelling it gives up what only it was waiting for.
         """
         if len(refs) > self._limits.max_images:
             raise UnsupportedFeature(
@@ -70,34 +90,64 @@ class Intake:
                 param=refs[self._limits.max_images].param,
             )
         with ExitStack() as shares:  # held until every picture is there, so that a twin never comes too late
-            tasks = [asyncio.create_task(self._resolve_one(ref, budget, tenant, shares)) for ref in refs]
-            try:
-                return tuple([await task for task in tasks])
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _resolve_one(self, ref: ImageRef, budget: VisionBudget, tenant: str, shares: ExitStack) -> ResolvedImage:
-        try:
-            began = time.perf_counter()
+            async def fetch_and_decode(ref: ImageRef, budget: VisionBudget) -> ResolvedImage:
+                return await self._decode(await self._fetch(ref, tenant), budget, tenant, shares)
+
+            if fit is None:
+                return await _in_order(map(fetch_and_decode, refs, budgets))
+            fetched = await _in_order(self._fetch(ref, tenant) for ref in refs)
+            fitted = fit(await _in_order(map(self._inspect, fetched)))
+            return await _in_order(
+                self._decode(file, budget, tenant, shares, scaled_to_fit=budget is not own)
+                for file, own, budget in zip(fetched, budgets, fitted, strict=True)
+            )
+
+    # --- one picture ---------------------------------------------------------------------------------------------
+
+    async def _fetch(self, ref: ImageRef, tenant: str) -> _Fetched:
+        began = time.perf_counter()
+        with _named(ref):
             file = await self._fetcher.fetch(ref.source, tenant=tenant)
-            fetch_s = time.perf_counter() - began
-            shared = self._share((file.digest, budget.for_picture(ref)), file.content)
-            shares.callback(self._release, shared)
-            picture, pixels = await asyncio.shield(shared.decoding)
-        except ImageError as error:
-            raise type(error)(f"{ref.param}: {error.message}", param=ref.param) from None
-        image = Image(pixels, file.digest, picture.width, picture.height, picture.media_type, len(file.content))
-        return ResolvedImage(image, fetch_s, picture.decode_s, picture.resize_s)
+        return _Fetched(ref, file, time.perf_counter() - began)
 
-    def _share(self, key: _Key, content: bytes) -> _Shared:
+    async def _inspect(self, fetched: _Fetched) -> Size:
+        with _named(fetched.ref):
+            inspected = await self._decoders.inspect(fetched.file.content)
+        return inspected.width, inspected.height
+
+    async def _decode(
+        self, fetched: _Fetched, budget: VisionBudget, tenant: str, shares: ExitStack, *, scaled_to_fit: bool = False
+    ) -> ResolvedImage:
+        file = fetched.file
+        key = Key(file.digest, tenant, budget, self._limits.background)
+        found = self._cache.get(key)
+        if found is not None:
+            (picture, pixels), result = found, "hit"
+        else:
+            result = "shared" if key in self._under_way else "miss"
+            shared = self._share(key, file.content)
+            shares.callback(self._release, shared)
+            with _named(fetched.ref):
+                picture, pixels = await asyncio.shield(shared.decoding)
+        image = Image(pixels, file.digest, picture.width, picture.height, picture.media_type, len(file.content))
+        decode_s, resize_s = (picture.decode_s, picture.resize_s) if result == "miss" else (0.0, 0.0)
+        resolved = ResolvedImage(image, fetched.fetch_s, decode_s, resize_s, scaled_to_fit)
+        _observe(resolved, result)
+        return resolved
+
+    def _share(self, key: Key, content: bytes) -> _Shared:
         shared = self._under_way.get(key)
         if shared is None:
-            shared = _Shared(key, asyncio.create_task(self._decoders.decode(content, key[1])))
+            shared = _Shared(key, asyncio.create_task(self._decode_and_keep(key, content)))
             self._under_way[key] = shared
         shared.holders += 1
         return shared
+
+    async def _decode_and_keep(self, key: Key, content: bytes) -> Decoded:
+        decoded = await self._decoders.decode(content, key.budget)
+        self._cache.put(key, decoded)
+        return decoded
 
     def _release(self, shared: _Shared) -> None:
         shared.holders -= 1
@@ -110,6 +160,44 @@ class Intake:
 class _Shared:
     """A decoding under way, for every request that holds it."""
 
-    key: _Key
-    decoding: asyncio.Task[_Decoded]
+    key: Key
+    decoding: asyncio.Task[Decoded]
     holders: int = 0
+
+
+@contextmanager
+def _named(ref: ImageRef) -> Iterator[None]:
+    """What is wrong with a picture is told with the place where it stood in the request."""
+    try:
+        yield
+    except ImageError as error:
+        raise type(error)(f"{ref.param}: {error.message}", param=ref.param) from None
+
+
+async def _in_order(work: Iterable[Coroutine[object, object, T]]) -> tuple[T, ...]:
+    """All of it at once; the results, or the first error, in the order given. Nothing of it outlives the call."""
+    tasks = [asyncio.create_task(one) for one in work]
+    try:
+        return tuple([await task for task in tasks])
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _observe(resolved: ResolvedImage, cache: str) -> None:
+    """`cache`: "hit", "miss", or "shared" with a picture that was just being decoded."""
+    image = resolved.image
+    metrics.IMAGE_CACHE.labels(cache).inc()
+    metrics.IMAGE_STAGE_SECONDS.labels("fetch").observe(resolved.fetch_s)
+    if cache == "miss":
+        metrics.IMAGE_STAGE_SECONDS.labels("decode").observe(resolved.decode_s)
+        metrics.IMAGE_STAGE_SECONDS.labels("resize").observe(resolved.resize_s)
+    metrics.IMAGE_BYTES.observe(image.num_bytes)
+    metrics.IMAGE_PIXELS.observe(image.width * image.height)
+    metrics.IMAGE_SERVED_PIXELS.observe(image.served_width * image.served_height)
+    log.debug(
+        "picture %s %s, %d bytes, %d x %d pixels served as %d x %d, %s: fetch %.4f s, decode %.4f s, resize %.4f s",
+        image.digest, image.media_type, image.num_bytes, image.width, image.height, image.served_width,
+        image.served_height, cache, resolved.fetch_s, resolved.decode_s, resolved.resize_s,
+    )  # fmt: skip
