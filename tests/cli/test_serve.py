@@ -11,7 +11,7 @@ import pytest
 
 from sightline.cli import main
 from sightline.cli.serve import add_arguments, to_settings
-from sightline.config import FetchPolicy, Settings
+from sightline.config import MIB, FetchPolicy, PictureSize, Settings
 from sightline.errors import InvalidRequest
 
 
@@ -114,3 +114,12 @@ def test_a_taken_port_is_told_at_once(capsys: pytest.CaptureFixture[str]) -> Non
         port = str(taken.getsockname()[1])
         assert main(["serve", "--engine", "fake", "--port", port]) == 1
     assert f"Cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
+
+
+def test_how_large_pictures_are_and_how_many_are_kept() -> None:
+    made = settings("--image-max-pixels", "90000", "--max-pixels", "50000", "--image-cache-mib", "64")
+    assert made.picture_size == PictureSize(max_pixels=90_000)
+    assert made.models[0].picture_size == PictureSize(max_pixels=50_000)
+    assert made.images.cache_bytes == 64 * MIB
+    assert settings("--image-cache-mib", "0").images.cache_bytes == 0
+    assert settings().images == Settings().images

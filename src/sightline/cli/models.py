@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from sightline.config import PEEK, ModelConfig, environment
+import msgspec
+
+from sightline.config import PEEK, ModelConfig, PictureSize, environment
 from sightline.engines import ENGINES
 from sightline.errors import InvalidRequest
 
@@ -27,18 +31,58 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="an option of the engine; the value is read as JSON where it is JSON, else as text; repeatable",
     )
+    parser.add_argument(
+        "--limit-mm-per-prompt",
+        default="{}",
+        metavar="image=N",
+        help='most pictures in a request to this model; also as JSON: {"image": 4}',
+    )
+    add_picture_size_arguments(parser, "", "to this model")
+
+
+def add_picture_size_arguments(parser: argparse.ArgumentParser, prefix: str, whose: str) -> None:
+    """`prefix` is "" or ends with "-"; `to_picture_size` takes it as well."""
+    details = ["auto", "low", "high", "original"]
+    parser.add_argument(
+        f"--{prefix}detail", choices=details, default="auto", help=f"of pictures {whose} whose request asks for none"
+    )
+    parser.add_argument(
+        f"--{prefix}max-pixels", type=int, metavar="N", help=f"most pixels of a picture as it is given {whose}"
+    )
+    parser.add_argument(
+        f"--{prefix}min-pixels", type=int, metavar="N", help=f"fewest pixels of a picture as it is given {whose}"
+    )
+
+
+def to_picture_size(args: argparse.Namespace, prefix: str = "") -> PictureSize:
+    """Raises `InvalidRequest` for bounds that contradict each other."""
+    given = vars(args)
+    start = prefix.replace("-", "_")
+    return PictureSize(
+        detail=given[f"{start}detail"], max_pixels=given[f"{start}max_pixels"], min_pixels=given[f"{start}min_pixels"]
+    )
 
 
 def to_model_config(args: argparse.Namespace) -> ModelConfig:
-    """Raises `InvalidRequest` for a directory that is not there or an option that is not KEY=VALUE."""
+    """Raises `InvalidRequest` for a directory that is not there or an option that cannot be meant."""
+    config = _to_source(args)
+    return msgspec.structs.replace(
+        config,
+        options=_options(args.option),
+        limit_mm_per_prompt=_to_limits(args.limit_mm_per_prompt),
+        picture_size=to_picture_size(args),
+    )
+
+
+def _to_source(args: argparse.Namespace) -> ModelConfig:
     if args.engine == "fake" and args.model == PEEK:
-        return ModelConfig(name=args.name or "fake", engine="fake", options=_options(args.option))
+        return ModelConfig(name=args.name or "fake", engine="fake")
     if args.model != PEEK and not Path(args.model).is_dir():
         raise InvalidRequest(
             f"There is no model {args.model!r}: it is neither `{PEEK}` nor a directory.", param="model"
         )
     name = args.name or (PEEK if args.model == PEEK else Path(args.model).resolve().name)
-    return ModelConfig(name=name, engine=args.engine, source=args.model, options=_options(args.option))
+    return ModelConfig(name=name, engine=args.engine, source=args.model)
 
 
 def _options(pairs: list[str]) -> dict[str, object]:
@@ -52,3 +96,15 @@ def _options(pairs: list[str]) -> dict[str, object]:
         except ValueError:
             options[key] = value
     return options
+
+
+def _to_limits(text: str) -> Mapping[str, int]:
+    """`image=4` or `{"image": 4}`; which keys there are is the configuration's to say."""
+    kind, separator, most = text.partition("=")
+    try:
+        limits: Any = {kind.strip(): int(most)} if separator else json.loads(text)
+        return msgspec.convert(limits, dict[str, int])
+    except (ValueError, msgspec.ValidationError):
+        raise InvalidRequest(
+            f'--limit-mm-per-prompt takes image=N or {{"image": N}}, not {text!r}.', param="limit_mm_per_prompt"
+        ) from None

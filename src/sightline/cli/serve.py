@@ -12,8 +12,13 @@ from collections.abc import Sequence
 import uvicorn
 
 from sightline.api.app import create_app
-from sightline.cli.models import add_model_arguments, to_model_config
-from sightline.config import FetchPolicy, Settings, environment
+from sightline.cli.models import (
+    add_model_arguments,
+    add_picture_size_arguments,
+    to_model_config,
+    to_picture_size,
+)
+from sightline.config import MIB, FetchPolicy, ImageLimits, Settings, environment
 from sightline.errors import InvalidRequest
 from sightline.service import Service
 
@@ -47,6 +52,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="CIDR",
         help="a network of private addresses that those hosts may be in, such as 10.1.0.0/16",
+    )
+    add_picture_size_arguments(parser, "image-", "to any model")
+    parser.add_argument(
+        "--image-cache-mib",
+        type=int,
+        default=ImageLimits().cache_bytes // MIB,
+        metavar="N",
+        help="MiB of decoded pictures kept for requests that send the same file again; 0: none (default: %(default)s)",
     )
     parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
 
@@ -93,6 +106,8 @@ def to_settings(args: argparse.Namespace) -> Settings:
         port=args.port,
         models=(to_model_config(args),),
         allowed_hosts=hosts if _is_loopback(args.host) or args.allowed_host else ("*",),
+        images=ImageLimits(cache_bytes=max(0, args.image_cache_mib) * MIB),
+        picture_size=to_picture_size(args, "image-"),
         fetch=_to_fetch_policy(args.fetch, args.fetch_network),
         log_level=args.log_level,
     )
