@@ -11,6 +11,10 @@ from openvino import opset13 as ops
 from sightline.engines.openvino import files
 from sightline.engines.openvino.compress import quantise, to_int8
 from sightline.engines.openvino.export import export
+from sightline.errors import EngineUnavailable
+from tests.engines.openvino.test_openvino_engine import ask, running, tell
+
+pytestmark = pytest.mark.anyio
 
 F32 = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
 PEEK = Path(__file__).parents[3] / "src" / "sightline" / "peek" / "model"
@@ -18,7 +22,9 @@ PEEK = Path(__file__).parents[3] / "src" / "sightline" / "peek" / "model"
 
 @pytest.fixture(scope="session")
 def int8_model(tiny_checkpoint: Path) -> Path:
-    out = tiny_checkpoint.parent / "int8"
+    """Both forms side by side, as they ship."""
+    out = tiny_checkpoint.parent / "both"
+    export(tiny_checkpoint, out)
     export(tiny_checkpoint, out, int8=True)
     return out
 
@@ -60,17 +66,32 @@ def types_of_weights(file: Path) -> set[str]:
     return {op.get_element_type().get_type_name() for op in constants if op.data.ndim == 2 and op.data.size >= 4096}
 
 
-def test_an_int8_export_has_the_same_ports_and_half_the_bytes(tiny_model: Path, int8_model: Path) -> None:
-    core = ov.Core()
+def test_an_int8_export_has_the_same_ports_and_half_the_bytes(int8_model: Path) -> None:
+    core, directories = ov.Core(), (int8_model, int8_model / "int8")
     for name in files.MODELS:
-        models: list[Any] = [core.read_model(directory / name) for directory in (tiny_model, int8_model)]
+        models: list[Any] = [core.read_model(directory / name) for directory in directories]
         names = [[port.get_any_name() for port in [*m.inputs, *m.outputs]] for m in models]
         assert names[0] == names[1]
-        assert types_of_weights(int8_model / name) == {"i8"}
-        plain, small = ((directory / name).with_suffix(".bin").stat().st_size for directory in (tiny_model, int8_model))
+        assert types_of_weights(int8_model / "int8" / name) == {"i8"}
+        plain, small = ((directory / name).with_suffix(".bin").stat().st_size for directory in directories)
         assert small < 0.6 * plain
-    companions = {path.name for path in tiny_model.iterdir()} ^ {path.name for path in int8_model.iterdir()}
-    assert companions == set()
+    assert {path.suffix for path in (int8_model / "int8").iterdir()} == {".xml", ".bin"}
+
+
+async def test_the_engine_runs_the_int8_weights_when_told_to(int8_model: Path) -> None:
+    told = {}
+    for weights in ("fp16", "int8"):
+        async with running(int8_model, weights=weights) as engine:
+            told[weights] = await tell(engine, ask("Say something.", max_tokens=1))
+    plain, small = (told[weights][0].logprob for weights in ("fp16", "int8"))
+    assert plain != small  # other weights
+    assert plain == pytest.approx(small, abs=0.2)  # that are nearly the same
+
+
+async def test_int8_weights_that_are_not_there_are_told_of(tiny_model: Path) -> None:
+    with pytest.raises(EngineUnavailable, match=r"int8/openvino_language_model.xml is missing.*export --int8"):
+        async with running(tiny_model, weights="int8"):
+            pass
 
 
 def test_int8_pictures_and_texts_are_nearly_the_same(tmp_path: Path) -> None:
@@ -80,6 +101,6 @@ def test_int8_pictures_and_texts_are_nearly_the_same(tmp_path: Path) -> None:
     patches = rng.standard_normal((16, 1176)).astype(np.float32)
     tokens = rng.integers(0, 200, (1, 60))
     for name, inputs in ((files.VISION_PATCHES, patches), (files.TEXT_EMBEDDINGS, tokens)):
-        plain, small = (core.compile_model(d / name, "CPU", F32)([inputs])[0] for d in (PEEK, tmp_path))
+        plain, small = (core.compile_model(d / name, "CPU", F32)([inputs])[0] for d in (PEEK, tmp_path / "int8"))
         assert np.abs(plain - small).max() < 0.03 * np.abs(plain).max()
         assert np.corrcoef(plain.ravel(), small.ravel())[0, 1] > 0.9995

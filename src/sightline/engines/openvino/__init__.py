@@ -22,6 +22,7 @@ from sightline.engines import FEATURES, EngineInfo
 from sightline.engines.answer import Vocabulary
 from sightline.engines.checkpoint import CheckpointError
 from sightline.engines.delivery import EventQueue, room_for_answer
+from sightline.engines.openvino import files
 from sightline.engines.openvino.checkpoint import read_facts
 from sightline.engines.openvino.loop import Generation, StepLoop
 from sightline.engines.openvino.prompt import Prompt, PromptBuilder
@@ -46,6 +47,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Upper bound of the KV blocks' memory; one full context always fits."""
     embedding_cache_mib: int = 64
     """Upper bound of kept picture embeddings."""
+    weights: files.Weights = "fp16"
+    """int8: the IR that `export --int8` puts beside the other; half the memory."""
     kv_cache_precision: Literal["f32", "f16", "u8"] = "f32"
     inference_precision: Literal["f32", "f16", "bf16"] = "f32"
     """f32, like the reference, unless speed is worth answers that differ now and then."""
@@ -137,6 +140,7 @@ class OpenVINOEngine:
         preprocessor = read_preprocessor(model_dir, facts.vision)
         models = load_models(
             model_dir,
+            weights=options.weights,
             kv_cache_precision=options.kv_cache_precision,
             inference_precision=options.inference_precision,
             num_threads=options.num_threads,

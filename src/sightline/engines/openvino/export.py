@@ -24,17 +24,18 @@ from openvino.op import util as op_util
 
 from sightline.engines.openvino.checkpoint import Checkpoint, LanguageConfig, VisionConfig
 from sightline.engines.openvino.compress import to_int8
-from sightline.engines.openvino.files import LANGUAGE, TEXT_EMBEDDINGS, VISION_MERGER, VISION_PATCHES
+from sightline.engines.openvino.files import LANGUAGE, TEXT_EMBEDDINGS, VISION_MERGER, VISION_PATCHES, ir_directory
 
 
 def export(checkpoint_dir: Path, out_dir: Path, *, int8: bool = False) -> None:
     """Writes the IR of the checkpoint to `out_dir` (made if absent), with the tokenizer and configuration beside it.
 
-    `int8`: weights are compressed as `compress.py` says.
+    `int8`: weights are compressed as `compress.py` says, and the IR goes to `out_dir`/int8, beside one that is not.
     Raises `CheckpointError` when the checkpoint is of another architecture or a weight is missing.
     """
     checkpoint = Checkpoint(checkpoint_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
+    ir_dir = ir_directory(out_dir, "int8" if int8 else "fp16")
+    ir_dir.mkdir(parents=True, exist_ok=True)
     models = {
         LANGUAGE: language_model(checkpoint),
         TEXT_EMBEDDINGS: text_embeddings(checkpoint),
@@ -45,12 +46,12 @@ def export(checkpoint_dir: Path, out_dir: Path, *, int8: bool = False) -> None:
         for model in models.values():
             to_int8(model)
     # A running engine has the files mapped: they are replaced, never written over.
-    with TemporaryDirectory(dir=out_dir) as unfinished:
+    with TemporaryDirectory(dir=ir_dir) as unfinished:
         for name, model in models.items():
             # compress_to_fp16 would also round what must stay exact, like the rotary frequencies
             ov.save_model(model, Path(unfinished) / name, compress_to_fp16=False)
         for path in sorted(Path(unfinished).iterdir()):
-            path.replace(out_dir / path.name)
+            path.replace(ir_dir / path.name)
     if out_dir.resolve() != checkpoint_dir.resolve():
         for path in _companions(checkpoint_dir):
             shutil.copyfile(path, out_dir / path.name)
@@ -343,7 +344,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint_dir", type=Path)
     parser.add_argument("out_dir", type=Path, nargs="?", help="default: beside the checkpoint's own files")
-    parser.add_argument("--int8", action="store_true", help="weights as int8: half the memory of fp16")
+    parser.add_argument(
+        "--int8", action="store_true", help="weights as int8, half the memory of fp16; goes to int8/ in there"
+    )
     arguments = parser.parse_args()
     export(arguments.checkpoint_dir, arguments.out_dir or arguments.checkpoint_dir, int8=arguments.int8)
 

@@ -55,16 +55,24 @@ class LoadedModels:
 
 
 def load_models(
-    model_dir: Path, *, kv_cache_precision: str, inference_precision: str, num_threads: int
+    model_dir: Path,
+    *,
+    weights: files.Weights = "fp16",
+    kv_cache_precision: str,
+    inference_precision: str,
+    num_threads: int,
 ) -> LoadedModels:
     """Reads and compiles the four models side by side. `num_threads`: of the CPU, 0 for what suits the model.
 
     Raises `CheckpointError` when a file is missing, `RuntimeError` from OpenVINO when one cannot be read or compiled.
     """
+    directory = files.ir_directory(model_dir, weights)
     for name in files.MODELS:
-        for path in (model_dir / name, (model_dir / name).with_suffix(".bin")):
+        for path in (directory / name, (directory / name).with_suffix(".bin")):
             if not path.exists():
-                raise CheckpointError(f"{path.name} is missing; `python -m sightline.engines.openvino.export` makes it")
+                how = "export --int8" if weights == "int8" else "export"
+                missing = path.relative_to(model_dir)
+                raise CheckpointError(f"{missing} is missing; `python -m sightline.engines.openvino.{how}` makes it")
     core = ov.Core()
     options: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": inference_precision,
@@ -72,17 +80,17 @@ def load_models(
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
     }
-    weights = {name: np.memmap((model_dir / name).with_suffix(".bin"), np.uint8, "r") for name in files.MODELS}
+    mapped = {name: np.memmap((directory / name).with_suffix(".bin"), np.uint8, "r") for name in files.MODELS}
 
     def read(name: str) -> Any:
-        return core.read_model((model_dir / name).read_text(encoding="utf-8"), ov.Tensor(weights[name]))
+        return core.read_model((directory / name).read_text(encoding="utf-8"), ov.Tensor(mapped[name]))
 
     def language() -> Any:
         model = read(files.LANGUAGE)
         paged_attention_transformation(model)
         _embed_inside(model, read(files.TEXT_EMBEDDINGS))
         _project_only_wanted(model)
-        small = weights[files.LANGUAGE].nbytes < _SMALL_BYTES
+        small = mapped[files.LANGUAGE].nbytes < _SMALL_BYTES
         return core.compile_model(model, "CPU", options | _threads(num_threads or (1 if small else 0)))
 
     def vision(name: str) -> Any:
@@ -93,13 +101,13 @@ def load_models(
         compiled_patches, compiled_merger = (
             pool.submit(vision, n) for n in (files.VISION_PATCHES, files.VISION_MERGER)
         )
-        digest = pool.submit(lambda: hashlib.sha256(weights[files.LANGUAGE].data).hexdigest())
+        digest = pool.submit(lambda: hashlib.sha256(mapped[files.LANGUAGE].data).hexdigest())
         return LoadedModels(
             language=compiled_language.result(),
             vision_patches=compiled_patches.result(),
             vision_merger=compiled_merger.result(),
             weights_digest=f"sha256:{digest.result()}",
-            weights=tuple(weights.values()),
+            weights=tuple(mapped.values()),
         )
 
 
