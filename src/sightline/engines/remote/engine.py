@@ -17,7 +17,7 @@ from sightline.engines import EngineInfo, EngineState
 from sightline.engines.remote.answer import Answer, with_pictures
 from sightline.engines.remote.body import Part, Specials, encode, to_body
 from sightline.engines.remote.counting import Counter
-from sightline.engines.remote.failures import Refusal, read_refusal, to_error, too_long
+from sightline.engines.remote.failures import Refusal, in_success, read_refusal, to_error, too_long
 from sightline.engines.remote.options import AS_IS, RemoteOptions, read_budget, read_key, read_options, read_specials
 from sightline.engines.remote.pictures import Held, Pictures
 from sightline.engines.remote.sse import MalformedStream, ServerEvents
@@ -274,11 +274,8 @@ class RemoteEngine:
         if incoming.status == 200 and media_type == "text/event-stream":
             return
         body = await incoming.whole()
-        status = incoming.status
-        refusal = read_refusal(status, body, incoming.headers.get("retry-after"), _FIELDS)
-        if status < 400:  # 200 with an error object, or with what is nothing
-            refusal = msgspec.structs.replace(refusal, status=400 if refusal.codes and status == 200 else 502)
-        raise self._to_error(refusal)
+        refusal = read_refusal(incoming.status, body, incoming.headers.get("retry-after"), _FIELDS)
+        raise self._to_error(refusal if incoming.status >= 400 else in_success(refusal))
 
     def _to_error(self, refusal: Refusal) -> SightlineError:
         if refusal.status in (401, 403, 404):

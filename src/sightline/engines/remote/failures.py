@@ -59,6 +59,11 @@ def to_refusal(
     return Refusal(status, codes, name if name in fields else None, _seconds(retry_after))
 
 
+def in_success(refusal: Refusal) -> Refusal:
+    """What a reply of status 200 means that is no answer: the error it names by a code, else that it is broken."""
+    return msgspec.structs.replace(refusal, status=400 if refusal.codes & (_TOO_LONG | _UNSUPPORTED) else 502)
+
+
 def status_in_stream(error: Any) -> int:
     """An error that comes when 200 has been said carries its status, if any, as a number for a code."""
     code = error.get("code") if isinstance(error, dict) else None
