@@ -61,7 +61,7 @@ class Pair:
         """The pair as our engines take it: greedy, each token told with its log-probability."""
         messages = tuple(
             Message[Image](
-                t.role,  # type: ignore[arg-type]  # one of the roles: make_pairs writes no other
+                t.role,  # type: ignore[arg-type]  # one of the roles: no other is in the file
                 tuple(Text(part) if isinstance(part, str) else images[part] for part in t.parts),
             )
             for t in self.turns
@@ -84,7 +84,7 @@ async def serve(pairs: Sequence[Pair], budget: CellBudget) -> list[tuple[Image, 
         served = []
         for pair in pairs:
             refs = [ImageRef(encode(s), param=f"{pair.id}[{i}]") for i, s in enumerate(pair.scenes)]
-            served.append(tuple(r.image for r in await intake.resolve(refs, budget)))
+            served.append(tuple(r.image for r in await intake.resolve(refs, [budget] * len(refs))))
         return served
     finally:
         await intake.close()
