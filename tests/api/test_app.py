@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import pytest
 
+from sightline import metrics
 from sightline.api.app import PUBLIC, Edge, create_app
 from sightline.config import ModelConfig, Settings
 from sightline.errors import ModelNotFound
@@ -282,3 +283,25 @@ async def test_headers_of_json_replies() -> None:
     assert reply.headers["content-type"] == "application/json"
     assert int(reply.headers["content-length"]) == len(reply.body)
     assert JSON_HEADERS["content-type"] == reply.headers["content-type"]
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "model", "outcome"),
+    [
+        (b"{", {}, "other", "InvalidRequest"),
+        (b"{}", {"content_type": "text/plain"}, "other", "HTTPException"),
+        (b"x" * 2000, {}, "other", "BodyTooLarge"),
+        (chat(n=1000), {}, "m", "InvalidRequest"),
+        (chat(model="never seen", n=1000), {}, "other", "InvalidRequest"),
+        (chat(guided_json={}), {}, "m", "UnsupportedFeature"),
+    ],
+)
+async def test_a_body_that_is_refused_is_counted(body: Any, headers: dict[str, str], model: str, outcome: str) -> None:
+    def counted() -> float:
+        labels = {"model": model, "outcome": outcome}
+        return metrics.REGISTRY.get_sample_value("sightline_requests_total", labels) or 0.0
+
+    before = counted()
+    reply = await post(app_of(ScriptedService(), max_body_bytes=1000), body, **headers)
+    assert 400 <= reply.status < 500
+    assert counted() == before + 1

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sightline.api.chat_reply import Chunks, Head, to_completion
+from sightline.api.chat_reply import Chunks, Head, to_completion, to_input_tokens
 from sightline.api.wire import encode
 from sightline.service import ChoiceEvent, Item
 from sightline.types import (
@@ -18,6 +18,7 @@ from sightline.types import (
     RefusalDelta,
     TextDelta,
     Timing,
+    TokenCount,
     TokenLogprob,
     ToolCallDelta,
     Usage,
@@ -234,3 +235,12 @@ def test_a_stream_without_its_finish_is_a_bug_not_an_answer() -> None:
     chunks.to_frames(PREPARED)
     with pytest.raises(AssertionError):
         chunks.end()
+
+
+def test_a_picture_that_the_context_made_smaller_says_so_and_others_say_nothing() -> None:
+    images = (PREPARED.images[0], replace(PREPARED.images[0], scaled_to_fit=True))
+    prepared = replace(PREPARED, images=images, token_count=TokenCount(32, (12, 12)))
+    reply = json.loads(encode(to_completion(HEAD, [prepared, ChoiceEvent(0, FINISH)], n=1)))
+    assert [i.get("scaled_to_fit") for i in reply["sightline"]["images"]] == [None, True]
+    counted = json.loads(encode(to_input_tokens(prepared.token_count, images)))
+    assert [i.get("scaled_to_fit") for i in counted["images"]] == [None, True]

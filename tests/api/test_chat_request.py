@@ -115,6 +115,8 @@ BAD: list[tuple[dict[str, Any], str | None, str]] = [
     (parts({"type": "image_url", "image_url": DATA_URL}, role="assistant"), None, f"{P0}.type"),
     (parts({"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}), UNSUPPORTED, f"{P0}.type"),
     (parts({"type": "file", "file": {"file_id": "file-1"}}), UNSUPPORTED, f"{P0}.type"),
+    (parts({"type": "image_url", "image_url": {"file_id": "file-1"}}), UNSUPPORTED, f"{P0}.image_url.file_id"),
+    (parts({"type": "image_url", "file_id": "file-1"}), UNSUPPORTED, f"{P0}.file_id"),
     (parts({"type": "image_url"}), MISSING, f"{P0}.image_url"),
     (parts({"type": "image_url", "image_url": None}), MISSING, f"{P0}.image_url"),
     (parts({"type": "image_url", "image_url": 1}), TYPE, f"{P0}.image_url"),

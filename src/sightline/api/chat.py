@@ -16,15 +16,17 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from sightline import metrics
 from sightline.api import access
 from sightline.api.chat_reply import Chunks, Head, to_completion, to_input_tokens
 from sightline.api.chat_schema import REFUSED_PREFIX, ChatBody
 from sightline.api.content import PictureDefaults, to_messages
-from sightline.api.disconnect import unless_disconnected
+from sightline.api.disconnect import ClientDisconnected, unless_disconnected
 from sightline.api.extension import to_headers
 from sightline.api.fields import invalid, read
 from sightline.api.sse import EventStream, first_event
@@ -155,7 +157,17 @@ class _Chat:
         return json_response(to_input_tokens(count, images))
 
     async def _read(self, request: Request) -> tuple[Head, ChatBody, ChatRequest]:
+        """Counts what it refuses, as the service counts what reaches it."""
         record = access.of(request.scope)
+        try:
+            return await self._read_uncounted(request, record)
+        except Exception as error:
+            name = record.facts.get("model")
+            is_served = any(status.name == name for status in self._service.models())
+            metrics.REQUESTS.labels(name if is_served else "other", _outcome(error)).inc()
+            raise
+
+    async def _read_uncounted(self, request: Request, record: access.Record) -> tuple[Head, ChatBody, ChatRequest]:
         raw = await read_json(request, self._limits)
         if isinstance(model := raw.get("model"), str):
             record.facts["model"] = model
@@ -172,6 +184,17 @@ class _Chat:
         if digest is None:
             return head
         return replace(head, system_fingerprint=f"fp_{digest.removeprefix('sha256:')[:12]}")
+
+
+def _outcome(error: Exception) -> str:
+    """The `outcome` label of a request that never reached the service."""
+    match error:
+        case ClientDisconnected():
+            return "cancelled"
+        case HTTPException():
+            return HTTPException.__name__
+        case _:
+            return metrics.outcome(error)
 
 
 async def _collect(items: AsyncGenerator[Item, None]) -> list[Item]:

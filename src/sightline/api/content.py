@@ -133,7 +133,11 @@ class RefusalPart(msgspec.Struct, frozen=True, kw_only=True):
     refusal: Annotated[str, string()]
 
 
+_NO_FILES = "this server keeps no files yet; send the picture itself, as a data: URL."
+
+
 class ImageUrl(msgspec.Struct, frozen=True, kw_only=True):
+    file_id: Annotated[None, refused(_NO_FILES)] = None
     url: Annotated[str, string(min_length=1)]
     detail: Annotated[Detail, one_of("auto", "low", "high", "original")] = "auto"
 
@@ -149,6 +153,7 @@ def _image_url(value: Any, at: str) -> Any:
 class PicturePart(msgspec.Struct, frozen=True, kw_only=True):
     """A part of type `image_url` or `image`; `max_pixels`, `min_pixels` and `uuid` are ours."""
 
+    file_id: Annotated[None, refused(_NO_FILES)] = None
     image_url: Annotated[ImageUrl | str | None, _image_url] = None
     image: Annotated[str | None, string(min_length=1)] = None
     detail: Annotated[Detail, one_of("auto", "low", "high", "original")] = "auto"
