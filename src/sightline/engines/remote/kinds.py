@@ -55,7 +55,11 @@ def _listed(reply: Any, model: str) -> bool:
 def _model(reply: Any, model: str) -> Any:
     """The row of `GET /v1/models` that is about this model."""
     rows = reply.get("data") if isinstance(reply, dict) else None
-    return next((r for r in rows or () if isinstance(r, dict) and r.get("id") == model), None)
+    return next((row for row in _rows(rows) if row.get("id") == model), None)
+
+
+def _rows(value: Any) -> list[dict[str, Any]]:
+    return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
 
 
 def _max_model_len(reply: Any, model: str) -> Any:
@@ -66,7 +70,7 @@ def _available(reply: Any, model: str) -> bool:
     """OVMS is ready before its models are, and stays so when one fails: only this tells."""
     status = reply.get(model) if isinstance(reply, dict) else None
     versions = status.get("model_version_status") if isinstance(status, dict) else None
-    return any(isinstance(v, dict) and v.get("state") == "AVAILABLE" for v in versions or ())
+    return any(version.get("state") == "AVAILABLE" for version in _rows(versions))
 
 
 def _sightline(reply: Any) -> dict[str, Any]:
