@@ -3,7 +3,7 @@
     python -m tests.images.make_reference      (with tests/engines/reference/requirements.txt installed)
 
 `smart_resize.json`: 200 sizes under several budgets. `pixels.npz`: the pictures of `CASES`, resized by the processor
-that runs on Pillow, before it rescales and normalises, as uint8 [height, width, 3]. `budgets.json`: for every other
+that runs on Pillow, before it rescales and normalises, as uint8 [height, width, 3]. `budgets.json`: for every
 family, what its processor does with 200 sizes, and with the sizes at which we serve them.
 """
 

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 from sightline.images.budget import (
     AnyResBudget,
+    CellBudget,
     CropBudget,
     PanAndScanBudget,
     PatchBudget,
@@ -109,6 +110,22 @@ def families() -> dict[str, Family]:
     gemma = {"size": {"height": 896, "width": 896}}
     next_canvases = tuple((height, width) for height, width in pinpoints)
     return {
+        "qwen2-vl": _family(
+            "qwen2_vl",
+            {"size": {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}},
+            {},
+            CellBudget(28, 56 * 56, 28 * 28 * 1280),
+            "<|image_pad|>",
+            _cells,
+        ),
+        "qwen3-vl": _family(
+            "qwen3_vl",
+            {"size": {"shortest_edge": 65536, "longest_edge": 16777216}, "patch_size": 16},
+            {},
+            CellBudget(32, 65536, 16777216),
+            "<|image_pad|>",
+            _cells,
+        ),
         "pixtral": _family("pixtral", {}, {}, PatchBudget(16, 1024), "[IMG]", _pixtral),
         "mistral3": _family(
             "mistral3",
@@ -203,6 +220,12 @@ def families() -> dict[str, Family]:
 
 
 SPECIAL_TOKENS: dict[str, dict[str, str]] = {
+    "qwen": {
+        "image_token": "<|image_pad|>",
+        "video_token": "<|video_pad|>",
+        "vision_start_token": "<|vision_start|>",
+        "vision_end_token": "<|vision_end|>",
+    },
     "pixtral": {"image_token": "[IMG]", "break_token": "[IMG_BREAK]", "end_token": "[IMG_END]"},
     "llava": {"image_token": "<image>", "video_token": "<video>"},
     "internvl": {
@@ -226,6 +249,8 @@ SPECIAL_TOKENS: dict[str, dict[str, str]] = {
 }
 
 CLASSES: dict[str, tuple[str, str, str, str, str]] = {
+    "qwen2_vl": ("qwen2_vl", "Qwen2VLProcessor", "qwen2_vl", "Qwen2VLImageProcessorPil", "qwen"),
+    "qwen3_vl": ("qwen3_vl", "Qwen3VLProcessor", "qwen2_vl", "Qwen2VLImageProcessorPil", "qwen"),
     "pixtral": ("pixtral", "PixtralProcessor", "pixtral", "PixtralImageProcessorPil", "pixtral"),
     "mistral3": ("pixtral", "PixtralProcessor", "pixtral", "PixtralImageProcessorPil", "pixtral"),
     "llava": ("llava", "LlavaProcessor", "clip", "CLIPImageProcessorPil", "llava"),
@@ -265,7 +290,7 @@ def _family(
     base = getattr(module, name)
     unchecked = type(name, (base,), {"check_argument_for_proper_class": lambda *_: None, "__module__": base.__module__})
     parts = {"image_processor": image_processor, "tokenizer": _tokenizer(SPECIAL_TOKENS[tokens])}
-    if model_type in ("llava_onevision", "internvl", "smolvlm"):
+    if model_type in ("qwen2_vl", "qwen3_vl", "llava_onevision", "internvl", "smolvlm"):
         parts["video_processor"] = None
     if model_type == "gemma3":
         unchecked.images_kwargs = {
@@ -281,6 +306,15 @@ def _tokenizer(special: dict[str, str]) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special.values()])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", extra_special_tokens=special)
+
+
+def _cells(processor: Any, width: int, height: int) -> Size:
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+    settings = processor.image_processor
+    low, high = settings.size["shortest_edge"], settings.size["longest_edge"]
+    rows, columns = smart_resize(height, width, settings.patch_size * settings.merge_size, low, high)
+    return columns, rows
 
 
 def _pixtral(processor: Any, width: int, height: int) -> Size:

@@ -31,7 +31,9 @@ class CellBudget(Rule, frozen=True):
         """Both sides multiples of `cell`, the area in `min_pixels..max_pixels` where whole cells allow, the shape kept
         as nearly as they allow.
 
-        Equal to transformers' `smart_resize`, which rounds halves to even as Python does. A very long picture may
+        Equal to transformers' `smart_resize`, which rounds halves to even as Python does, but for the longest strips:
+        rounding may leave one longer than the 200 to 1 that `smart_resize` itself refuses, and such a size would be
+        refused by the model's own processor; its longer side is cut to 200 to 1. A very long picture may
         exceed `max_pixels`, because neither side goes below one cell, and a small one when it is enlarged to whole
         cells; where that would exceed `max_tokens`, the shape gives way.
         """
@@ -45,6 +47,8 @@ class CellBudget(Rule, frozen=True):
             grow = math.sqrt(self.min_pixels / (height * width))
             served_width = math.ceil(width * grow / self.cell) * self.cell
             served_height = math.ceil(height * grow / self.cell) * self.cell
+        longest = MAX_RATIO * min(served_width, served_height)
+        served_width, served_height = min(served_width, longest), min(served_height, longest)
         if self.max_tokens is None or self.tokens(served_width, served_height) <= self.max_tokens:
             return served_width, served_height
         long, short = self._reshaped(max(width, height) / min(width, height), self.max_tokens)
@@ -58,6 +62,7 @@ class CellBudget(Rule, frozen=True):
             (long, short)
             for short in range(1, math.isqrt(max_tokens) + 1)
             if least <= (long := min(max_tokens // short, max(math.ceil(least / short), round(short * ratio)))) * short
+            and long <= MAX_RATIO * short
         ]
         return min(grids, key=lambda grid: abs(math.log(grid[0] / grid[1] / ratio)))
 

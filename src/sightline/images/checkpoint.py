@@ -234,6 +234,8 @@ _FAMILIES: dict[str, _Reader] = {
     "qwen2_5_vl": _qwen,
     "qwen3_vl": _qwen,
     "qwen3_vl_moe": _qwen,
+    "qwen3_5": _qwen,
+    "qwen3_5_moe": _qwen,
     "llava": _llava,
     "llava_next": _llava_next,
     "llava_onevision": _llava_onevision,

@@ -210,7 +210,7 @@ _MODELS: tuple[tuple[str, PublishedRule], ...] = (
 )
 """Names without their date, and what pictures cost there."""
 
-_SUFFIX = re.compile(r"(-\d{4}-\d{2}-\d{2}|-\d{8}|-latest|-preview(-\d{2}-\d{2,4})?|-00\d|@\d{8})+$")
+_SUFFIX = r"(-\d{4}-\d{2}-\d{2}|-\d{8}|-latest|-preview(-\d{2}-\d{2,4})?|-00\d|@\d{8})+$"
 
 
 def published_budget(model_name: str) -> VisionBudget | None:
@@ -220,7 +220,7 @@ def published_budget(model_name: str) -> VisionBudget | None:
     is never taken for a similar one: a new model may well count differently.
     """
     name = model_name.rsplit("/", 1)[-1].lower()
-    for candidate in (name, _SUFFIX.sub("", name)):
+    for candidate in (name, re.sub(_SUFFIX, "", name)):
         for pattern, rule in _MODELS:
             if re.fullmatch(pattern, candidate):
                 return rule  # type: ignore[return-value]  # each entry is one of the union
