@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,6 +62,7 @@ QWEN2_SPECIALS = (
 )  # fmt: skip
 # A shorter context than the model's own, because some clauses fill it.
 PEEK_CONFIG = ModelConfig(name=PEEK, options={"context_length": 512})
+PEEK_ON_TRANSFORMERS = ModelConfig(name=PEEK, engine="transformers", options={"context_length": 512, "threads": 1})
 
 SUBJECTS = [
     Subject("fake, in process", FAKE, load_engine, fake_sees, FAKE_SPECIALS),
@@ -69,7 +71,18 @@ SUBJECTS = [
         "openvino", PEEK_CONFIG, open_engine, peek_sees, QWEN2_SPECIALS,
         needs=PEEK_CONFIG.path / "openvino_language_model.xml",
     ),
+    # Half of a cold start is importing torch and transformers.
+    Subject(
+        "transformers", PEEK_ON_TRANSFORMERS, open_engine, peek_sees, QWEN2_SPECIALS, kills=8, back_within_s=20.0,
+    ),
 ]  # fmt: skip
+REFERENCE_ONLY = {"transformers"}
+"""Engines that need an environment of their own: `make test-engines` has it."""
+
+
+def parameter(subject: Subject) -> Any:
+    marks = [pytest.mark.engine_reference] if subject.name in REFERENCE_ONLY else []
+    return pytest.param(subject, id=subject.name, marks=marks)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +91,7 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(scope="module", params=SUBJECTS, ids=lambda subject: subject.name)
+@pytest.fixture(scope="module", params=map(parameter, SUBJECTS))
 def subject(request: pytest.FixtureRequest) -> Subject:
     chosen: Subject = request.param
     if chosen.needs is not None and not chosen.needs.exists():

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image as PILImage
 from transformers import AutoConfig, AutoProcessor
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers.utils import is_torchvision_available
 
 from sightline.engines.checkpoint import CheckpointError
 from sightline.errors import InvalidRequest
@@ -95,11 +96,10 @@ class Pictures:
 def _open_processor(model_dir: Path, *, trust_remote_code: bool) -> Any:
     """`AutoProcessor`, or without torchvision the same class without its part for videos, which needs it."""
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
-    try:
+    config = AutoConfig.from_pretrained(model_dir, **options)
+    if is_torchvision_available() or type(config) not in PROCESSOR_MAPPING:
         return AutoProcessor.from_pretrained(model_dir, **options)
-    except ImportError:
-        processor: Any = PROCESSOR_MAPPING[type(AutoConfig.from_pretrained(model_dir, **options))]
-        return _without_videos(processor).from_pretrained(model_dir, **options)
+    return _without_videos(PROCESSOR_MAPPING[type(config)]).from_pretrained(model_dir, **options)
 
 
 def _without_videos(processor: Any) -> Any:
