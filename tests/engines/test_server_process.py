@@ -95,6 +95,7 @@ async def until(condition: Any, timeout_s: float = 10.0) -> None:
 
 @pytest.mark.parametrize("unix_socket", [True, False])
 async def test_from_start_to_close(unix_socket: bool, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     server = ServerProcess("m", launch("child", unix_socket=unix_socket), start_timeout_s=20.0)
     assert isinstance(server, Supervised)
     assert server.state == "unloaded"
