@@ -427,11 +427,14 @@ async def killed_at_any_moment_it_answers_again(subject: Subject, engine: Engine
             moment = ("idle", "prefill", "decode", "load")[number % 4]
             under_way: list[asyncio.Task[str]] = []
             if moment in ("prefill", "decode"):
+                begun = asyncio.Event()
                 under_way = [
-                    asyncio.create_task(fate(own, long(ask(picture(own.info, 900, 900), f"{i}"), None)))
+                    asyncio.create_task(fate(own, long(ask(picture(own.info, 900, 900), f"{i}"), None), begun))
                     for i in range(4)
                 ]
-                await asyncio.sleep(chance.uniform(0.0, 0.01) if moment == "prefill" else chance.uniform(0.03, 0.1))
+                if moment == "decode":
+                    await asyncio.wait_for(begun.wait(), 60.0)
+                await asyncio.sleep(chance.uniform(0.0, 0.01))
             victim = kill(own)
             if moment == "load":
                 async with asyncio.timeout(30.0):
@@ -452,11 +455,12 @@ async def killed_at_any_moment_it_answers_again(subject: Subject, engine: Engine
     print(f"\n{subject.name}: {subject.kills} kills, back within {slowest:.2f} s, requests under way: {dict(kinds)}")
 
 
-async def fate(engine: Engine, request: EngineRequest) -> str:
+async def fate(engine: Engine, request: EngineRequest, begun: asyncio.Event) -> str:
     taken = 0
     try:
         async for _ in engine.generate(request):
             taken += 1
+            begun.set()
     except EngineUnavailable as error:
         return f"unavailable {'on the way' if taken else 'before it began'}" if error.retryable else "not retryable"
     except EngineFailed:
