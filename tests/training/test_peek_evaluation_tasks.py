@@ -47,8 +47,8 @@ def test_scenes_are_within_the_promised_sizes_and_figures_apart(task: str) -> No
 
 def test_conditions_are_spread_over_the_tasks() -> None:
     for task in [task for task in TASKS if not task.startswith("several") and task != "greeting"]:
-        finishes = [scene.finish for case in make_cases(task, 200, seed=0) for scene in case.scenes]
-        sides = [max(scene.width, scene.height) for case in make_cases(task, 200, seed=0) for scene in case.scenes]
+        scenes = [scene for case in make_cases(task, 200, seed=0) for scene in case.scenes]
+        finishes, sides = [scene.finish for scene in scenes], [max(scene.width, scene.height) for scene in scenes]
         assert {f.orientation for f in finishes} == set(range(1, 9))
         assert 60 < sum(f.encoding == "png" for f in finishes) < 140
         assert min(int(f.encoding[5:]) for f in finishes if f.encoding != "png") in range(50, 56)
