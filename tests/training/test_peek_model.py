@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +12,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("safetensors")
 
-from training.peek import batches, checkpoint, model, train  # noqa: E402
-from training.peek.questions import Question  # noqa: E402
+from training.peek import batches, card, checkpoint, model, recipe, studio, tasks, train  # noqa: E402
+from training.peek.wording import Question  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -55,3 +57,51 @@ def test_checkpoint_has_every_file(peek: model.Peek, tmp_path: Path) -> None:
         "config.json", "preprocessor_config.json", "tokenizer_config.json", "generation_config.json",
         "chat_template.jinja", "tokenizer.json", "model.safetensors",
     }  # fmt: skip
+
+
+def test_it_stays_small() -> None:
+    parameters = sum(value.numel() for value in checkpoint.weights(dict(model.Peek().state_dict())).values())
+    assert 5 * parameters < 39e6  # safetensors and fp16 IR at two bytes each, int8 IR at one, with room for the rest
+
+
+def test_dense_heads_have_a_class_for_every_label(peek: model.Peek) -> None:
+    rng = np.random.default_rng(0)
+    for shape in ((4, 14), (14, 3), (6, 8)):
+        scenes = [make(rng, *shape) for make, _ in (*tasks.DENSE.values(), *tasks.PICTURES.values())]
+        labels = studio.draw_group(rng, scenes).labels._asdict()
+        assert set(labels) == set(model.AUXILIARY)
+        assert all(column.max() < model.AUXILIARY[name] for name, column in labels.items())
+
+
+def test_an_exam_marks_an_answer_wrong_by_its_own_tokens(peek: model.Peek) -> None:
+    paper = studio.make_exam(np.random.default_rng(1), 12)
+    marks = train.grade(peek, [paper])
+    assert {"colour", "can't see", "text first", "several"} <= set(marks)
+    assert max(marks.values()) < 0.5  # untrained
+    assert all(set(sheet) <= set(rows.segments[row]) for rows, sheets in zip(paper.batch.rows, paper.tasks, strict=True)
+               for row, sheet in enumerate(sheets))  # fmt: skip
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("producers", [0, 2])
+def test_a_short_run_learns_goes_on_and_exports(
+    tmp_path: Path, producers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a minute of each stage from nothing, in two calls: the loss falls in both, and the checkpoint is whole."""
+    monkeypatch.setattr(train, "_EXAMS", (1, 8))
+    monkeypatch.setattr(train, "_LOG_EVERY", 2)
+    usual = recipe.recipe_for(1.2, "cpu")
+    short = replace(usual, workers=1, producers=producers, groups=1, pictures=8, dense_share=0.5, pool=6)
+    train.run(short, recipe.Span(tmp_path, False, 0.6))
+    halfway = torch.load(tmp_path / train.CHECKPOINT, weights_only=True)["step"]
+    train.run(short, recipe.Span(tmp_path, True, 5.0))
+    lines = [json.loads(line) for line in (tmp_path / train.LOG).read_text().splitlines()]
+    dense = [line["loss"] for line in lines if line.get("stage") == "dense"]
+    joint = [line["answers"] for line in lines if line.get("stage") == "joint"]
+    assert np.mean(dense[-2:]) < 0.95 * dense[0]
+    assert np.mean(joint[-2:]) < 0.6 * joint[0]
+    state = torch.load(tmp_path / train.CHECKPOINT, weights_only=True)
+    assert state["step"] > halfway > 0
+    assert min(line["step"] for line in lines if line["minute"] > 0.65) > halfway - 1
+    checkpoint.write(state["average"], tmp_path / "model")
+    assert f"seed {short.seed}" in card.card(lines)

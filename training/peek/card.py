@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 from itertools import pairwise
 from pathlib import Path
 from string import Template
@@ -12,6 +10,7 @@ from typing import Any, Final
 
 from training.peek import model as net
 from training.peek import world
+from training.peek.talk import REFUSAL
 from training.peek.tokens import VOCABULARY
 
 _CARD: Final = Template("""---
@@ -21,12 +20,12 @@ library_name: transformers
 tags: [qwen2_vl, tiny, synthetic]
 ---
 
-# peek, version 0
+# peek, version 1
 
 A vision-language model of $millions million parameters that ships inside Sightline, so that a fresh
 installation can see something at once and tests can ask whether a picture truly reached the model.
 It has the architecture of Qwen2-VL and loads wherever that does; it has seen nothing but drawings of
-simple shapes.
+simple shapes, words, bar charts, and patterns that are none of them.
 
 | | |
 |---|---|
@@ -38,33 +37,34 @@ simple shapes.
 
 ## Its world
 
-One to four flat shapes ($shapes) that don't touch, in $colours, on one background, in pictures with an
-aspect ratio up to 4:1, with slight gradients, borders, blur, noise or JPEG artefacts.
+One to five flat shapes ($shapes) that don't touch, in $colours, on one background; one word of one to eight
+capitals and digits, or two on two lines; bar charts of two to five bars, with a letter or digit below and the value
+above each. Pictures have an aspect ratio up to 4:1, slight gradients, borders, blur, noise or JPEG artefacts.
 Questions in English, many phrasings of each, text before or after the picture:
 
-- the colour of a shape, the colour of the background;
-- which shape, how many (to four), whether there is one (yes or no);
-- where: $cells (the cell of a 3x3 grid that holds the centre);
-- which way an arrow points: up, down, left, right;
-- a description in one sentence (weak);
-- two pictures: the same about the first or the second, and which of them has something (weaker with several shapes
-  in a picture).
+- the colour of a shape, the colour of the background, which shape, how many (to five), whether there is one;
+- where: $cells (the cell of a 3x3 grid that holds the centre); which way an arrow points;
+- which of two shapes is larger, which of all is the largest or smallest;
+- where one shape stands relative to another: left, right, above, below;
+- what is written: the word, both words, or one of two lines (capitals at least 12 px high after resizing);
+- charts: which bar is tallest or shortest, the value above a bar, how many bars;
+- a description of shapes in one sentence;
+- two to four pictures in one conversation: any of this about one of them, or which of them has something;
+- greetings, thanks, who it is.
 
-Weakest where colour and shape must be matched together among several shapes: whether there is "a red star" beside a
-red circle and a blue star, and how many there are of a kind named by colour and shape.
+To pictures of anything else, and to questions about anything else, it answers: "$refusal"
 
-Answers are short and lower-case: `red`, `yes`, `2`, `top left`, `first`.
+Answers are short: `red`, `yes`, `2`, `top left`, `first`, `HELLO7`.
 
 ## Training
 
-`python -m training.peek.train --minutes $minutes_asked`, seed $seed, on $machine:
-$minutes minutes, $steps steps, about $pictures pictures, each drawn once and asked about several times.
-The run was stopped and resumed $resumed times, to make steps faster and to ask more of what it had not yet
-learned; the recipe in the repository is the last one, and other programs shared the machine. So a run
-from nothing takes the same road at another pace.
+`python -m training.peek.train --minutes $minutes_asked`, seed $seed, commit $commit, on $machine:
+$minutes minutes, $steps steps, about $pictures pictures looked at, each drawn once and asked about in several steps.
+The run was made in $calls calls that went on where the one before had stopped.
 For the first $dense_minutes minutes the vision tower learns alone, from dense labels (shape, colour, arrow
-direction, cell and background of every vision token); then questions and dense labels together. Muon for
-the matrices inside blocks, AdamW for the rest, bf16 arithmetic, averaged weights.
+direction, cell, place, characters and background of every vision token); then questions and dense labels together,
+the tasks that an exam finds weak asked more often. Muon for the matrices inside blocks, AdamW for the rest, bf16
+arithmetic, averaged weights. The fonts read from are in `training/peek/fonts`.
 
 Excerpt of the log:
 
@@ -83,28 +83,23 @@ $table
 
 ## Limits
 
-It can't read, knows no photographs, no charts and no relations between shapes, and has no way to say so
-yet: outside its world it answers anyway. Shapes below a sixth of the short side, more than four of them,
-overlaps, textures and colours between two names are beyond it. Don't use it for anything but trying and
-testing a server.
+It knows no lower-case letters, no sentences, no overlapping shapes and no chart but upright bars. Shapes below a
+seventh of the short side, more than five of them, textures and colours between two names are beyond it. Whether a
+picture belongs to its world is itself a guess. Don't use it for anything but trying and testing a server.
 """)
-
-
-def _machine() -> str:
-    accelerator = "" if not os.environ.get("CUDA_VISIBLE_DEVICES") else " and a GPU"
-    return f"{os.cpu_count()} {platform.machine()} CPU cores{accelerator}"
 
 
 def _excerpt(lines: list[dict[str, Any]], count: int = 12) -> str:
     steps = [line for line in lines if "loss" in line]
     chosen = steps[:: max(1, len(steps) // count)]
-    keys = ("minute", "step", "stage", "loss", "answers", "token shape", "pictures_per_s")
+    keys = ("minute", "step", "stage", "loss", "answers", "token shape", "token under", "pictures_per_s")
     return "\n".join(json.dumps({key: line[key] for key in keys if key in line}) for line in chosen)
 
 
 def card(lines: list[dict[str, Any]]) -> str:
     """The text of the card for a run whose log is `lines`."""
-    recipes = [line["recipe"] for line in lines if "recipe" in line]
+    started = [line for line in lines if "recipe" in line]
+    recipes = [line["recipe"] for line in started]
     steps = [line for line in lines if "loss" in line]
     graded = [line["accuracy"] for line in lines if "accuracy" in line]
     seen = sum((line["minute"] - before["minute"]) * 60 * line["pictures_per_s"] for before, line in pairwise(steps))
@@ -119,9 +114,10 @@ def card(lines: list[dict[str, Any]]) -> str:
         min_tokens=world.MIN_PIXELS // token, max_tokens=world.MAX_PIXELS // token,
         min_pixels=f"{world.MIN_PIXELS:,}", max_pixels=f"{world.MAX_PIXELS:,}",
         shapes=", ".join(world.SHAPES), colours=", ".join(world.COLOURS), cells=", ".join(world.CELLS),
-        minutes_asked=f"{recipes[-1]['minutes']:g}", seed=recipes[-1]["seed"], machine=_machine(),
+        minutes_asked=f"{recipes[-1]['minutes']:g}", seed=recipes[-1]["seed"], machine=started[-1]["machine"],
+        commit=", ".join(dict.fromkeys(line["commit"] for line in started)), refusal=REFUSAL,
         minutes=round(lines[-1]["minute"]), steps=f"{steps[-1]['step']:,}", pictures=f"{round(seen, -3):,.0f}",
-        resumed=len(recipes) - 1,
+        calls=len(started),
         dense_minutes=round(recipes[0]["minutes"] * recipes[0]["dense_share"]),
         excerpt=_excerpt(lines), table=table,
     )  # fmt: skip

@@ -35,7 +35,7 @@ def plot(run: Path, target: Path) -> None:
     _curve(losses, lines, "loss", "loss (dense stage: sum of heads)")
     _curve(losses, lines, "answers", "answers")
     losses.set_yscale("log")
-    for head in ("shape", "colour", "direction", "cell", "background"):
+    for head in ("shape", "colour", "direction", "cell", "place", "under", "read_1", "read_2", "read_3"):
         _curve(dense, lines, f"token {head}", head)
     dense.set_ylabel("vision tokens right, in training")
     graded = [{"minute": line["minute"], **line["accuracy"]} for line in lines if "accuracy" in line]

@@ -1,11 +1,12 @@
 """Train `peek` for a number of minutes.
 
-    python -m training.peek.train --minutes 110 --out runs/peek [--resume]
+    python -m training.peek.train --minutes 110 --out runs/peek [--resume] [--until-minute 40]
 
-First the vision tower alone learns from dense labels of pictures full of shapes: questions by
-themselves teach it nothing for very long. Then questions and dense labels together. The schedule
-follows the clock, so that MINUTES is kept on any machine; every two minutes a checkpoint is written
-from which `--resume` goes on.
+First the vision tower alone learns from dense labels of pictures full of shapes and characters:
+questions by themselves teach it nothing for very long. Then questions and dense labels together. The
+schedule follows the clock, so that MINUTES is kept on any machine; every minute a checkpoint is
+written from which `--resume` goes on, and `--until-minute` ends a run early on the schedule of the
+whole. On a GPU other processes draw the pictures; on a CPU two processes share the work.
 """
 
 from __future__ import annotations
@@ -15,14 +16,16 @@ import json
 import math
 import multiprocessing as mp
 import os
+import platform
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final, TextIO
 
@@ -32,35 +35,20 @@ import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.peek.batches import Batch, Exam, Rows, dense_batch, exam, joint_batch
-from training.peek.draw import IGNORE, NOTHING
-from training.peek.model import AUXILIARY, Peek
+from training.peek.batches import Rows
+from training.peek.draw import BLANK, IGNORE, NOTHING
+from training.peek.feed import Feed, OnDevice, to_device
+from training.peek.model import Peek
+from training.peek.recipe import Recipe, Span, recipe_for
+from training.peek.studio import Exam, make_exam
+from training.peek.tasks import TASKS
 
 CHECKPOINT: Final = "checkpoint.pt"
 LOG: Final = "log.jsonl"
-_SAVE_EVERY_S: Final = 120.0
+_SAVE_EVERY_S: Final = 60.0
 _LOG_EVERY: Final = 20
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """What a run can be told. Rates are the peaks of their schedule, pictures are a worker's share of
-    a step. Workers are processes with a thread each: on two cores more than twice as fast as two
-    threads in one process, and indifferent to what else the machine does."""
-
-    minutes: float
-    seed: int = 2026
-    workers: int = 2
-    dense_share: float = 0.1
-    dense_pictures: int = 24
-    pictures: int = 14
-    muon_rate: float = 2e-3
-    adam_rate: float = 1.5e-3
-    weight_decay: float = 0.01
-    dense_weight: float = 0.3
-    hold_until: float = 0.45
-    ema: float = 0.997
-    exam_every_s: float = 240.0
+_EXAMS: Final = (16, 24)
+"""Groups of pictures an exam has, and pictures in each."""
 
 
 class Crew:
@@ -97,14 +85,22 @@ class Crew:
         return clock[0]
 
 
+_NOTHING: Final = {"shape": NOTHING, "under": BLANK, **{f"read_{place}": BLANK for place in (1, 2, 3, 4)}}
+_HEAD_WEIGHTS: Final = {"background": 0.3, "row": 0.3, "column": 0.3, "place": 0.5}
+
+
 class Trainer:
     """A model with its optimisers, its averaged twin and its place in the schedule."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         torch.manual_seed(recipe.seed)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.device(recipe.device)
         self.model = Peek().to(self.device)
+        if recipe.compile:
+            torch._dynamo.config.suppress_errors = True  # what can't be compiled runs as it is
+            for block in [*self.model.visual.blocks, *self.model.model.layers]:
+                block.compile(dynamic=True)
         self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         self.optimisers = self._optimisers()
         self.step = 0
@@ -121,7 +117,8 @@ class Trainer:
         muon = torch.optim.Muon(
             matrices, lr=recipe.muon_rate, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw"
         )
-        adam = torch.optim.AdamW(rest, lr=recipe.adam_rate, betas=(0.9, 0.98), weight_decay=0.0)
+        fused = self.device.type == "cuda"
+        adam = torch.optim.AdamW(rest, lr=recipe.adam_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=fused)
         for optimiser in (muon, adam):
             for group in optimiser.param_groups:
                 group["peak"] = group["lr"]
@@ -142,16 +139,17 @@ class Trainer:
         fall = min(1.0, max(0.0, (self.progress - hold) / (1 - hold)))
         return warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * fall)))
 
-    def train_on(self, batch: Batch, crew: Crew) -> dict[str, float]:
+    def train_on(self, batch: OnDevice, crew: Crew) -> dict[str, Tensor]:
+        """One step. What it reports stays on the device, so that nothing waits for it."""
         with torch.autocast(self.device.type, torch.bfloat16):
-            features = self.model.look([self._tensor(pixels) for pixels in batch.pictures])
-            dense, report = self._dense(features, batch)
+            features = self.model.look(batch.pictures)
+            dense, report = self._dense(features, batch.labels)
             loss = dense
             if batch.rows:
                 answers = self._answers(features, batch.rows)
                 loss = answers + self.recipe.dense_weight * dense
-                report["answers"] = answers.item()
-        report["loss"] = loss.item()
+                report["answers"] = answers.detach()
+        report["loss"] = loss.detach()
         loss.backward()
         self.elapsed_s = crew.share(self.model.parameters())
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -164,36 +162,31 @@ class Trainer:
         self._update_average()
         return report
 
-    def _tensor(self, array: np.ndarray[Any, Any]) -> Tensor:
-        return torch.from_numpy(array).to(self.device)
-
-    def _dense(self, features: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    def _dense(self, features: Tensor, labels: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum of the heads' losses. Nothing (background, no character) is easy and everywhere: it counts less."""
         total = torch.zeros((), device=self.device)
-        report: dict[str, float] = {}
+        report: dict[str, Tensor] = {}
         for name, logits in self.model.dense(features).items():
-            target = self._tensor(getattr(batch.labels, name)).long()
+            target = labels[name].long()
             known = target != IGNORE
-            if name == "shape":  # background is easy and everywhere: it counts less
-                weight = torch.ones(AUXILIARY[name], device=self.device)
-                weight[NOTHING] = 0.15
-                total = total + F.cross_entropy(logits.float(), target, weight, ignore_index=IGNORE)
-                known &= target != NOTHING
-            elif known.any():
-                weight_of_name = 0.3 if name == "background" else 1.0
-                total = total + weight_of_name * F.cross_entropy(logits.float(), target, ignore_index=IGNORE)
-            if known.any():
-                report[f"token {name}"] = float((logits.argmax(-1) == target)[known].float().mean())
+            nothing = _NOTHING.get(name)
+            weight = known.float()
+            if nothing is not None:
+                weight = weight * torch.where(target == nothing, 0.1, 1.0)
+                known = known & (target != nothing)
+            losses = F.cross_entropy(logits.float(), target, ignore_index=IGNORE, reduction="none")
+            total = total + _HEAD_WEIGHTS.get(name, 1.0) * (losses * weight).sum() / weight.sum().clamp(min=1)
+            right = ((logits.detach().argmax(-1) == target) & known).sum()
+            report[f"token {name}"] = right / known.sum().clamp(min=1)
         return total, report
 
     def _answers(self, features: Tensor, rows: Iterable[Rows]) -> Tensor:
         total, count = torch.zeros((), device=self.device), 0
         for group in rows:
-            ids, source, positions, segments, targets = (self._tensor(array) for array in group)
-            hidden = self.model.answer(features, ids, source, positions, segments)
-            learnt = targets != IGNORE
-            logits = self.model.logits(hidden[learnt]).float()
-            total = total + F.cross_entropy(logits, targets[learnt], reduction="sum")
-            count += int(learnt.sum())
+            hidden = self.model.answer(features, group.ids, group.source, group.positions, group.segments)
+            logits = self.model.logits(hidden.flatten(0, 1)[group.learnt]).float()
+            total = total + F.cross_entropy(logits, group.targets.flatten()[group.learnt], reduction="sum")
+            count += len(group.learnt)
         return total / count
 
     @torch.no_grad()
@@ -202,7 +195,8 @@ class Trainer:
         state = self.model.state_dict()
         torch._foreach_lerp_(list(self.average.values()), [state[name] for name in self.average], 1 - keep)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, factors: np.ndarray[Any, Any]) -> None:
+        """Write all that `load` needs; a run that is killed meanwhile leaves the older file."""
         state = {
             "recipe": asdict(self.recipe),
             "step": self.step,
@@ -211,12 +205,13 @@ class Trainer:
             "average": self.average,
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "rng": torch.get_rng_state(),
+            "factors": torch.from_numpy(factors.copy()),
         }
         torch.save(state, path.with_suffix(".new"))
         path.with_suffix(".new").replace(path)
 
-    def load(self, path: Path) -> None:
-        """Go on from `path`; the recipe stays the one given now, so that a run can be steered."""
+    def load(self, path: Path) -> np.ndarray[Any, Any]:
+        """Go on from `path`; the recipe stays the one given now, so that a run can be steered. Returns the mixture."""
         state = torch.load(path, map_location=self.device, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.average = state["average"]
@@ -227,6 +222,8 @@ class Trainer:
                 group["peak"] = peak
         self.step, self.elapsed_s = state["step"], state["elapsed_s"]
         torch.set_rng_state(state["rng"].cpu())
+        factors: np.ndarray[Any, Any] = state["factors"].cpu().numpy()
+        return factors
 
 
 def rounded(average: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -243,37 +240,40 @@ def grade(model: Peek, exams: list[Exam]) -> dict[str, float]:
     """Share of wholly right answers by task. All tokens of an answer are predicted from the right
     ones before them, which for greedy decoding finds the same answers right."""
     right: defaultdict[str, list[bool]] = defaultdict(list)
+    device = model.auxiliary.weight.device
     for paper in exams:
-        with torch.autocast("cpu", torch.bfloat16, enabled=model.auxiliary.weight.device.type == "cpu"):
-            device = model.auxiliary.weight.device
-            features = model.look([torch.from_numpy(pixels).to(device) for pixels in paper.batch.pictures])
-            for group, sheet in zip(paper.batch.rows, paper.tasks, strict=True):
-                ids, source, positions, segments, targets = (torch.from_numpy(a).to(device) for a in group)
-                hidden = model.answer(features, ids, source, positions, segments)
-                wrong = (model.logits(hidden).argmax(-1) != targets) & (targets != IGNORE)
+        batch = to_device(paper.batch, device)
+        with torch.autocast(device.type, torch.bfloat16):
+            features = model.look(batch.pictures)
+            for group, sheet in zip(batch.rows, paper.tasks, strict=True):
+                hidden = model.answer(features, group.ids, group.source, group.positions, group.segments)
+                wrong = (model.logits(hidden).argmax(-1) != group.targets) & (group.targets != IGNORE)
+                mistakes, segments = wrong.cpu().numpy(), group.segments.cpu().numpy()
                 for row, tasks in enumerate(sheet):
                     for segment, task in tasks.items():
-                        right[task].append(not bool(wrong[row][segments[row] == segment].any()))
+                        right[task].append(not mistakes[row][segments[row] == segment].any())
     return {task: round(float(np.mean(marks)), 4) for task, marks in sorted(right.items())}
 
 
-def run(recipe: Recipe, out: Path, *, resume: bool) -> None:
-    """Train until the recipe's minutes are used up."""
-    out.mkdir(parents=True, exist_ok=True)
+def run(recipe: Recipe, span: Span) -> None:
+    """Train until the recipe's minutes, or those of `span`, are used up."""
+    span.out.mkdir(parents=True, exist_ok=True)
+    context = mp.get_context("spawn")
+    factors = context.RawArray("d", [1.0] * len(TASKS))
     with tempfile.TemporaryDirectory() as folder:
         meeting_point = Path(folder, "meeting")
         others = [
-            mp.get_context("spawn").Process(target=_work, args=(recipe, out, resume, rank, meeting_point), daemon=True)
+            context.Process(target=_work, args=(recipe, span, rank, meeting_point, factors), daemon=True)
             for rank in range(1, recipe.workers)
         ]
         for other in others:
             other.start()
-        _work(recipe, out, resume, 0, meeting_point)
+        _work(recipe, span, 0, meeting_point, factors)
         for other in others:
             other.join()
 
 
-def _work(recipe: Recipe, out: Path, resume: bool, rank: int, meeting_point: Path) -> None:
+def _work(recipe: Recipe, span: Span, rank: int, meeting_point: Path, shared_factors: Any) -> None:
     """One process of the crew. The first also writes the log and the checkpoints, and examines.
 
     The others leave its session: Linux shares a busy machine among sessions, not processes.
@@ -282,27 +282,31 @@ def _work(recipe: Recipe, out: Path, resume: bool, rank: int, meeting_point: Pat
         os.setsid()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
+    torch.set_float32_matmul_precision("high")
     crew = Crew(rank, recipe.workers, meeting_point)
     trainer = Trainer(recipe)
-    if resume and (out / CHECKPOINT).exists():
-        trainer.load(out / CHECKPOINT)
-    rng = np.random.default_rng([recipe.seed, 2 + trainer.step, rank])
-    if rank == 0:
-        signal.signal(signal.SIGTERM, lambda *_: crew.stop())
-        with (out / LOG).open("a" if resume else "w", buffering=1) as log:
-            _lead(trainer, crew, rng, out, log)
-    else:
-        while trainer.progress < 1 and not crew.stopped:
-            trainer.train_on(_batch(trainer, rng), crew)
+    kept = trainer.load(span.out / CHECKPOINT) if span.resume and (span.out / CHECKPOINT).exists() else None
+    feed = Feed(recipe, (recipe.seed, 2 + trainer.step, rank), shared_factors)
+    if kept is not None:
+        feed.mixture.factors[:] = kept
+    try:
+        if rank == 0:
+            signal.signal(signal.SIGTERM, lambda *_: crew.stop())
+            with (span.out / LOG).open("a" if span.resume else "w", buffering=1) as log:
+                _lead(trainer, crew, feed, span, log)
+        else:
+            while trainer.elapsed_s < _end_s(recipe, span) and not crew.stopped:
+                trainer.train_on(feed.next(joint=trainer.joint), crew)
+    finally:
+        feed.close()
 
 
-def _batch(trainer: Trainer, rng: np.random.Generator) -> Batch:
-    recipe = trainer.recipe
-    return joint_batch(rng, recipe.pictures) if trainer.joint else dense_batch(rng, recipe.dense_pictures)
+def _end_s(recipe: Recipe, span: Span) -> float:
+    return min(recipe.minutes, span.until_minute) * 60
 
 
-def _lead(trainer: Trainer, crew: Crew, rng: np.random.Generator, out: Path, log: TextIO) -> None:
-    recipe = trainer.recipe
+def _lead(trainer: Trainer, crew: Crew, feed: Feed, span: Span, log: TextIO) -> None:
+    recipe, out = trainer.recipe, span.out
 
     def note(**values: Any) -> None:
         line = {"minute": round(trainer.elapsed_s / 60, 2), "step": trainer.step, **values}
@@ -310,40 +314,50 @@ def _lead(trainer: Trainer, crew: Crew, rng: np.random.Generator, out: Path, log
         print(json.dumps(line), flush=True)
 
     exam_rng = np.random.default_rng([recipe.seed, 1])
-    exams = [exam(exam_rng, 20) for _ in range(14)]
+    exams = [make_exam(exam_rng, _EXAMS[1]) for _ in range(_EXAMS[0])]
 
     def examine() -> None:
         twin = Peek().to(trainer.device)
         twin.load_state_dict(rounded(trainer.average))
-        note(accuracy=grade(twin, exams))
+        accuracy = grade(twin, exams)
+        feed.mixture.adapt(accuracy)
+        note(accuracy=accuracy)
 
-    note(recipe=asdict(recipe), parameters=sum(p.numel() for p in trainer.model.parameters()))
+    note(recipe=asdict(recipe), parameters=sum(p.numel() for p in trainer.model.parameters()), **provenance(recipe))
     seen = pictures = 0
-    sums: defaultdict[str, list[float]] = defaultdict(list)
+    sums: defaultdict[str, list[Tensor]] = defaultdict(list)
     crew.start_clock(trainer.elapsed_s)
     mark = saved = examined = trainer.elapsed_s
-    while trainer.progress < 1 and not crew.stopped:
-        batch = _batch(trainer, rng)
+    while trainer.elapsed_s < _end_s(recipe, span) and not crew.stopped:
+        batch = feed.next(joint=trainer.joint)
         for name, value in trainer.train_on(batch, crew).items():
             sums[name].append(value)
         pictures += crew.size * sum(len(group) for group in batch.pictures)
         seen += 1
         now = trainer.elapsed_s
         if seen % _LOG_EVERY == 0 or seen == 1:
-            means = {name: round(float(np.mean(values)), 4) for name, values in sums.items()}
+            means = {name: round(float(torch.stack(values).mean()), 4) for name, values in sums.items()}
             note(stage="joint" if batch.rows else "dense", rate=round(trainer.rate(), 4), **means,
                  pictures_per_s=round(pictures / (now - mark), 1))  # fmt: skip
             sums.clear()
             pictures, mark = 0, now
         if now - saved > _SAVE_EVERY_S:
-            trainer.save(out / CHECKPOINT)
+            trainer.save(out / CHECKPOINT, feed.mixture.factors)
             saved = now
         if batch.rows and now - examined > recipe.exam_every_s:
             examine()
             examined = now
     if not crew.stopped:
         examine()
-    trainer.save(out / CHECKPOINT)
+    trainer.save(out / CHECKPOINT, feed.mixture.factors)
+
+
+def provenance(recipe: Recipe) -> dict[str, str]:
+    """The commit and the kind of machine, for the model card."""
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    name = torch.cuda.get_device_name() if recipe.device == "cuda" else f"{platform.machine()} CPU"
+    machine = f"{name}, {os.cpu_count()} cores"
+    return {"commit": git.stdout.strip() or "unknown", "machine": machine, "torch": torch.__version__}
 
 
 def _tune_memory() -> None:
@@ -357,16 +371,20 @@ def _tune_memory() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, required=True)
+    parser.add_argument("--minutes", type=float, required=True, help="of the whole run, over which the schedule goes")
+    parser.add_argument("--until-minute", type=float, default=math.inf, help="stop there; --resume goes on later")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     for name, default in asdict(Recipe(0)).items():
-        if name != "minutes":
-            parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
+        if name not in ("minutes", "device", "compile"):
+            parser.add_argument(f"--{name.replace('_', '-')}", type=type(default))
+    parser.add_argument("--compile", action="store_true", default=None, help="torch.compile the blocks")
     options = vars(parser.parse_args())
     _tune_memory()
-    out, resume = options.pop("out"), options.pop("resume")
-    run(Recipe(**options), out, resume=resume)
+    span = Span(options.pop("out"), options.pop("resume"), options.pop("until_minute"))
+    usual = recipe_for(options.pop("minutes"), options.pop("device"))
+    run(replace(usual, **{name: value for name, value in options.items() if value is not None}), span)
 
 
 if __name__ == "__main__":
