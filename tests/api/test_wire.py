@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -219,3 +220,63 @@ async def test_a_large_picture_is_parsed_off_the_loop_and_arrives_whole() -> Non
     part = {"type": "image_url", "image_url": {"url": url}}
     assert (await post(app_of(service), chat(messages=[{"role": "user", "content": [part]}]))).status == 200
     assert service.requests[0].images[0].source == url
+
+
+# --- long strings ----------------------------------------------------------------------------------------------------
+
+LONG = "A/+b" * 20_000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps({"a": LONG, "b": [LONG, {"c": LONG + "x"}], "d": "short"}),
+        json.dumps([LONG] * 40),
+        json.dumps(LONG),
+        json.dumps({LONG: LONG}),
+        '{"a" :\n"' + LONG + '" , "' + LONG + '" \t: 1}',
+        json.dumps({"before": 'quote \\" and \\\\', "a": LONG}),
+        json.dumps({"a": 'x\\"' * 30_000, "b": LONG}),  # more quotes than are looked at
+        json.dumps({"a": "\\" * 101 + '"', "b": LONG}),
+        json.dumps({"a": LONG + "\\n" + LONG, "b": LONG}),
+        json.dumps({"a": LONG + "\u00e9", "b": LONG}, ensure_ascii=False),
+        json.dumps({"a": "\\", "b": LONG}),
+    ],
+)
+def test_long_strings_come_back(text: str) -> None:
+    assert parse(text.encode()) == json.loads(text)
+    assert parse(bytearray(text.encode())) == json.loads(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('{"a":"' + LONG + "\n" + '"}', "control character"),
+        ('{"a":"' + LONG + '","a":1}', "same key twice"),
+        ('{"' + LONG + '":1,"' + LONG + '":2}', "same key twice"),
+        ('{"a":"' + LONG, "not valid JSON"),
+        ('{"a":"' + LONG + '\\"}', "not valid JSON"),
+        ('{"a":"' + LONG + '" 1}', f"column {len(LONG) + 9}"),
+        ("[" * 70 + '"' + LONG + '"' + "]" * 70, "64 levels"),
+    ],
+)
+def test_what_is_wrong_around_long_strings_is_told_as_ever(text: str, problem: str) -> None:
+    with pytest.raises(InvalidRequest, match=problem) as refused:
+        parse(text.encode())
+    assert "A/+b" not in refused.value.message
+
+
+def test_a_photograph_does_not_keep_the_interpreter() -> None:
+    """The parser would scan it byte by byte in one go: about 1 ms a megabyte for which every other thread waits."""
+    body = json.dumps({"url": "A" * 16_000_000}).encode()
+    whole, cut = (
+        min(_seconds(lambda: json.loads(body)) for _ in range(3)),
+        min(_seconds(lambda: parse(body)) for _ in range(3)),
+    )
+    assert cut < whole
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    began = time.thread_time()
+    work()
+    return time.thread_time() - began

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sightline.cli import main
-from sightline.cli.serve import add_arguments, to_settings
+from sightline.cli.serve import _listen, add_arguments, to_settings
 from sightline.config import MIB, FetchPolicy, PictureSize, Settings
 from sightline.errors import InvalidRequest
 
@@ -123,3 +123,9 @@ def test_how_large_pictures_are_and_how_many_are_kept() -> None:
     assert made.images.cache_bytes == 64 * MIB
     assert settings("--image-cache-mib", "0").images.cache_bytes == 0
     assert settings().images == Settings().images
+
+
+def test_connections_do_not_wait_for_acknowledgements() -> None:
+    """asyncio turns Nagle's algorithm off only for sockets that say that they are TCP."""
+    with _listen("127.0.0.1", 0) as listener:
+        assert listener.proto == socket.IPPROTO_TCP
