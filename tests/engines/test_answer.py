@@ -102,6 +102,36 @@ def test_logprobs_come_with_their_text_and_never_for_a_stop(vocabulary: Vocabula
     assert deltas[0].logprobs[0].top[0].token == "h"
 
 
+def llama_like(directory: Path) -> Vocabulary:
+    """U+2581 for spaces, bytes for what is no token; the decoder drops a space at the beginning, as Llama's does."""
+    words = ["<s>", "\u2581the", "\u2581", "a", *(f"<0x{byte:02X}>" for byte in range(256))]
+    steps: list[dict[str, Any]] = [
+        {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "}, {"type": "ByteFallback"},
+        {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+    ]  # fmt: skip
+    definition = {
+        "model": {"vocab": {word: number for number, word in enumerate(words)}},
+        "decoder": {"type": "Sequence", "decoders": steps},
+        "added_tokens": [{"id": 0, "content": "<s>", "special": True}],
+    }
+    (directory / "tokenizer.json").write_text(json.dumps(definition))
+    return Vocabulary(directory, len(words), frozenset({0}))
+
+
+def test_byte_fallback_gives_whole_characters_and_no_space_at_the_beginning(tmp_path: Path) -> None:
+    vocabulary = llama_like(tmp_path)
+    snowman = [4 + byte for byte in "☃".encode()]
+    deltas, _ = run(vocabulary, [1, 1, *snowman, 2, 3, 0])
+    assert text_of(deltas) == "the the☃ a"
+    assert all("\ufffd" not in delta.text for delta in deltas)
+
+
+def test_only_the_first_space_is_dropped_and_only_at_the_beginning(tmp_path: Path) -> None:
+    vocabulary = llama_like(tmp_path)
+    assert text_of(run(vocabulary, [3, 1, 0])[0]) == "a the"
+    assert text_of(run(vocabulary, [2, 2, 3, 0])[0]) == " a"
+
+
 def test_other_tokenizers_are_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(json.dumps({"decoder": {"type": "WordPiece"}, "added_tokens": []}))
     with pytest.raises(CheckpointError, match="byte-level"):
