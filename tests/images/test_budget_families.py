@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sightline.errors import ImageTooSmall
@@ -52,7 +52,8 @@ def test_sizes_and_tokens_are_those_of_the_processor(name: str) -> None:
             first, tokens = list(at_most_200_to_1(*first)), served_tokens
         assert budget.serve(width, height) == (*served, tokens), (width, height)
         assert served_tokens == tokens, (width, height)
-        shrinks = first[0] * first[1] < width * height and not isinstance(budget, AnyResBudget)
+        shrinks = first[0] * first[1] < width * height and max(first) <= 200 * min(first)
+        shrinks = shrinks and not isinstance(budget, AnyResBudget)
         if shrinks or isinstance(budget, CellBudget | PatchBudget):
             assert served == first, (width, height)
 
@@ -74,7 +75,6 @@ def test_a_served_picture_costs_the_same_and_is_served_as_it_is(budget: VisionBu
     if not isinstance(budget, PatchBudget):  # whose `tokens` are about whole cells only
         assert tokens == budget.tokens(*size)
         assert width * height <= size[0] * size[1]
-    assume(max(width, height) <= 200 * min(width, height))
     assert budget.serve(width, height) == (width, height, tokens)
 
 
@@ -88,8 +88,8 @@ def test_narrowing_never_widens(budget: VisionBudget, size: tuple[int, int], ask
     assert served.tokens <= narrowed.largest_tokens
     # The processor, which knows nothing of what was asked, makes the same of the picture.
     assert served.tokens == budget.tokens(*served[:2])
-    assume(max(served[:2]) <= 200 * min(served[:2]))
     assert narrowed.serve(*served[:2]) == served
+    assert budget.serve(*served[:2]) == served  # an engine, which has the model's own budget, may insist on it
 
 
 @given(budgets, sizes, st.integers(1, 9000))
@@ -103,6 +103,7 @@ def test_at_most_holds(budget: VisionBudget, size: tuple[int, int], tokens: int)
     assert served.tokens <= tokens
     assert served.tokens == budget.tokens(*served[:2])
     assert budget.largest_tokens > tokens or fitted == budget
+    assert budget.serve(*served[:2]) == served
 
 
 @given(st.sampled_from(sorted(BUDGETS)).map(BUDGETS.__getitem__), asked)

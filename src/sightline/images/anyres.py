@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from sightline.images.rule import LOW_DETAIL, Rule, shrunk
+from sightline.images.rule import LOW_DETAIL, MAX_RATIO, Rule, shrunk
 
 if TYPE_CHECKING:
     from sightline.types import Detail
@@ -73,7 +73,7 @@ class AnyResBudget(Rule, frozen=True):
         for size in _sizes_from(plan.resized, width, height):
             if size[0] * size[1] >= width * height:
                 break
-            if self._plan(*size) == plan:
+            if max(size) <= MAX_RATIO * min(size) and self._plan(*size) == plan:
                 return size
         return width, height
 

@@ -51,20 +51,22 @@ class CellBudget(Rule, frozen=True):
         served_width, served_height = min(served_width, longest), min(served_height, longest)
         if self.max_tokens is None or self.tokens(served_width, served_height) <= self.max_tokens:
             return served_width, served_height
-        long, short = self._reshaped(max(width, height) / min(width, height), self.max_tokens)
+        ratio = max(width, height) / min(width, height)
+        grids = self._grids(ratio, self.max_tokens)
+        long, short = min(grids, key=lambda grid: abs(math.log(grid[0] / grid[1] / ratio)))
         columns, rows = (long, short) if width >= height else (short, long)
         return columns * self.cell, rows * self.cell
 
-    def _reshaped(self, ratio: float, max_tokens: int) -> tuple[int, int]:
-        """The grid (longer side, shorter side) whose shape is nearest to `ratio` and whose area is allowed."""
+    def _grids(self, ratio: float, max_tokens: int) -> list[tuple[int, int]]:
+        """Grids (longer side, shorter side) in cells whose area is allowed; for each shorter side the nearest one."""
         least = math.ceil(self.min_pixels / self.cell**2)
-        grids = [
-            (long, short)
-            for short in range(1, math.isqrt(max_tokens) + 1)
-            if least <= (long := min(max_tokens // short, max(math.ceil(least / short), round(short * ratio)))) * short
-            and long <= MAX_RATIO * short
-        ]
-        return min(grids, key=lambda grid: abs(math.log(grid[0] / grid[1] / ratio)))
+        grids = []
+        for short in range(1, math.isqrt(max_tokens) + 1):
+            most = min(max_tokens // short, MAX_RATIO * short)
+            long = min(most, max(math.ceil(least / short), round(short * ratio)))
+            if long * short >= least:
+                grids.append((long, short))
+        return grids
 
     def tokens(self, width: int, height: int) -> int:
         return (width // self.cell) * (height // self.cell)
@@ -110,7 +112,7 @@ class CellBudget(Rule, frozen=True):
         if self.largest_tokens <= tokens:
             return self
         high = min(self.max_pixels, tokens * self.cell**2)
-        if high < max(self.min_pixels, self.cell**2):
+        if high < max(self.min_pixels, self.cell**2) or not self._grids(1.0, tokens):
             return None
         return msgspec.structs.replace(self, max_pixels=high, max_tokens=tokens)
 

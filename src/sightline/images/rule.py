@@ -122,7 +122,8 @@ def shrunk(width: int, height: int, allowed: Callable[[int, int], bool]) -> tupl
     longer = max(width, height)
 
     def scaled(long: int) -> tuple[int, int]:
-        return max(1, round(width * long / longer)), max(1, round(height * long / longer))
+        short = -(-long // MAX_RATIO)  # rounding must not make a strip of it that would be refused
+        return max(short, round(width * long / longer)), max(short, round(height * long / longer))
 
     fits, exceeds = 1, longer
     while exceeds - fits > 1:

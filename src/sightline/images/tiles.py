@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
 
-from sightline.images.rule import LOW_DETAIL, Filter, FixedTokens, Rule
+from sightline.images.rule import LOW_DETAIL, MAX_RATIO, Filter, FixedTokens, Rule
 
 if TYPE_CHECKING:
     from sightline.types import Detail
@@ -234,7 +234,7 @@ class SplitBudget(Rule, frozen=True):
 
     def fit(self, width: int, height: int) -> tuple[int, int]:
         served = self._resized(width, height)
-        fewer = served[0] * served[1] < width * height
+        fewer = served[0] * served[1] < width * height and max(served) <= MAX_RATIO * min(served)
         return served if fewer and self._grid(*served) == self._grid(width, height) else (width, height)
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
