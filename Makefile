@@ -5,6 +5,7 @@
 #   make test-engines    engines against their references (installs torch into .venv-reference)
 #   make train-peek      trains the embedded model           MINUTES=90 RUN=runs/peek
 #   make eval-peek       measures the embedded model         PER_TASK=200 EVAL="--photographs DIR --compare FILE"
+#   make bench-health    how long /health takes while 16 clients send photographs
 #   make lock            pins every dependency, with hashes, for CI and Docker
 
 PYTHON ?= python3
@@ -18,7 +19,7 @@ PER_TASK ?= 200
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 LOCKED := requirements/dev.txt
 
-.PHONY: demo test test-engines train-peek eval-peek lint lock clean
+.PHONY: demo test test-engines train-peek eval-peek bench-health lint lock clean
 
 $(VENV)/.installed: pyproject.toml $(LOCKED)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Sightline needs Python 3.11 or newer; name one with PYTHON=python3.12"; exit 1; }
@@ -59,6 +60,9 @@ train-peek: $(TRAIN)/.installed
 
 eval-peek: $(VENV)/.installed
 	$(BIN)/python -m training.peek.evaluation --per-task $(PER_TASK) --out runs/eval-peek $(EVAL)
+
+bench-health: $(VENV)/.installed
+	$(BIN)/python -m sightline.bench.health
 
 lock: $(VENV)/.installed
 	$(BIN)/python $(PIP_INSTALL) pip-tools

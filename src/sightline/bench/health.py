@@ -3,8 +3,10 @@
 Starts a server of its own on the fake engine. Sixteen clients, in a process of their own, each send one 5 MB JPEG after
 another as base64 in JSON, no two files alike, so that none is answered from a cache. This process meanwhile asks for
 `/health` on new connections and on one that is kept, and prints for each phase: quantiles of the answer's time, how
-late the server's event loop woke (from its own histogram), and the CPU time by process: server, decoders and engine,
-clients. The processes share this machine's cores, so a quantile holds what the kernel's scheduler adds.
+late the server's event loop woke (from its own histogram), and the CPU time of the server and what it has started.
+
+All processes share this machine's cores, with whatever else runs there. So the same is asked in turn of a bare server,
+which has nothing else to do: what it takes is the machine's doing, and only what exceeds it is the server's.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
@@ -62,6 +65,22 @@ def body_of(file: bytes) -> tuple[bytes, bytes]:
     return before.encode() + base64.b64encode(whole), after.encode()
 
 
+def serve_bare(ports: Connection) -> None:
+    """Runs in a process of its own until it is ended: the least that an answer on this machine can take."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
+        writer.close()
+
+    async def serve() -> None:
+        server = await asyncio.start_server(answer, HOST, 0)
+        ports.send(server.sockets[0].getsockname()[1])
+        await server.serve_forever()
+
+    asyncio.run(serve())
+
+
 def send_photographs(port: int, clients: int, num_bytes: int, answered: Synchronized[int]) -> None:
     """Runs in a process of its own until it is ended."""
     head, tail = body_of(photograph(num_bytes))
@@ -86,6 +105,8 @@ class Phase:
     new_s: list[float]
     """Seconds of an answer on a new connection."""
     kept_s: list[float]
+    bare_s: list[float]
+    """Of the bare server, on a new connection."""
     lag_p99_s: float
     wall_s: float
     cpu_s: dict[str, float]
@@ -96,27 +117,38 @@ class Phase:
         def ms(values: list[float], share: float) -> str:
             return f"{np.quantile(values, share) * 1000:8.2f}"
 
-        cells = [ms(values, share) for values in (self.new_s, self.kept_s) for share in (0.5, 0.99, 1.0)]
+        cells = [ms(values, share) for values in (self.new_s, self.kept_s, self.bare_s) for share in (0.5, 0.99, 1.0)]
         cpu = "  ".join(f"{whose} {seconds / self.wall_s:.2f}" for whose, seconds in self.cpu_s.items())
         rate = self.answered / self.wall_s
         return f"{self.name:>9} {' '.join(cells)} {self.lag_p99_s * 1000:9.1f} {rate:10.1f}   {cpu}"
 
 
 HEADER = (
-    "            new connection (ms)        kept connection (ms)     loop lag  pictures/s   CPU (cores)\n"
-    "          p50      p99      max      p50      p99      max    p99 (ms)"
+    "               new connection (ms)         kept connection (ms)     bare server, new conn. (ms)"
+    "  loop lag  pictures/s   CPU (cores)\n"
+    "               p50      p99      max      p50      p99      max      p50      p99      max   p99 (ms)"
 )
 
 
-def measure(name: str, port: int, server: int, seconds: float, load: _Load | None = None) -> Phase:
+@dataclass(frozen=True)
+class Target:
+    port: int
+    pid: int
+    bare_port: int
+
+
+def measure(name: str, target: Target, seconds: float, load: _Load | None = None) -> Phase:
+    port, server = target.port, target.pid
     lag = asyncio.run(lag_buckets(HOST, port))
     cpu, answered = _cpu_s(server), load.answered.value if load else 0
     kept = http.client.HTTPConnection(HOST, port)
     new_s: list[float] = []
     kept_s: list[float] = []
+    bare_s: list[float] = []
     began = time.perf_counter()
     while time.perf_counter() - began < seconds:
         new_s.append(_health(http.client.HTTPConnection(HOST, port), close=True))
+        bare_s.append(_health(http.client.HTTPConnection(HOST, target.bare_port), close=True))
         kept_s.append(_health(kept))
         time.sleep(_PAUSE_S)
     wall_s = time.perf_counter() - began
@@ -124,7 +156,7 @@ def measure(name: str, port: int, server: int, seconds: float, load: _Load | Non
     spent = {whose: after - cpu.get(whose, 0.0) for whose, after in _cpu_s(server).items()}
     lag_p99_s = quantile_bound(lag, asyncio.run(lag_buckets(HOST, port)), 0.99)
     done = load.answered.value - answered if load else 0
-    return Phase(name, new_s, kept_s, lag_p99_s, wall_s, spent, done)
+    return Phase(name, new_s, kept_s, bare_s, lag_p99_s, wall_s, spent, done)
 
 
 def _health(connection: http.client.HTTPConnection, *, close: bool = False) -> float:
@@ -137,6 +169,15 @@ def _health(connection: http.client.HTTPConnection, *, close: bool = False) -> f
         connection.close()
     assert reply.status == 200
     return taken
+
+
+def start_bare() -> int:
+    """Gives the port."""
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe(duplex=False)
+    spawn.Process(target=serve_bare, args=(theirs,), daemon=True).start()
+    port: int = ours.recv()
+    return port
 
 
 @dataclass
@@ -186,10 +227,11 @@ def main(args: argparse.Namespace) -> None:
             port = int(server.stdout.readline().rpartition(":")[2].partition("/")[0])
             while not _is_ready(port):
                 time.sleep(0.05)
+            target = Target(port, server.pid, start_bare())
             print(f"{args.clients} clients, {args.megabytes:g} MB a picture; {os.cpu_count()} cores\n{HEADER}")
-            print(measure("idle", port, server.pid, args.seconds).row(), flush=True)
+            print(measure("idle", target, args.seconds).row(), flush=True)
             load = start_load(port, args.clients, int(args.megabytes * 1e6))
-            print(measure("loaded", port, server.pid, args.seconds, load).row(), flush=True)
+            print(measure("loaded", target, args.seconds, load).row(), flush=True)
             load.process.kill()
         finally:
             server.terminate()
