@@ -21,7 +21,7 @@ from sightline.config import PEEK, ModelConfig
 from sightline.engines import Supervised
 from sightline.engines.remote.upstream import Address
 from sightline.engines.vllm import REFUSED, VllmEngine, VllmOptions, to_command, to_environment
-from sightline.errors import EngineUnavailable, InvalidRequest, UpstreamFailed
+from sightline.errors import ContextLengthExceeded, EngineUnavailable, InvalidRequest, UpstreamFailed
 from sightline.types import Image
 from tests.engines.conformance import answer, ask, ends
 
@@ -209,6 +209,15 @@ async def test_prompts_are_counted_exactly_by_both_ways_of_its_versions(program:
                 finish.usage.prompt_tokens,
                 finish.usage.image_tokens,
             )
+
+
+async def test_a_prompt_that_is_too_long_is_told_from_other_refusals(program: str) -> None:
+    """vLLM has no code for it."""
+    async with running(program) as own:
+        for request in (ask("word " * 3000), ask("hello", max_tokens=2048)):
+            assert type(await ends(own, request)) is ContextLengthExceeded
+            with pytest.raises(ContextLengthExceeded):
+                await own.count_tokens(request)
 
 
 async def test_it_says_which_stop_string_it_met(program: str) -> None:

@@ -18,12 +18,13 @@ from sightline.engines.remote.body import Part, Specials, encode, to_body
 from sightline.engines.remote.counting import Counter
 from sightline.engines.remote.failures import read_refusal, to_error, to_refusal
 from sightline.engines.remote.kinds import KINDS
-from sightline.engines.remote.options import RemoteOptions, read_options
+from sightline.engines.remote.options import RemoteOptions, read_budget, read_options
 from sightline.engines.remote.pictures import Held, Pictures, blank, to_data_uri
 from sightline.engines.remote.sse import ServerEvent
 from sightline.engines.remote.upstream import Address
 from sightline.errors import InvalidRequest, UnsupportedFeature, UpstreamFailed
 from sightline.images.budget import CellBudget
+from sightline.images.published import published_budget
 from sightline.types import (
     Delta,
     EngineRequest,
@@ -308,8 +309,6 @@ def test_paths_are_from_the_base_or_from_the_root() -> None:
 
 def test_a_budget_is_any_of_ours() -> None:
     def budget(value: Any) -> Any:
-        from sightline.engines.remote.options import read_budget
-
         options = {"base_url": "http://h/v1", "budget": value, "max_pixels": 1000}
         config = ModelConfig(name="m", engine="remote", options=options)
         return read_budget(read_options(config, RemoteOptions))
@@ -318,6 +317,10 @@ def test_a_budget_is_any_of_ours() -> None:
         28, 784, 7840
     )
     assert budget("as-is").serve(20, 30)[:2] == (20, 30)
+    assert budget("as-is").largest_tokens < 10, "a guess, but not of pixels"
+    assert budget("gpt-4o-2024-08-06") == published_budget("gpt-4o")
+    with pytest.raises(InvalidRequest, match="no provider"):
+        budget("gpt-9")
     width, height, _ = budget("as-is").serve(400, 300)
     assert width * height <= 1000
     assert budget(None) is None

@@ -16,6 +16,7 @@ from sightline.engines.remote.kinds import Kind
 from sightline.engines.remote.pictures import blank
 from sightline.errors import UpstreamFailed
 from sightline.images.budget import VisionBudget
+from sightline.images.published import PublishedRule
 from sightline.types import EngineRequest, Image, Message, Text, TokenCount
 
 Ask = Callable[[str, bytes], Awaitable[bytes]]
@@ -72,7 +73,7 @@ class Counter:
     async def count(self, request: EngineRequest) -> TokenCount:
         """Raises what `Ask` does."""
         parts = [Part(blank(image.served_width, image.served_height)) for image in request.images]
-        known = self._budget is not None or not parts
+        known = not parts or (self._budget is not None and not isinstance(self._budget, PublishedRule))
         match self._kind.counts:
             case "input_tokens":
                 return await self._input_tokens(request, parts)

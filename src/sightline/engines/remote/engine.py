@@ -23,6 +23,7 @@ from sightline.engines.remote.pictures import Held, Pictures
 from sightline.engines.remote.sse import MalformedStream, ServerEvents
 from sightline.engines.remote.upstream import Address, Incoming, Limits, Upstream, stopped
 from sightline.errors import (
+    ContextLengthExceeded,
     EngineError,
     EngineUnavailable,
     InvalidRequest,
@@ -217,7 +218,7 @@ class RemoteEngine:
                     return
                 except SightlineError as error:
                     if begun or not by_name or not self._named(request) or isinstance(error, EngineUnavailable):
-                        raise
+                        raise await self._explained(error, request) from None
                     # It may not hold a picture any more. Which errors say so has changed between versions.
                     self._held.missed(self._names(request))
         finally:
@@ -284,6 +285,17 @@ class RemoteEngine:
         elif refusal.status >= 500 and refusal.status != 503:
             log.warning("model %s: its server failed with status %d", self._config.name, refusal.status)
         return to_error(refusal, self._info.context_length if self._info is not None else None)
+
+    async def _explained(self, error: SightlineError, request: EngineRequest) -> SightlineError:
+        """Not every server has a code for a prompt that is too long; then counting tells."""
+        if type(error) is InvalidRequest and self._kind.counts is not None:
+            try:
+                await self.count_tokens(request)
+            except ContextLengthExceeded as exceeded:
+                return exceeded
+            except SightlineError:
+                pass
+        return error
 
     async def _usage(self, request: EngineRequest, answer: Answer) -> Usage:
         images = self._counter.image_tokens(request)

@@ -14,9 +14,10 @@ from sightline.config import ModelConfig, environment
 from sightline.engines import FEATURES
 from sightline.engines.remote.kinds import KINDS, Kind
 from sightline.errors import InvalidRequest
-from sightline.images.budget import CellBudget, VisionBudget
+from sightline.images.budget import VisionBudget
 from sightline.images.checkpoint import BudgetError
 from sightline.images.checkpoint import read_budget as budget_of_checkpoint
+from sightline.images.published import ClaudePatches, published_budget
 
 AS_IS = "as-is"
 _KEY_PREFIX = "SIGHTLINE_"
@@ -37,7 +38,8 @@ class RemoteOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     context_length: int | None = None
     """Prompt and completion tokens together; None: as the server tells, where it does."""
     budget: dict[str, Any] | str | None = None
-    """How pixels become tokens there: a budget's fields with its `type`, or `as-is`. None: the model cannot see."""
+    """How pixels become tokens there: a budget's fields with its `type`, a provider's name of a model whose budget it
+    publishes (`gpt-4.1-mini`), or `as-is`. None: as the checkpoint says; without one, the model cannot see."""
     checkpoint: str | None = None
     """A directory with the model's configuration and tokenizer: `budget` and `special_tokens` are read from there."""
     max_pixels: int = 1_048_576
@@ -100,17 +102,28 @@ def check_address(url: str) -> None:
 def read_budget(options: RemoteOptions) -> VisionBudget | None:
     """None: the model cannot see. Raises `InvalidRequest` for a budget that is none.
 
-    `as-is` is a cell of one pixel: no size but that of too large a picture is changed. What a picture costs is unknown.
+    `as-is` changes the size of too large a picture only. What one costs is unknown; the guess is a rule that has a
+    token for each 28 x 28 pixels begun, as most families have nearly.
     """
     if options.budget is None:
         return _read_checkpoint_budget(options.checkpoint)
     if options.budget == AS_IS:
-        return CellBudget(cell=1, min_pixels=1, max_pixels=options.max_pixels)
+        return ClaudePatches(
+            longest_edge=options.max_pixels,
+            most_patches=-(-options.max_pixels // 28**2),
+            max_pixels=options.max_pixels,
+        )
+    if isinstance(options.budget, str):
+        if (published := published_budget(options.budget)) is None:
+            raise wrong(
+                f"no provider publishes what pictures cost {options.budget!r}; use {AS_IS!r}, or a budget's fields."
+            )
+        return published
     try:
         return msgspec.convert(options.budget, VisionBudget)  # type: ignore[no-any-return]
     except msgspec.ValidationError as error:
         raise wrong(
-            f"budget is {AS_IS!r} or an object such as "
+            f"budget is {AS_IS!r}, a provider's name of a model, or an object such as "
             f'{{"type": "CellBudget", "cell": 28, "min_pixels": 3136, "max_pixels": 1003520}} ({error}).'
         ) from None
 
