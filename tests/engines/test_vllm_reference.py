@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator
+from typing import NamedTuple
 
 import msgspec
 import pytest
@@ -51,7 +52,12 @@ async def engine(anyio_backend: str) -> AsyncIterator[VllmEngine]:
         await engine.close()
 
 
-@pytest.fixture(scope="module")
+class Row(NamedTuple):
+    name: str
+    """As the table of `make test-engines` shows it."""
+
+
+@pytest.fixture(scope="module", params=[Row("vllm")], ids=lambda row: row.name)
 def subject(engine: VllmEngine) -> Subject:
     config = ModelConfig(name=PEEK, engine="vllm", start_timeout_s=60.0)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
@@ -67,10 +67,19 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(scope="module", params=[remote_fake, remote_peek], ids=lambda subject: subject.__name__)
+class Row(NamedTuple):
+    name: str
+    """As the table of `make test-engines` shows it."""
+    open: Callable[[], AbstractContextManager[Subject]]
+
+
+ROWS = [Row("remote fake", remote_fake), Row("remote peek", remote_peek)]
+
+
+@pytest.fixture(scope="module", params=ROWS, ids=lambda row: row.name)
 def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
-    opened: Callable[[], Any] = request.param
-    with opened() as subject:
+    row: Row = request.param
+    with row.open() as subject:
         yield subject
 
 
