@@ -115,6 +115,9 @@ ENGINES: dict[str, EngineEntry] = {
     "vllm": EngineEntry(
         "sightline.engines.vllm:VllmEngine", isolated=False, summary="vLLM, in an environment of its own"
     ),
+    "llamacpp": EngineEntry(
+        "sightline.engines.llamacpp:LlamaCppEngine", isolated=False, summary="llama.cpp, from GGUF files"
+    ),
     "remote": EngineEntry(
         "sightline.engines.remote:RemoteEngine", isolated=False, summary="any OpenAI-compatible server, by its address"
     ),

@@ -338,6 +338,6 @@ class _Run:
 
 def _address(directory: Path | None) -> Address:
     if directory is not None:
-        return Address("http://localhost/v1", str(directory / "socket"))
+        return Address("http://localhost/v1", str(directory / "server.sock"))  # llama.cpp goes by the suffix
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return Address(f"http://127.0.0.1:{probe.getsockname()[1]}/v1")
