@@ -148,7 +148,7 @@ def sample_text(rng: np.random.Generator, rows: int, columns: int, count: int | 
     gap = cap * rng.uniform(1.5, 2.4)
     tall = cap + (count - 1) * gap
     tilted = abs(math.sin(math.radians(tilt))) * max(widths)
-    slack_x = max(0.0, scene.width * 0.98 - max(widths)) / 2
+    slack_x = max(0.0, scene.width * 0.95 - max(widths)) / 2
     slack_y = max(0.0, scene.height * 0.96 - tall - tilted) / 2
     if count == 2 and slack_y == 0:
         gap = scene.height * 0.96 - cap

@@ -21,9 +21,14 @@ import numpy as np
 from training.peek.batches import Batch
 from training.peek.studio import Size, Studio
 from training.peek.tasks import TASKS, Mixture
+from training.peek.world import MAX_PIXELS
 
-SLOT_BYTES: Final = 256 * 2**20
 _ALIGNED: Final = 64
+
+
+def slot_bytes(size: Size) -> int:
+    """Room for a batch: its pictures, and half as much again and some for what is asked about them."""
+    return 2**22 + size.groups * size.pictures * MAX_PIXELS * 3 * 3 // 2
 
 
 class Plan(NamedTuple):
@@ -86,7 +91,7 @@ class Producers:
         self.mixture = Mixture(np.frombuffer(factors, np.float64))
         self._joint = context.RawValue("b", 0)
         self._ready: Any = context.Queue()
-        self._memory = [[SharedMemory(create=True, size=SLOT_BYTES) for _ in range(slots)] for _ in range(count)]
+        self._memory = [[SharedMemory(create=True, size=slot_bytes(size)) for _ in range(slots)] for _ in range(count)]
         self._free = [context.SimpleQueue() for _ in range(count)]
         plan = Plan(seed, size, factors, self._joint)
         self._processes = [

@@ -35,6 +35,7 @@ class Recipe:
     adam_rate: float = 1.5e-3
     weight_decay: float = 0.01
     dense_weight: float = 0.3
+    warm_steps: int = 100
     hold_until: float = 0.45
     ema: float = 0.997
     exam_every_s: float = 240.0

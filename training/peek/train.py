@@ -134,7 +134,7 @@ class Trainer:
 
     def rate(self) -> float:
         """Share of the peak rate: a short warm-up, a plateau, then a cosine to almost nothing."""
-        warm = min(1.0, (self.step + 1) / 100)
+        warm = min(1.0, (self.step + 1) / self.recipe.warm_steps)
         hold = self.recipe.hold_until
         fall = min(1.0, max(0.0, (self.progress - hold) / (1 - hold)))
         return warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * fall)))
