@@ -24,6 +24,7 @@ SIZE = {"size": {"shortest_edge": 12544, "longest_edge": 38400}}
 
 
 def read(directory: Path, config: dict[str, Any]) -> Preprocessor:
+    (directory / "config.json").write_text(json.dumps({"model_type": "qwen2_vl"}))
     (directory / "preprocessor_config.json").write_text(json.dumps(config))
     return read_preprocessor(directory, VISION)
 
@@ -58,15 +59,22 @@ def test_rotary_angles_follow_rows_and_columns_in_the_same_order() -> None:
 
 
 @pytest.mark.parametrize(
-    "size", [SIZE, {"min_pixels": 12544, "max_pixels": 38400}, SIZE | {"min_pixels": 1, "max_pixels": 2}]
+    "size",
+    [
+        SIZE,
+        {"min_pixels": 12544, "max_pixels": 38400},
+        {"size": {"shortest_edge": 1, "longest_edge": 2}, "min_pixels": 12544, "max_pixels": 38400},
+    ],
 )
-def test_the_budget_is_read_from_old_and_new_keys(tmp_path: Path, size: dict[str, Any]) -> None:
+def test_the_budget_is_read_from_old_and_new_keys_as_the_reference_does(tmp_path: Path, size: dict[str, Any]) -> None:
     assert read(tmp_path, PEEK | size).budget == CellBudget(28, 12544, 38400)
 
 
 def test_what_is_missing_or_contradicts_is_told(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="min_pixels"):
-        read(tmp_path, PEEK)
+    with pytest.raises(CheckpointError, match="image_mean"):
+        read(tmp_path, {key: value for key, value in PEEK.items() if key != "image_mean"} | SIZE)
+    with pytest.raises(CheckpointError, match=r"max_pixels is 'many'; it must be"):
+        read(tmp_path, PEEK | SIZE | {"max_pixels": "many"})
     with pytest.raises(CheckpointError, match=r"not those of config\.json"):
         read(tmp_path, PEEK | SIZE | {"patch_size": 16})
 

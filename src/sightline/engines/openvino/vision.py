@@ -20,6 +20,7 @@ from sightline.engines.checkpoint import CheckpointError, read_json
 from sightline.engines.openvino.checkpoint import VisionConfig
 from sightline.errors import InvalidRequest
 from sightline.images.budget import MAX_RATIO, CellBudget
+from sightline.images.checkpoint import BudgetError, read_budget
 from sightline.types import Image, Pixels
 
 Embeddings = npt.NDArray[np.float32]
@@ -80,10 +81,6 @@ def read_preprocessor(model_dir: Path, vision: VisionConfig) -> Preprocessor:
         patch = int(config.get("patch_size", vision.patch_size))
         merge = int(config.get("merge_size", vision.spatial_merge_size))
         frames = int(config.get("temporal_patch_size", vision.temporal_patch_size))
-        # Today's name and the one before; where both stand, they say the same.
-        size: dict[str, Any] = config.get("size") or {}
-        smallest = int(size.get("shortest_edge") or config["min_pixels"])
-        largest = int(size.get("longest_edge") or config["max_pixels"])
         levels = np.arange(256, dtype=np.float64)[None, :].repeat(3, axis=0)
         if config.get("do_rescale", True):
             levels *= config.get("rescale_factor", 1 / 255)
@@ -94,7 +91,12 @@ def read_preprocessor(model_dir: Path, vision: VisionConfig) -> Preprocessor:
         raise CheckpointError(f"preprocessor_config.json: {type(error).__name__}: {error}") from error
     if (patch, merge, frames) != (vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size):
         raise CheckpointError("preprocessor_config.json: its patches are not those of config.json")
-    budget = CellBudget(cell=patch * merge, min_pixels=smallest, max_pixels=largest)
+    try:
+        budget = read_budget(model_dir)
+    except BudgetError as error:
+        raise CheckpointError(str(error)) from error
+    if not isinstance(budget, CellBudget) or budget.cell != patch * merge:
+        raise CheckpointError("preprocessor_config.json: its pictures are not grids of config.json's cells")
     return Preprocessor(patch, frames, merge, budget, levels.astype(np.float32))
 
 
