@@ -30,6 +30,8 @@ from sightline.types import EngineRequest, Finish, Image, Message, SamplingParam
 pytestmark = [pytest.mark.engine_reference, pytest.mark.timeout(300)]
 
 FAMILIES = ("qwen2_vl", "llava", "llava_next", "internvl")
+only_qwen = pytest.mark.parametrize("checkpoint", ["qwen2_vl"], indirect=True)
+"""The family that takes pictures at the very size at which they are served; the others' processors cut tiles."""
 MAX_TOKENS = 16
 Parts = tuple[str | int, ...]
 """Of a user message; a number is a picture of `SIZES`."""
@@ -172,11 +174,8 @@ def test_different_pictures_get_different_answers(reference: list[Answered]) -> 
     assert len({token for answer in reference for token in answer.tokens}) > 20
 
 
+@only_qwen
 def test_served_pictures_are_not_resized_again(checkpoint: Path, pictures: list[Image]) -> None:
-    """Where the family's rule serves a picture at the very size of its cells; others cut tiles, which are compared with
-    their processors in tests/images."""
-    if checkpoint.name != "qwen2_vl":
-        pytest.skip("this family's processor cuts tiles itself")
     from sightline.engines.transformers.pictures import Pictures
 
     seen = Pictures(checkpoint, trust_remote_code=False)
@@ -189,9 +188,39 @@ def test_served_pictures_are_not_resized_again(checkpoint: Path, pictures: list[
         assert given["image_grid_thw"].tolist() == [[1, picture.served_height // 14, picture.served_width // 14]]
 
 
-def test_a_picture_at_another_size_is_refused(config: ModelConfig, checkpoint: Path) -> None:
-    if checkpoint.name != "qwen2_vl":
-        pytest.skip("this family takes a small picture as it is")
+@only_qwen
+def test_a_picture_that_a_request_made_smaller_than_the_checkpoint_s_least_stays_so(checkpoint: Path) -> None:
+    """Processors would enlarge it again."""
+    from sightline.engines.transformers.pictures import Pictures
+
+    seen = Pictures(checkpoint, trust_remote_code=False)
+    narrowed = seen.budget.narrowed(max_pixels=1)
+    picture = drawn(0, (300, 100), narrowed)
+    assert picture.served_width * picture.served_height < seen.budget.min_pixels, "this proves nothing"
+    assert seen.expansions([picture]) == [seen.placeholder * narrowed.serve(300, 100).tokens]
+    assert seen.tensors([picture])["image_grid_thw"].tolist() == [
+        [1, picture.served_height // 14, picture.served_width // 14]
+    ]
+
+
+@pytest.mark.parametrize("tokens", [None, 40])
+@pytest.mark.parametrize("max_pixels", [None, 3_000, 20_000])
+def test_however_a_request_narrows_the_budget_its_pictures_are_taken(
+    checkpoint: Path, max_pixels: int | None, tokens: int | None
+) -> None:
+    from sightline.engines.transformers.pictures import Pictures
+
+    seen = Pictures(checkpoint, trust_remote_code=False)
+    narrowed = seen.budget.narrowed(max_pixels=max_pixels)
+    narrowed = narrowed if tokens is None else narrowed.at_most(tokens) or narrowed
+    for size in ((30, 30), (900, 640), (640, 900), (700, 40), (57, 333)):
+        served = narrowed.serve(*size)
+        (expansion,) = seen.expansions([drawn(0, size, narrowed)])
+        assert len(seen.processor.tokenizer.tokenize(expansion)) == served.tokens
+
+
+@only_qwen
+def test_a_picture_at_another_size_is_refused(config: ModelConfig) -> None:
     odd = Image(np.zeros((57, 31, 3), np.uint8), "sha256:odd", 31, 57, "image/png", 1)
     with pytest.raises(InvalidRequest, match="must reach this model at"):
         asyncio.run(ask(config, [to_request((0,), [odd])], together=False))

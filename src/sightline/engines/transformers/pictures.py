@@ -1,4 +1,7 @@
-"""Pictures on their way into the model: the checkpoint's own processor, which finds nothing left to resize.
+"""Pictures on their way into the model: through the checkpoint's own processor, which finds nothing left to resize.
+
+Families of one grid of cells take a picture as it was served. Those that cut tiles cut them from it: their processors
+plan the same tiles for what is served as for the original (`images/tiles.py`, `images/anyres.py`).
 
 The processor also says what a picture's placeholder becomes in the prompt: `<|image_pad|>` times the number of its
 tokens for Qwen2-VL, rows and line breaks for others. That depends on sizes only, so it is asked with blank pictures and
@@ -21,7 +24,7 @@ from transformers.utils import is_torchvision_available
 
 from sightline.engines.checkpoint import CheckpointError
 from sightline.errors import InvalidRequest
-from sightline.images.budget import VisionBudget
+from sightline.images.budget import CellBudget, VisionBudget
 from sightline.images.checkpoint import read_budget
 from sightline.types import Image, Pixels
 
@@ -42,6 +45,8 @@ class Pictures:
         self.processor = _open_processor(model_dir, trust_remote_code=trust_remote_code)
         self.budget: VisionBudget = read_budget(model_dir)
         self.placeholder: str = self.processor.image_token
+        # A request may ask for less than the checkpoint's least size, to which the processor would enlarge it again.
+        self._as_served = {"do_resize": False} if isinstance(self.budget, CellBudget) else {}
         self._lock = threading.Lock()  # a fast tokenizer's settings are changed by every call
         self._expansion_of_size = lru_cache(maxsize=4096)(self._ask_expansion)
         for width, height in _PROBED:
@@ -67,6 +72,7 @@ class Pictures:
                 text=[self.placeholder * len(pictures)],
                 return_tensors="pt",
                 return_text_replacement_offsets=True,
+                **self._as_served,
             )
         (replaced,) = out["text_replacement_offsets"]
         tensors = {name: value for name, value in out.items() if name not in _OF_TEXT}
@@ -76,8 +82,13 @@ class Pictures:
         return self._process([np.zeros((height, width, 3), np.uint8)])[1][0]
 
     def _refuse_other_sizes(self, width: int, height: int) -> None:
-        served = self.budget.serve(width, height)
-        if (served.width, served.height) != (width, height):
+        if isinstance(budget := self.budget, CellBudget):
+            fits = width % budget.cell == height % budget.cell == 0
+            fits = fits and budget.tokens(width, height) <= budget.largest_tokens
+        else:
+            fits = budget.serve(width, height).tokens == budget.tokens(width, height)
+        if not fits:
+            served = budget.serve(width, height)
             raise InvalidRequest(
                 f"A picture of {width}x{height} px must reach this model at {served.width}x{served.height} px.",
                 param="messages",
