@@ -61,7 +61,7 @@ def test_checkpoint_has_every_file(peek: model.Peek, tmp_path: Path) -> None:
 
 def test_it_stays_small() -> None:
     parameters = sum(value.numel() for value in checkpoint.weights(dict(model.Peek().state_dict())).values())
-    assert 5 * parameters < 39e6  # safetensors and fp16 IR at two bytes each, int8 IR at one, with room for the rest
+    assert 5 * parameters < 38.5e6  # safetensors and fp16 IR at two bytes each, int8 IR at one, with room for the rest
 
 
 def test_dense_heads_have_a_class_for_every_label(peek: model.Peek) -> None:
@@ -84,9 +84,7 @@ def test_an_exam_marks_an_answer_wrong_by_its_own_tokens(peek: model.Peek) -> No
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("producers", [0, 2])
-def test_a_short_run_learns_goes_on_and_exports(
-    tmp_path: Path, producers: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_short_run_learns_and_exports(tmp_path: Path, producers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A minute from nothing, in two calls: the loss falls in both stages, and the checkpoint is whole."""
     monkeypatch.setattr(train, "_EXAMS", (1, 8))
     monkeypatch.setattr(train, "_LOG_EVERY", 2)
