@@ -31,7 +31,7 @@ from sightline.errors import (
     UpstreamFailed,
 )
 from sightline.types import Finish, Image
-from tests.engines.conformance import answer, ask, ends
+from tests.engines.conformance import answer, ask, ends, patience
 from tests.engines.remote.toxic import ANSWER, DONE, STREAM, TEXT, USAGE, Connection, Toxic, chunk, toxic
 
 pytestmark = pytest.mark.anyio
@@ -224,13 +224,42 @@ async def test_who_leaves_is_noticed_there_at_once() -> None:
         server.misbehave = goes_on
         async with aclosing(engine.generate(ask("hello"))) as events:
             await anext(events)
-        await asyncio.wait_for(left.wait(), 1.0)
+        await asyncio.wait_for(left.wait(), 1.0 * patience())
         left.clear()
         task = asyncio.create_task(answer(engine, ask("hello")))
         while len(server.chats) < 2:
             await asyncio.sleep(0.01)
         task.cancel()
-        await asyncio.wait_for(left.wait(), 1.0)
+        await asyncio.wait_for(left.wait(), 1.0 * patience())
+
+
+async def test_a_connection_is_used_again_after_a_whole_answer_and_closed_at_a_stop() -> None:
+    body = ANSWER.encode()
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: {len(body)}\r\n\r\n"
+
+    async def keeps_alive(connection: Connection) -> None:
+        await connection.send(head.encode() + body)
+        await connection.left()
+
+    async with upstream() as (server, engine):
+        server.misbehave = keeps_alive
+        await answer(engine, ask("hello"))
+        assert "IDLE" in repr(engine._upstream._pool.connections)  # type: ignore[union-attr]
+    closed = asyncio.Event()
+
+    async def has_more_to_say(connection: Connection) -> None:
+        if connection.path != "/v1/chat/completions":
+            await connection.reply(404, {}, Connection="close")
+            return
+        await connection.send(STREAM + ANSWER)
+        await connection.left()
+        closed.set()
+
+    async with upstream(kind="llamacpp") as (server, engine):
+        server.misbehave = has_more_to_say
+        text, finish = await answer(engine, ask("hello", stop=("\u00dfe",)))
+        assert (text, finish.stop_sequence) == ("Gr\u00fc", "\u00dfe")
+        await asyncio.wait_for(closed.wait(), 5.0)
 
 
 async def test_nobody_there() -> None:

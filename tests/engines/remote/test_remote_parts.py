@@ -404,6 +404,11 @@ def test_a_server_that_never_holds_anything_is_not_asked_by_name_for_ever() -> N
         held.missed(["a"])
     else:
         raise AssertionError("each request would be sent twice")
+    for _ in range(20):
+        held.missed(["a"])
+        held.hit()
+        held.add(["a"])
+        assert "a" in held, "it missed now and then only"
 
 
 def test_a_blank_picture_is_small() -> None:

@@ -75,7 +75,7 @@ async def toxic() -> AsyncIterator[Toxic]:
             connection = Connection(first.split()[1], headers, body, writer, reader)
             if connection.path == "/v1/models":
                 await connection.reply(200, own.lists, Connection="close")
-            elif connection.path == "/health":
+            elif connection.path in ("/health", "/props"):
                 await connection.reply(200, {}, Connection="close")
             else:
                 own.chats.append(connection)

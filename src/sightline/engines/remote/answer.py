@@ -136,6 +136,8 @@ class Answer:
         self.num_tokens = 0
         """Made, as far as chunks tell: one each, or as many as have log-probabilities."""
         self.done = False
+        self.cut = False
+        """Done because we met a stop: the server has more to say."""
         self._request_id = request_id
         self._stops = StopStrings(stops)
         self._min_tokens = min_tokens
@@ -245,7 +247,7 @@ class Answer:
         safe, stop = (delta.text, None) if early else self._stops.push(delta.text)
         shown = self._shown(safe)
         if stop is not None:
-            self.reason, self.stop_sequence, self.done = "stop", stop, True
+            self.reason, self.stop_sequence, self.done, self.cut = "stop", stop, True, True
         return shown
 
     def _shown(self, text: str) -> list[Delta]:

@@ -25,6 +25,10 @@ Ask = Callable[[str, bytes], Awaitable[bytes]]
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 _BYTES_PER_TOKEN = 3
 _MESSAGE_TOKENS = 6
+_TEMPLATE_TOKENS = 64
+"""For one message, at most: its role, and a default system prompt."""
+_TOOLS_TOKENS = 1024
+"""What a template says about tools beside the tools."""
 _UNKNOWN_CELL = 28**2
 """Pixels that become one token, where no budget tells."""
 _PROBE_SIDE = 448
@@ -69,6 +73,11 @@ class Counter:
         if self._budget is None:
             return (0,) * len(request.images)
         return tuple(self._budget.tokens(i.served_width, i.served_height) for i in request.images)
+
+    def no_more_than(self, request: EngineRequest) -> int:
+        """Tokens that a prompt hardly exceeds: one for each byte of its text, and what templates add."""
+        size, added = _text_bytes(request), _TEMPLATE_TOKENS * (len(request.messages) + 1)
+        return size + added + sum(self.image_tokens(request)) + (_TOOLS_TOKENS if request.tools else 0)
 
     async def count(self, request: EngineRequest) -> TokenCount:
         """Raises what `Ask` does."""
@@ -139,15 +148,18 @@ class Counter:
 
     def _estimate(self, request: EngineRequest) -> TokenCount:
         """From bytes of text, and pixels where no budget tells: a guess, right within a factor of two or so."""
-        texts = [part.text for m in request.messages for part in m.content if isinstance(part, Text)]
-        texts += [text for m in request.messages for call in m.tool_calls for text in (call.name, call.arguments)]
-        texts += [text for tool in request.tools for text in (tool.name, tool.description, _schema(tool.parameters))]
-        size = sum(len(text.encode("utf-8", "replace")) for text in texts)
         images = self.image_tokens(request)
         if self._budget is None:
             images = tuple(-(-image.served_width * image.served_height // _UNKNOWN_CELL) for image in request.images)
-        text_tokens = size // _BYTES_PER_TOKEN + _MESSAGE_TOKENS * (len(request.messages) + 1)
+        text_tokens = _text_bytes(request) // _BYTES_PER_TOKEN + _MESSAGE_TOKENS * (len(request.messages) + 1)
         return TokenCount(text_tokens + sum(images), images, exact=False)
+
+
+def _text_bytes(request: EngineRequest) -> int:
+    texts = [part.text for m in request.messages for part in m.content if isinstance(part, Text)]
+    texts += [text for m in request.messages for call in m.tool_calls for text in (call.name, call.arguments)]
+    texts += [text for tool in request.tools for text in (tool.name, tool.description, _schema(tool.parameters))]
+    return sum(len(text.encode("utf-8", "replace")) for text in texts)
 
 
 def _ask(*images: Image) -> EngineRequest:

@@ -208,16 +208,19 @@ class RemoteEngine:
         deadline = upstream.deadline()
         await upstream.within(self._turn.acquire(), deadline)
         try:
-            for by_name in (True, False):
+            await self._check_room(request)
+            for by_name in (True, False) if self._named(request) else (False,):
                 begun = False
                 try:
                     async with aclosing(self._answer(request, deadline, by_name=by_name)) as events:
                         async for event in events:
                             begun = True
                             yield event
+                    if by_name:
+                        self._held.hit()
                     return
                 except SightlineError as error:
-                    if begun or not by_name or not self._named(request) or isinstance(error, EngineUnavailable):
+                    if begun or not by_name or not isinstance(error, InvalidRequest | UpstreamFailed):
                         raise await self._explained(error, request) from None
                     # It may not hold a picture any more. Which errors say so has changed between versions.
                     self._held.missed(self._names(request))
@@ -231,7 +234,7 @@ class RemoteEngine:
         body = await self._body(request, by_name=by_name)
         sent = time.perf_counter()
         first: float | None = None
-        async with self.open().open("POST", "chat/completions", body, deadline) as incoming:
+        async with self.open().open("POST", "chat/completions", body, deadline, keep=not kind.hangs_up) as incoming:
             del body
             await self._expect_stream(incoming)
             async with aclosing(_deltas(answer, incoming)) as deltas:
@@ -286,6 +289,13 @@ class RemoteEngine:
             log.warning("model %s: its server failed with status %d", self._config.name, refusal.status)
         return to_error(refusal, self._info.context_length if self._info is not None else None)
 
+    async def _check_room(self, request: EngineRequest) -> None:
+        """Raises `ContextLengthExceeded` where a server would cut the answer shorter. It is asked to count only where
+        that may be so."""
+        wanted = request.sampling.max_tokens
+        if self._kind.shortens and wanted and self._counter.no_more_than(request) + wanted > self.info.context_length:
+            await self.count_tokens(request)
+
     async def _explained(self, error: SightlineError, request: EngineRequest) -> SightlineError:
         """Not every server has a code for a prompt that is too long; then counting tells."""
         if type(error) is InvalidRequest and self._kind.counts is not None:
@@ -329,6 +339,8 @@ async def _deltas(answer: Answer, incoming: Incoming) -> AsyncGenerator[Delta, N
                     for delta in answer.take(event):
                         yield delta
                     if answer.done:
+                        if not answer.cut:
+                            await incoming.ended()
                         return
             except MalformedStream as error:
                 log.warning("an upstream's stream is malformed: %s", error)

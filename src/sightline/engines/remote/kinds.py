@@ -34,12 +34,16 @@ class Kind:
     stops: Literal["told", "here", "sent"] = "sent"
     """Who watches for stop strings. `told`: it, and says which one it met. `sent`: it, and does not say. `here`: we,
     who close the stream at the first, because it would not say, and tells or counts tokens all the same."""
+    shortens: bool = False
+    """An answer for which the context has no room is cut shorter in silence, where others refuse it."""
     uuids: bool = False
     """A picture part may have a `uuid`, and later be named by that alone."""
     names: Mapping[str, str] = field(default_factory=dict)
     """Fields that have other names there."""
     lacks: frozenset[str] = frozenset()
     """Fields of a feature it honours otherwise that it does not have."""
+    hangs_up: bool = False
+    """It closes the connection after a stream without having said so: another request would be lost on it."""
     constants: Mapping[str, Any] = field(default_factory=dict)
     """Fields that every request has."""
 
@@ -109,6 +113,7 @@ KINDS: Mapping[str, Kind] = {
         context_length=_max_model_len,
         counts="tokenize",
         stops="told",
+        shortens=True,
         uuids=True,
     ),
     "llamacpp": Kind(
@@ -119,6 +124,8 @@ KINDS: Mapping[str, Kind] = {
         context_length=_slot_context,
         counts="template",
         stops="here",
+        shortens=True,
+        hangs_up=True,
         names={"repetition_penalty": "repeat_penalty"},
         constants={"timings_per_token": True},
     ),

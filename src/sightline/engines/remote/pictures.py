@@ -107,6 +107,10 @@ class Held:
         while len(self._held) > _HELD:
             self._held.popitem(last=False)
 
+    def hit(self) -> None:
+        """A request that named some of them was answered."""
+        self._misses = 0
+
     def missed(self, names: Sequence[str]) -> None:
         """A request that named some of them failed."""
         self._misses += 1

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -25,6 +25,7 @@ logging.getLogger("httpcore2").setLevel(logging.WARNING)  # its debug lines hold
 
 T = TypeVar("T")
 
+_END_S = 0.02
 MAX_REPLY_BYTES = 4 * 1024 * 1024
 """Of a reply that is not a stream."""
 
@@ -76,6 +77,12 @@ class Incoming:
         while (piece := await self._upstream.within(anext(self._pieces, None), self._deadline)) is not None:
             yield piece
 
+    async def ended(self) -> None:
+        """Waits a moment for the end of a body that has said all, so that the connection can be used again."""
+        now = asyncio.get_running_loop().time()
+        with suppress(SightlineError):
+            await self._upstream.within(anext(self._pieces, None), min(self._deadline, now + _END_S))
+
     async def whole(self) -> bytes:
         """Raises `UpstreamFailed` for more than `MAX_REPLY_BYTES`."""
         body = bytearray()
@@ -120,9 +127,14 @@ class Upstream:
             return Reply(incoming.status, incoming.headers, await incoming.whole())
 
     @asynccontextmanager
-    async def open(self, method: str, path: str, body: bytes | None, deadline: float) -> AsyncIterator[Incoming]:
-        """Leaving it before the body's end closes the connection, by which a server knows that nobody listens."""
+    async def open(
+        self, method: str, path: str, body: bytes | None, deadline: float, *, keep: bool = True
+    ) -> AsyncIterator[Incoming]:
+        """Leaving it before the body's end closes the connection, by which a server knows that nobody listens.
+        `keep`: whether the connection may serve another request afterwards."""
         headers = {**self._headers, "Host": _authority(self._address.base_url)}
+        if not keep:
+            headers["Connection"] = "close"
         if body is not None:
             left = max(0.0, deadline - asyncio.get_running_loop().time())
             headers |= {
