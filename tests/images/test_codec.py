@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-import random
 import re
 import struct
-import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +26,7 @@ from sightline.errors import (
 )
 from sightline.images import codec
 from sightline.images.budget import CellBudget
+from tests.images.gallery import LIES, Form, chunk, exif, forms, png, psnr_db
 from tests.images.make_reference import CASES
 from tests.images.samples import AS_IT_IS, LIMITS, decoded, encode, noise, waves
 
@@ -35,12 +34,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # the decode
 
 FORMATS = {"PNG": "image/png", "WEBP": "image/webp", "BMP": "image/bmp", "GIF": "image/gif", "JPEG": "image/jpeg"}
 ORIENTATION = 0x0112
-
-
-def exif(orientation: int) -> Image.Exif:
-    block = Image.Exif()
-    block[ORIENTATION] = orientation
-    return block
 
 
 # --- what a person sees ----------------------------------------------------------------------------------------------
@@ -56,19 +49,6 @@ def test_formats(format: str, media_type: str) -> None:
     picture, seen = decoded(file)
     assert (picture.media_type, picture.width, picture.height) == (media_type, 50, 40)
     assert np.abs(seen.astype(int) - pixels).mean() <= (3 if format == "JPEG" else 0)
-
-
-LIES = {
-    1: lambda upright: upright,
-    2: lambda upright: upright[:, ::-1],
-    3: lambda upright: upright[::-1, ::-1],
-    4: lambda upright: upright[::-1],
-    5: lambda upright: upright.swapaxes(0, 1),
-    6: lambda upright: np.rot90(upright, 1),
-    7: lambda upright: upright.swapaxes(0, 1)[::-1, ::-1],
-    8: lambda upright: np.rot90(upright, -1),
-}
-"""How an upright picture lies in a file of each orientation (EXIF 2.32, tag 0x0112), written with numpy."""
 
 
 @pytest.mark.parametrize("orientation", LIES)
@@ -98,19 +78,6 @@ def test_the_budget_is_about_the_upright_picture() -> None:
     assert (picture.width, picture.height) == (100, 400)
     assert (picture.served_width, picture.served_height) == budget.serve(100, 400)[:2]
     assert seen.shape[0] > seen.shape[1]
-
-
-def chunk(name: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-
-def png(
-    width: int, height: int, depth: int, colour: int, rows: list[bytes], *before: bytes, after: bytes = b""
-) -> bytes:
-    """A PNG written by hand, for what Pillow does not write: filter 0, chunks before and after the pixels."""
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
-    pixels = chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows)))
-    return b"\x89PNG\r\n\x1a\n" + header + b"".join(before) + pixels + after + chunk(b"IEND", b"")
 
 
 def test_exif_behind_the_pixels_of_a_png() -> None:
@@ -256,11 +223,6 @@ def test_pixels_are_those_of_the_reference_processor(name: str) -> None:
     assert seen.shape == expected.shape
     apart = np.abs(seen.astype(int) - expected)
     assert (apart > 1).mean() <= 0.001
-
-
-def psnr_db(one: npt.NDArray[np.uint8], other: npt.NDArray[np.uint8]) -> float:
-    """Peak signal-to-noise ratio: 10 log10(255^2 / mean squared error)."""
-    return float(10 * np.log10(255**2 / max(np.mean((one.astype(float) - other) ** 2), 1e-9)))
 
 
 @pytest.mark.parametrize("progressive", [False, True])
@@ -412,111 +374,13 @@ def test_an_animation_is_known_at_its_second_frame() -> None:
     assert 0 < file.furthest < len(file.getvalue()) / 10
 
 
-# --- damage ----------------------------------------------------------------------------------------------------------
-
-
-def seeds() -> dict[str, bytes]:
-    rgb = waves(37, 29)
-    rgba = np.dstack([rgb, noise(37, 29, channels=1)])
-    return {
-        "jpeg": encode(rgb, "JPEG"),
-        "jpeg-progressive": encode(rgb, "JPEG", progressive=True, exif=exif(8)),
-        "png": encode(rgb, "PNG"),
-        "png-alpha": encode(rgba, "PNG", exif=exif(5)),
-        "png-palette": encode(Image.fromarray(rgb).quantize(16), "PNG", transparency=3),
-        "webp-lossless": encode(rgba, "WEBP"),
-        "webp-lossy": encode(rgb, "WEBP", lossless=False, quality=70, exif=exif(3)),
-        "gif": encode(Image.fromarray(rgb).quantize(32), "GIF"),
-        "bmp": encode(rgb, "BMP"),
-    }
-
-
-SEEDS = seeds()
-
-
-@pytest.mark.parametrize("name", SEEDS)
-def test_every_prefix_is_refused_or_the_whole_picture(name: str) -> None:
-    """A file may lose its last bytes (an end mark), but never a pixel in silence."""
-    file = SEEDS[name]
-    _, whole = decoded(file)
-    for length in range(len(file)):
-        try:
-            _, seen = decoded(file[:length])
-        except (ImageUnreadable, ImageFormatUnsupported):  # the latter while the magic bytes are not all there
-            continue
-        except ImageEmpty:
-            assert length == 0
-        else:
-            assert np.array_equal(seen, whole), length
-            assert length > len(file) * 0.9, length
-
-
-def mutate(file: bytes, rng: random.Random) -> bytes:
-    data = bytearray(file)
-    for _ in range(rng.choice([1, 1, 2, 8, 40])):
-        at = rng.randrange(len(data))
-        match rng.randrange(4):
-            case 0:
-                data[at] ^= 1 << rng.randrange(8)
-            case 1:
-                data[at : at + 4] = rng.choice([b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x7f\xff\xff\xff", b"\0\0\0\x01"])
-            case 2:
-                del data[at : at + rng.randrange(1, 30)]
-            case 3:
-                data[at:at] = rng.randbytes(rng.randrange(1, 30))
-        if not data:
-            break
-    return bytes(data)
-
-
-def test_mutations_are_decoded_or_refused() -> None:
-    rng = random.Random(2026)
-    limits = ImageLimits(max_pixels=1_000_000)  # the same checks, with less to wait for
-    fine = refused = 0
-    slowest = 0.0
-    for _ in range(1000):
-        file = mutate(rng.choice(list(SEEDS.values())), rng)
-        began = time.perf_counter()
-        try:
-            picture, seen = decoded(file, CellBudget(28, 784, 8 * 784), limits)
-        except ImageError:
-            refused += 1
-        else:
-            fine += 1
-            assert seen.shape == (picture.served_height, picture.served_width, 3)
-        slowest = max(slowest, time.perf_counter() - began)
-    assert fine > 100
-    assert refused > 100
-    assert slowest < 2
-
-
-def test_errors_never_hold_the_parser_s_words() -> None:
-    rng = random.Random(7)
-    texts = set()
-    for _ in range(200):
-        try:
-            decoded(mutate(rng.choice(list(SEEDS.values())), rng), limits=ImageLimits(max_pixels=1_000_000))
-        except ImageUnreadable as error:
-            texts.add((error.message, error.__cause__, error.__suppress_context__))
-        except ImageError:
-            continue
-    assert [text[1:] for text in texts] == [(None, True)]
-
-
-def test_a_file_object_is_read_from_its_start_once() -> None:
-    """The codec takes any binary file, at its start, and does not close it."""
-    file = io.BytesIO(encode(waves(10, 10), "PNG"))
-    codec.decode(file, AS_IT_IS, LIMITS)
-    assert not file.closed
-
-
 # --- the header alone ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SEEDS)
-def test_inspect_tells_what_decode_will(name: str) -> None:
-    picture, _ = decoded(SEEDS[name])
-    assert codec.inspect(io.BytesIO(SEEDS[name]), LIMITS) == codec.Inspected(
+@pytest.mark.parametrize("form", list(forms()), ids=lambda form: form.name)
+def test_inspect_tells_what_decode_will(form: Form) -> None:
+    picture, _ = decoded(form.file)
+    assert codec.inspect(io.BytesIO(form.file), LIMITS) == codec.Inspected(
         picture.media_type, picture.width, picture.height
     )
 

@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -27,7 +28,9 @@ from sightline.images import decoder as module
 from sightline.images.budget import CellBudget
 from sightline.images.codec import Inspected
 from sightline.images.decoder import DecoderPool
+from sightline.images.decoder_process import NICENESS
 from tests.images import lying_decoder
+from tests.images.gallery import chunk, heic, png, tiff
 from tests.images.samples import AS_IT_IS, decoded, encode, noise, waves
 from tests.images.test_codec import BOMB
 
@@ -142,24 +145,69 @@ def peak_mib(pid: int) -> float:
     return int(proc(pid, "status").partition("VmHWM:")[2].split()[0]) / 1024
 
 
+def claims_256_mp(file: bytes) -> bytes:
+    """The same AVIF or HEIC with another size in its header (the box `ispe`)."""
+    at = file.index(b"ispe") + 8
+    return file[:at] + struct.pack(">II", 16_000, 16_000) + file[at + 8 :]
+
+
+def bombs() -> dict[str, tuple[bytes, type[ImageError] | None]]:
+    """By name, a file that is small for what it claims or unfolds to, and how it is to be answered."""
+    grey, colour = Image.new("L", (6000, 6000), 77), Image.new("RGB", (4096, 4096), (9, 120, 200))
+    one = [b"\0" * 27] * 9
+    squeezed = zlib.compress(bytes(64 * MIB), 9)
+    many_chunks = chunk(b"tEXt", b"") * 200_000
+    small = encode(Image.new("RGB", (9, 9)), "JPEG")
+    many_segments = small[:2] + b"\xff\xe9\0\2" * 200_000 + small[2:]
+    nothing = np.zeros((64, 64, 3), np.uint8)
+    loop = bytearray(tiff(np.zeros((9, 9, 3), np.uint8), 2))
+    (page,) = struct.unpack_from("<I", loop, 4)
+    (tags,) = struct.unpack_from("<H", loop, page)
+    struct.pack_into("<I", loop, page + 2 + 12 * tags, page)  # the next page is this one
+    vast_tiles = tiff(np.zeros((64, 64, 3), np.uint8), 2, tile=64)
+    for tag in (322, 323):
+        place = vast_tiles.index(struct.pack("<HHI", tag, 4, 1)) + 8
+        vast_tiles = vast_tiles[:place] + struct.pack("<I", 16_000) + vast_tiles[place + 4 :]
+    return {
+        "WebP of 34 bytes": (BOMB, ImageTooLarge),
+        "PNG 1-bit": (encode(Image.new("1", (8000, 8000)), "PNG"), ImageTooLarge),
+        "PNG 16 MP": (encode(colour, "PNG", compress_level=1), None),
+        "WebP RGBA": (encode(Image.new("RGBA", (4096, 4096), (9, 9, 9, 99)), "WEBP", method=0), None),
+        "JPEG": (encode(Image.new("RGB", (8000, 8000)), "JPEG"), None),
+        "JPEG progressive": (encode(grey, "JPEG", progressive=True), None),
+        "JPEG progressive over its limit": (
+            encode(Image.new("L", (8000, 8000)), "JPEG", progressive=True),
+            ImageTooLarge,
+        ),
+        "JPEG of many segments": (many_segments, ImageUnreadable),
+        "GIF": (encode(Image.new("P", (4096, 4096)), "GIF", transparency=0), None),
+        "TIFF": (encode(Image.new("1", (8000, 8000)), "TIFF", compression="group4"), ImageTooLarge),
+        "TIFF 16 MP": (encode(colour, "TIFF", compression="tiff_adobe_deflate"), None),
+        "TIFF whose next page is itself": (bytes(loop), None),
+        "TIFF of vast tiles": (vast_tiles, ImageTooLarge),
+        "AVIF claims 256 MP": (claims_256_mp(encode(nothing, "AVIF")), ImageTooLarge),
+        "AVIF 9 MP": (encode(Image.new("L", (3000, 3000), 77), "AVIF", speed=10), None),
+        "HEIC claims 256 MP": (claims_256_mp(heic(nothing)), ImageTooLarge),
+        "PNG iCCP": (png(9, 9, 8, 2, one, chunk(b"iCCP", b"x\0\0" + squeezed)), ImageUnreadable),
+        "PNG zTXt": (png(9, 9, 8, 2, one, chunk(b"zTXt", b"x\0\0" + squeezed)), ImageUnreadable),
+        "PNG iTXt": (png(9, 9, 8, 2, one, chunk(b"iTXt", b"x\0\1\0\0\0" + squeezed)), ImageUnreadable),
+        "PNG of many chunks": (png(9, 9, 8, 2, one, many_chunks), ImageUnreadable),
+        "EXIF of 64 KB": (encode(Image.new("RGB", (9, 9)), "JPEG", exif=b"Exif\0\0II*\0" + b"\x08\0" * 32_000), None),
+    }
+
+
 async def test_bombs_cost_little_and_the_parent_nothing() -> None:
     """The files of the safety notes: the right answer, the decoder under 400 MiB, this process within 50 MiB."""
-    bombs: list[tuple[bytes, type[ImageError] | None]] = [
-        (BOMB, ImageTooLarge),
-        (encode(Image.new("1", (8000, 8000)), "PNG"), ImageTooLarge),
-        (encode(Image.new("RGBA", (4096, 4096), (9, 9, 9, 99)), "WEBP"), None),
-        (encode(Image.new("RGB", (8000, 8000)), "JPEG"), None),
-        (encode(Image.new("P", (4096, 4096)), "GIF", transparency=0), None),
-    ]
     async with pool() as decoders:
         await decoders.decode(FILE, SMALL)
         (pid,) = decoders.pids
+        files = bombs()
         before = psutil.Process().memory_info().rss
-        for file, error in bombs:
+        for name, (file, error) in files.items():
             with pytest.raises(error) if error else contextlib.nullcontext():
                 await decoders.decode(file, SMALL)
-        assert decoders.pids == (pid,)
-        assert peak_mib(pid) < 400
+            assert decoders.pids == (pid,), name
+            assert peak_mib(pid) < 400, name
         assert psutil.Process().memory_info().rss - before < 50 * MIB
 
 
@@ -230,6 +278,31 @@ async def test_a_decoder_knows_no_secrets_and_loads_little(monkeypatch: pytest.M
         assert "numpy" not in mapped
 
 
+async def test_parsers_write_nothing_into_the_server_s_log(capfd: pytest.CaptureFixture[str]) -> None:
+    """libtiff, left alone, writes a line to stderr about each damaged file."""
+    file = bytearray(encode(PIXELS, "TIFF", compression="tiff_lzw"))
+    file[8:200] = bytes(192)
+    async with pool() as decoders:
+        with pytest.raises(ImageUnreadable):
+            await decoders.decode(bytes(file), AS_IT_IS)
+    assert capfd.readouterr().err == ""
+
+
+def autogroup(pid: int) -> int | None:
+    """The nice value of a process's session; None where this kernel shares CPU time without regard to sessions."""
+    switch = Path("/proc/sys/kernel/sched_autogroup_enabled")
+    return int(proc(pid, "autogroup").split()[-1]) if switch.exists() and switch.read_text().strip() == "1" else None
+
+
+async def test_decoders_yield_to_the_server() -> None:
+    async with pool() as decoders:
+        await decoders.decode(FILE, AS_IT_IS)
+        (pid,) = decoders.pids
+        assert os.getpriority(os.PRIO_PROCESS, pid) == min(19, os.getpriority(os.PRIO_PROCESS, 0) + NICENESS)
+        if autogroup(pid) is not None:
+            assert autogroup(pid) == NICENESS
+
+
 # --- deaths ----------------------------------------------------------------------------------------------------------
 
 
@@ -298,6 +371,7 @@ from sightline.config import ImageLimits
 from sightline.images.budget import CellBudget
 from sightline.images.codec import Inspected
 from sightline.images.decoder import DecoderPool
+from sightline.images.decoder_process import NICENESS
 
 async def main():
     pool = DecoderPool(ImageLimits(decoders=2))

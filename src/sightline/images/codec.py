@@ -174,7 +174,15 @@ def _tiff(file: BinaryIO) -> ImageFile:
     """One page, turned upright by the parser."""
     from PIL.TiffImagePlugin import TiffImageFile
 
-    opened = TiffImageFile(file)
+    try:
+        opened = TiffImageFile(file)
+    except SyntaxError as error:
+        if isinstance(error.__cause__, KeyError):  # not in the parser's tables of compressions and layouts
+            raise ImageFormatUnsupported(
+                "this TIFF file keeps its pixels in a way that is not taken here. Save it as 8-bit RGB with LZW. Send "
+                "that."
+            ) from None
+        raise
     if opened.is_animated:
         raise ImageFormatUnsupported("this TIFF file has more than one page. Send one page as a single picture.")
     compression = opened.tag_v2.get(_TIFF_COMPRESSION, 1)

@@ -14,6 +14,7 @@ Imports little (no numpy, no asyncio), so that a new one is there in a tenth of 
 from __future__ import annotations
 
 import math
+import os
 import resource
 import socket
 import sys
@@ -55,6 +56,8 @@ REQUESTS: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
 REPLIES: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
 
 _MAX_FRAME = 64 * 1024
+NICENESS = 10
+"""Of a decoder process, on top of the server's."""
 
 T = TypeVar("T")
 
@@ -95,8 +98,10 @@ def main() -> None:
     if sys.platform == "linux":  # elsewhere the kernel does not keep to it, or refuses it
         resource.setrlimit(resource.RLIMIT_AS, (limits.decoder_memory_bytes,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold somebody's picture
+    _yield_to_the_server()
     warnings.simplefilter("ignore")  # Pillow's are about the file; nobody here can act on them
     desk = int(sys.argv[2])
+    _silence_parsers()
     with suppress(ConnectionError), connection.makefile("rwb") as stream:  # the parent gone, so is the work
         send(stream, Ready())
         while (request := receive(stream, REQUESTS)) is not None:
@@ -115,6 +120,27 @@ def _answer(request: Request, desk: int, limits: ImageLimits) -> Reply:
         return Refused(type(error).__name__, error.message)
     lay(desk, pixels)
     return picture
+
+
+def _silence_parsers() -> None:
+    """Leaves the descriptor of stderr, where libtiff writes about each damaged file, nowhere to lead; Python keeps it.
+
+    A file must not choose what stands in the server's log, nor how much.
+    """
+    sys.stderr = os.fdopen(os.dup(2), "w")
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+
+
+def _yield_to_the_server() -> None:
+    """Lowers this process's priority, so that who asks the server something else is not kept waiting by pictures.
+
+    Where Linux shares CPU time out by session first (autogroup, see sched(7)), a process is only nice within its own:
+    then the session's priority, which is this process's alone, is what counts.
+    """
+    os.nice(NICENESS)
+    with suppress(OSError), open("/proc/self/autogroup", "w") as group:
+        group.write(str(NICENESS))
 
 
 def _allow_cpu(seconds: int) -> None:
