@@ -3,6 +3,8 @@
 #   make demo            the embedded model answers about pictures, then serves until Ctrl-C   (ONCE=1: ends after the answers)
 #   make test            lint, types, every fast test
 #   make test-engines    engines against their references (installs torch into .venv-reference)
+#   make fuzz-images     10,000 damaged pictures through the decoders, with a table   MUTATIONS=10000
+#   make bench-images    speed and closeness of decoding, side by side with Pillow's own
 #   make train-peek      trains the embedded model           MINUTES=90 RUN=runs/peek
 #   make eval-peek       measures the embedded model         PER_TASK=200 EVAL="--photographs DIR --compare FILE"
 #   make bench-health    how long /health takes while 16 clients send photographs
@@ -16,10 +18,11 @@ TRAIN := .venv-train
 MINUTES ?= 90
 RUN ?= runs/peek
 PER_TASK ?= 200
+MUTATIONS ?= 10000
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 LOCKED := requirements/dev.txt
 
-.PHONY: demo test test-engines train-peek eval-peek bench-health lint lock clean
+.PHONY: demo test test-engines fuzz-images bench-images train-peek eval-peek bench-health lint lock clean
 
 $(VENV)/.installed: pyproject.toml $(LOCKED)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Sightline needs Python 3.11 or newer; name one with PYTHON=python3.12"; exit 1; }
@@ -46,6 +49,12 @@ test-engines: $(VENV)/.installed
 	$(REFERENCE)/bin/python -m pytest tests/engines tests/images -m engine_reference --ignore tests/engines/test_conformance.py --timeout 1200
 	$(REFERENCE)/bin/python -m pytest tests/training/test_peek_model.py
 	SIGHTLINE_ENGINES_REQUIRED="openvino transformers" $(REFERENCE)/bin/python -m pytest tests/engines/test_conformance.py -m "" --timeout 1200
+
+fuzz-images: $(VENV)/.installed
+	$(BIN)/python -m tests.images.damage --mutations $(MUTATIONS)
+
+bench-images: $(VENV)/.installed
+	$(BIN)/python -m sightline.bench.images --out docs/bench-images
 
 $(TRAIN)/.installed: training/peek/requirements.txt
 	$(PYTHON) -m venv $(TRAIN)
