@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
 from sightline import metrics
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))  # the test runs this file by its path
+
+from pages_images import images_page  # noqa: E402
 
 METRICS = """\
 # Metrics
@@ -224,7 +228,7 @@ def _in_millions(checkpoint: Path) -> str:
     return f"{sum(sizes) / 1e6:.1f} million"
 
 
-PAGES = {"metrics.md": metrics_page, "peek.md": peek_page}
+PAGES = {"images.md": images_page, "metrics.md": metrics_page, "peek.md": peek_page}
 
 
 def main() -> None:
