@@ -331,22 +331,21 @@ def test_a_budget_is_any_of_ours() -> None:
 pytestmark = pytest.mark.anyio
 
 
-async def test_llamacpp_counts_a_template_piece_by_piece() -> None:
+async def test_llamacpp_tells_what_a_prompt_costs_and_not_what_of_it_are_pictures() -> None:
     asked = []
 
     async def server(path: str, body: bytes) -> bytes:
-        fields = json.loads(body)
-        asked.append((path, fields.get("content"), fields.get("add_special")))
-        if path == "/apply-template":
-            return msgspec.json.encode({"prompt": "one two <__media__> three"})
-        return msgspec.json.encode({"tokens": fields["content"].split()})
+        asked.append((path, json.loads(body)["messages"][0]["content"]))
+        return b'{"input_tokens": 11, "object": "response.input_tokens"}'
 
     counter = Counter(KINDS["llamacpp"], "m", CellBudget(28, 784, 7840), NONE, server)
     count = await counter.count(ask(picture(), "x"))
-    assert (count.prompt_tokens, count.image_tokens, count.exact) == (3 + 4, (4,), True)
-    assert asked[1:] == [("/tokenize", "one two ", True), ("/tokenize", " three", False)]
-    with pytest.raises(UpstreamFailed):  # a text that looks like a picture would be counted as one
-        await counter.count(ask(picture(), picture(), "x"))
+    assert (count.prompt_tokens, count.image_tokens, count.exact) == (11, (4,), True)
+    ((path, content),) = asked
+    assert path == "chat/completions/input_tokens"
+    assert [part["type"] for part in content] == ["image_url", "text"]
+    with pytest.raises(UpstreamFailed):  # three pictures of four tokens are more than all of it
+        await counter.count(ask(picture(), picture(), picture(), "x"))
 
 
 async def test_where_a_picture_costs_nobody_knows_what_a_count_is_an_estimate() -> None:

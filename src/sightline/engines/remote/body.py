@@ -65,12 +65,12 @@ def to_body(
     Raises `UnsupportedFeature` or `InvalidRequest` for what this kind of server has no field for.
     """
     return {
+        **kind.constants,
         **to_prompt(request, model, parts, specials),
         **_renamed(_sampling(request.sampling, kind), kind),
         **_response_format(request),
         "stream": True,
         "stream_options": {"include_usage": True},
-        **kind.constants,
     }
 
 

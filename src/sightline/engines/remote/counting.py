@@ -47,14 +47,6 @@ class _Tokenized(msgspec.Struct):
     count: _Count
 
 
-class _Tokens(msgspec.Struct):
-    tokens: tuple[Any, ...]
-
-
-class _Template(msgspec.Struct):
-    prompt: str
-
-
 class Counter:
     """Counts the prompts of one model on one server."""
 
@@ -88,20 +80,31 @@ class Counter:
                 return await self._input_tokens(request, parts)
             case "tokenize" if known:
                 return await self._tokenize(request, parts)
-            case "template" if known:
-                return await self._template(request, parts)
+            case "total" if known:
+                return await self._total(request, parts)
             case _:
                 return self._estimate(request)
 
     async def _input_tokens(self, request: EngineRequest, parts: Sequence[Part]) -> TokenCount:
         """Our own server's."""
-        body = to_body(request, self._model, self._kind, parts, self._specials)
-        body = {name: value for name, value in body.items() if not name.startswith("stream")}
-        told = _decode(await self._ask("chat/completions/input_tokens", encode(body)), _InputTokens)
+        told = await self._told(request, parts)
         images = tuple(image.tokens for image in told.images)
         if len(images) != len(parts) or sum(images) > told.input_tokens:
             raise _nonsense()
         return TokenCount(told.input_tokens, images)
+
+    async def _total(self, request: EngineRequest, parts: Sequence[Part]) -> TokenCount:
+        """llama.cpp's: it tells what all of the prompt costs, and not what of that are pictures."""
+        total, images = (await self._told(request, parts)).input_tokens, self.image_tokens(request)
+        if sum(images) > total:
+            raise _nonsense()
+        return TokenCount(total, images)
+
+    async def _told(self, request: EngineRequest, parts: Sequence[Part]) -> _InputTokens:
+        body = to_body(request, self._model, self._kind, parts, self._specials)
+        body = {name: value for name, value in body.items() if not name.startswith("stream")}
+        told: _InputTokens = _decode(await self._ask("chat/completions/input_tokens", encode(body)), _InputTokens)
+        return told
 
     async def _tokenize(self, request: EngineRequest, parts: Sequence[Part]) -> TokenCount:
         """vLLM's. Whether a picture is one token in it or all of its own has changed between its versions."""
@@ -131,20 +134,6 @@ class Counter:
         prompt.pop("tool_choice", None)
         told: _Tokenized = _decode(await self._ask("/tokenize", encode(prompt)), _Tokenized)
         return told.count
-
-    async def _template(self, request: EngineRequest, parts: Sequence[Part]) -> TokenCount:
-        """llama.cpp's: the prompt as text, each piece between pictures tokenised by itself, as it does."""
-        prompt = to_prompt(request, self._model, parts, self._specials)
-        text = _decode(await self._ask("/apply-template", encode(prompt)), _Template).prompt
-        pieces = text.split("<__media__>") if parts else [text]
-        if len(pieces) != len(parts) + 1:
-            raise _nonsense()
-        count = 0
-        for index, piece in enumerate(pieces):
-            question = {"content": piece, "add_special": index == 0, "parse_special": True}
-            count += len(_decode(await self._ask("/tokenize", encode(question)), _Tokens).tokens)
-        images = self.image_tokens(request)
-        return TokenCount(count + sum(images), images)
 
     def _estimate(self, request: EngineRequest) -> TokenCount:
         """From bytes of text, and pixels where no budget tells: a guess, right within a factor of two or so."""

@@ -29,7 +29,7 @@ class Kind:
     """Path that answers 200 when requests are taken."""
     context_length: Callable[[Any, str], Any] = lambda reply, model: None
     """From the reply to `state`, where it tells; not checked."""
-    counts: Literal["input_tokens", "tokenize", "template"] | None = None
+    counts: Literal["input_tokens", "total", "tokenize"] | None = None
     """How it counts a prompt; None: not at all. See counting.py."""
     stops: Literal["told", "here", "sent"] = "sent"
     """Who watches for stop strings. `told`: it, and says which one it met. `sent`: it, and does not say. `here`: we,
@@ -45,7 +45,7 @@ class Kind:
     hangs_up: bool = False
     """It closes the connection after a stream without having said so: another request would be lost on it."""
     constants: Mapping[str, Any] = field(default_factory=dict)
-    """Fields that every request has."""
+    """Fields that every request has, unless it says otherwise itself."""
 
 
 def _answers(reply: Any, model: str) -> bool:
@@ -122,12 +122,19 @@ KINDS: Mapping[str, Kind] = {
         is_ready=_answers,
         health="/health",
         context_length=_slot_context,
-        counts="template",
+        counts="total",
         stops="here",
         shortens=True,
         hangs_up=True,
         names={"repetition_penalty": "repeat_penalty"},
-        constants={"timings_per_token": True},
+        # It would keep 40 tokens, with at least a twentieth of the likeliest one's probability, and divide by the
+        # temperature last.
+        constants={
+            "timings_per_token": True,
+            "top_k": 0,
+            "min_p": 0.0,
+            "samplers": ("penalties", "temperature", "top_k", "top_p", "min_p"),
+        },
     ),
     "ovms": Kind(
         features=frozenset({"seed", "top_k", "penalties", "ignore_eos", "tools", "json_schema"}),
