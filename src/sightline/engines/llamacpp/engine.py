@@ -1,4 +1,4 @@
-"""The engine: what it may promise, what a prompt costs, and who may reuse whose prompt."""
+"""The engine: its server, what it may promise, and who may reuse whose prompt."""
 
 from __future__ import annotations
 
@@ -15,14 +15,11 @@ from sightline.engines import EngineInfo, EngineState
 from sightline.engines.llamacpp import files, launch
 from sightline.engines.llamacpp.options import read_options
 from sightline.engines.remote import RemoteEngine
-from sightline.engines.remote.body import Part, Specials, encode, to_prompt
-from sightline.engines.remote.failures import read_refusal, to_error, too_long
 from sightline.engines.remote.kinds import KINDS, Kind
 from sightline.engines.remote.options import RemoteOptions
-from sightline.engines.remote.pictures import blank
 from sightline.engines.remote.upstream import Address, stopped
 from sightline.engines.server_process import Launch, ServerProcess
-from sightline.errors import EngineUnavailable, InvalidRequest, UpstreamFailed
+from sightline.errors import EngineUnavailable
 from sightline.images.budget import CellBudget
 from sightline.types import EngineRequest, Event, Finish, TextDelta, TokenCount
 
@@ -36,10 +33,6 @@ class _Options(RemoteOptions, frozen=True, kw_only=True):
     @property
     def row(self) -> Kind:
         return replace(KINDS[self.kind], constants=self.constants)
-
-
-class _Counted(msgspec.Struct):
-    input_tokens: int
 
 
 class LlamaCppEngine:
@@ -58,8 +51,7 @@ class LlamaCppEngine:
         self._server: ServerProcess | None = None
         self._remote: RemoteEngine | None = None
         self._info: EngineInfo | None = None
-        self._specials = Specials(())
-        self._fields: dict[str, Any] = {"timings_per_token": True, "cache_prompt": self._options.prompt_cache}
+        self._fields = {**KINDS["llamacpp"].constants, "cache_prompt": self._options.prompt_cache}
         self._tenant: str | None = None
         self._closed = False
 
@@ -94,7 +86,6 @@ class LlamaCppEngine:
             self._setup = launch.to_setup(
                 self._files, self._options, slots=self._slots, longest=facts.context_length, budget=budget
             )
-            self._specials = Specials(facts.special_tokens)
             server = self._server = ServerProcess(
                 self._config.name,
                 Launch(self._command),
@@ -139,47 +130,14 @@ class LlamaCppEngine:
         info = remote.info
         return info if takes_tools else replace(info, features=info.features - {"tools"})
 
-    # --- counting ------------------------------------------------------------------------------------------------
-
     async def count_tokens(self, request: EngineRequest) -> TokenCount:
-        remote = await self._ready()
-        count = await self._count(remote, request)
-        wanted = request.sampling.max_tokens
-        if count.prompt_tokens + (1 if wanted is None else wanted) > self.info.context_length:
-            raise too_long(self.info.context_length)
-        return count
-
-    async def _count(self, remote: RemoteEngine, request: EngineRequest) -> TokenCount:
-        """The server's own count, which runs the tokenizer and not the model. A blank picture costs what any does."""
-        if request.images and self.info.vision is None:
-            raise InvalidRequest("This model cannot see pictures.", param="messages")
-        parts = [Part(blank(image.served_width, image.served_height)) for image in request.images]
-        body = encode(to_prompt(request, self._config.name, parts, self._specials))
-        upstream = remote.open()
-        reply = await upstream.post("chat/completions/input_tokens", body, upstream.deadline())
-        if reply.status != 200:
-            refusal = read_refusal(reply.status, reply.body, None, frozenset({"messages", "tools"}))
-            raise to_error(refusal, self.info.context_length)
-        try:
-            told = msgspec.json.decode(reply.body, type=_Counted).input_tokens
-        except (msgspec.MsgspecError, UnicodeError):
-            raise UpstreamFailed("The server behind this model counts tokens in a way that makes no sense.") from None
-        vision = self.info.vision
-        known = isinstance(vision, CellBudget)
-        images = tuple(
-            vision.tokens(i.served_width, i.served_height) if vision is not None and known else 0
-            for i in request.images
-        )
-        return TokenCount(told, images)
-
-    # --- answering -----------------------------------------------------------------------------------------------
+        return await (await self._ready()).count_tokens(request)
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[Event, None]:
-        """As `Engine.generate`."""
+        """As `Engine.generate`; raises `UpstreamFailed` where the server broke."""
         remote = await self._ready()
-        count = await self.count_tokens(request)
         self._meet(request.tenant)
-        asked = _as_llamacpp_takes_it(request, room=self.info.context_length - count.prompt_tokens)
+        asked = _with_logprobs(request)
         async with aclosing(remote.generate(asked)) as events:
             async for event in events:
                 if isinstance(event, Finish) and self._server is not None:
@@ -209,14 +167,11 @@ class LlamaCppEngine:
             await self._server.close()
 
 
-def _as_llamacpp_takes_it(request: EngineRequest, *, room: int) -> EngineRequest:
-    """It is told how long an answer may be, and tells a token's log-probability only beside that of the likeliest."""
-    sampling = request.sampling
-    if sampling.max_tokens is None:
-        sampling = replace(sampling, max_tokens=room)
-    if sampling.logprobs == 0:
-        sampling = replace(sampling, logprobs=1)
-    return replace(request, sampling=sampling)
+def _with_logprobs(request: EngineRequest) -> EngineRequest:
+    """A token's log-probability is told only beside that of the likeliest."""
+    if request.sampling.logprobs != 0:
+        return request
+    return replace(request, sampling=replace(request.sampling, logprobs=1))
 
 
 def _without_others(event: Event) -> Event:

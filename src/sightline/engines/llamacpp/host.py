@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from sightline.engines.llamacpp.launch import LOG_ERRORS, SAMPLERS, Setup
+from sightline.engines.llamacpp.launch import LOG_ERRORS, Setup
 
 
 def main(socket: str, setup: str) -> None:
@@ -50,8 +50,7 @@ def to_params(xllamacpp: Any, socket: str, setup: Setup) -> Any:
     params.n_batch, params.n_ubatch = setup.batch_tokens, setup.ubatch_tokens
     if setup.image_tokens is not None:
         params.image_min_tokens, params.image_max_tokens = 1, setup.image_tokens
-    params.sampling.samplers = SAMPLERS
-    params.sampling.top_k, params.sampling.min_p, params.sampling.penalty_last_n = 0, 0.0, -1
+    params.sampling.penalty_last_n = -1
     params.cache_ram_mib, params.cache_idle_slots = 0, False
     params.ui = params.endpoint_slots = params.endpoint_metrics = params.endpoint_props = False
     params.offline = True

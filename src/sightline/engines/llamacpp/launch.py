@@ -1,9 +1,8 @@
 """How the server is set up: one table, as flags of `llama-server` or as xllamacpp's parameters (host.py).
 
 Against llama.cpp's defaults: nothing but answers is served (no page, no slots, no metrics, nothing to set), nothing is
-fetched, requests alone say how they are sampled (it would drop all but 40 tokens, and what has less than a twentieth of
-the likeliest one's probability), and temperature comes before top_p and min_p, as everywhere else. Prompts are not kept
-in 8 GiB of memory.
+looked for on the network, penalties look at the whole context and not at 64 tokens, and prompts are not kept in 8 GiB
+of memory.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from sightline.engines.llamacpp.files import ModelFiles
 from sightline.engines.llamacpp.options import LlamaCppOptions
 from sightline.images.budget import VisionBudget
 
-SAMPLERS = "penalties;temperature;top_k;top_p;min_p"
 LOG_ERRORS = 1
 """Its warnings are of prompts that are reused and of a lack of a key."""
 
@@ -92,9 +90,6 @@ def _flags(setup: Setup) -> list[str]:
         "--ubatch-size": setup.ubatch_tokens,
         "--image-min-tokens": 1 if setup.image_tokens is not None else None,
         "--image-max-tokens": setup.image_tokens,
-        "--samplers": SAMPLERS,
-        "--top-k": 0,
-        "--min-p": 0,
         "--repeat-last-n": -1,
         "--cache-ram": 0,
         "--verbosity": LOG_ERRORS,
