@@ -13,6 +13,7 @@ Imports little (no numpy, no asyncio), so that a new one is there in a tenth of 
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import resource
@@ -123,10 +124,12 @@ def _answer(request: Request, desk: int, limits: ImageLimits) -> Reply:
 
 
 def _silence_parsers() -> None:
-    """Leaves the descriptor of stderr, where libtiff writes about each damaged file, nowhere to lead; Python keeps it.
+    """Leaves the descriptor of stderr, where libtiff writes about each damaged file, nowhere to lead; Python keeps it,
+    for what it says itself when this process fails, but not for what Pillow logs.
 
     A file must not choose what stands in the server's log, nor how much.
     """
+    logging.disable()
     sys.stderr = os.fdopen(os.dup(2), "w")
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
