@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
+import msgspec
 import pytest
 
 from sightline.config import PEEK, ModelConfig
@@ -17,6 +19,9 @@ pytestmark = pytest.mark.engine_reference
 
 OPTIONS = {"context_length": 512, "slots": 16, "threads": 1, "kv_cache_type": "f32", "flash_attention": False}
 """A shorter context than the model's own, because some clauses fill it; one thread, which is enough for this model."""
+SUBJECT = Subject(
+    "llamacpp", ModelConfig(name=PEEK, engine="llamacpp", options=OPTIONS), open_engine, peek_sees, QWEN2_SPECIALS
+)
 
 
 @pytest.fixture(scope="module")
@@ -24,12 +29,12 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(scope="module")
-def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
+@pytest.fixture(scope="module", params=[SUBJECT], ids=lambda subject: subject.name)
+def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
     directory = tmp_path_factory.mktemp("gguf")
     convert(ModelConfig(name=PEEK).path, directory, "f32")
-    config = ModelConfig(name=PEEK, engine="llamacpp", source=str(directory), options=OPTIONS)
-    return Subject("llamacpp", config, open_engine, peek_sees, QWEN2_SPECIALS)
+    chosen: Subject = request.param
+    return replace(chosen, config=msgspec.structs.replace(chosen.config, source=str(directory)))
 
 
 @pytest.fixture(scope="module")

@@ -52,8 +52,8 @@ def to_setup(
     """`longest`: the model's own context; `budget`: of its tower, where it is a grid of cells."""
     context = options.context_length or min(longest or _DEFAULT_CONTEXT, _DEFAULT_CONTEXT)
     return Setup(
-        model=str(files.model.resolve()),
-        mmproj=str(files.mmproj.resolve()) if files.mmproj is not None else None,
+        model=str(files.model.absolute()),
+        mmproj=str(files.mmproj.absolute()) if files.mmproj is not None else None,
         slots=slots,
         num_ctx=context * slots,
         threads=options.threads or -1,
