@@ -54,6 +54,7 @@ fuzz-images: $(VENV)/.installed
 	$(BIN)/python -m tests.images.damage --mutations $(MUTATIONS)
 
 bench-images: $(VENV)/.installed
+	$(BIN)/python $(PIP_INSTALL) matplotlib
 	$(BIN)/python -m sightline.bench.images --out docs/bench-images
 
 $(TRAIN)/.installed: training/peek/requirements.txt
