@@ -16,7 +16,7 @@ import pytest
 
 from sightline.config import PEEK, ModelConfig
 from sightline.engines import Supervised, open_engine
-from sightline.engines.llamacpp import LlamaCppEngine
+from sightline.engines.llamacpp import LlamaCppEngine, schemas
 from sightline.engines.llamacpp.convert import convert
 from sightline.engines.llamacpp.files import ModelFiles, find, read_facts
 from sightline.engines.llamacpp.host import to_params
@@ -24,6 +24,7 @@ from sightline.engines.llamacpp.launch import Setup, to_command, to_setup
 from sightline.engines.llamacpp.options import LlamaCppOptions, read_options
 from sightline.errors import ContextLengthExceeded, EngineUnavailable, InvalidRequest
 from sightline.images.budget import CellBudget
+from sightline.types import ResponseFormat, Tool
 from tests.engines.conformance import answer, ask, picture
 from tests.engines.test_conformance import QWEN2_SPECIALS
 
@@ -116,6 +117,36 @@ async def test_what_is_no_gguf_file_is_told(tmp_path: Path) -> None:
     engine = LlamaCppEngine(config(tmp_path))
     with pytest.raises(EngineUnavailable, match=r"m\.gguf cannot be read as a GGUF file"):
         await engine.start()
+
+
+# --- schemas ---------------------------------------------------------------------------------------------------------
+
+
+def nested(levels: int) -> dict[str, Any]:
+    return {"type": "array", "items": nested(levels - 1)} if levels else {"type": "string"}
+
+
+@pytest.mark.parametrize(
+    ("schema", "told"),
+    [
+        ({"type": "object", "properties": {f"p{i}": {"type": "integer"} for i in range(257)}}, "more than 256"),
+        ({"enum": [f"v{i}" for i in range(257)]}, "more than 256"),
+        (nested(32), "nested deeper than 32"),
+        ({"type": "string", "description": "x" * 2**16}, "larger than 64 KiB"),
+        ({"anyOf": [{"$ref": "https://example.com/schema"}]}, "its own parts only"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_schema_that_is_too_much_is_refused(schema: dict[str, Any], told: str) -> None:
+    with pytest.raises(InvalidRequest, match=told) as error:
+        schemas.check(schema, "response_format")
+    assert error.value.param == "response_format"
+
+
+def test_a_schema_that_is_not_is_taken() -> None:
+    schemas.check(None, "response_format")
+    schemas.check(nested(31), "response_format")
+    schemas.check({"$ref": "#/$defs/a", "$defs": {"a": {"enum": list(range(256))}}}, "response_format")
 
 
 # --- the server's setup ----------------------------------------------------------------------------------------------
@@ -265,6 +296,18 @@ async def test_an_answer_that_would_not_fit_is_refused(gguf_dir: Path, tmp_path:
         with pytest.raises(ContextLengthExceeded):
             await answer(engine, ask("hello", max_tokens=483))
         await answer(engine, ask("hello", max_tokens=482))
+
+
+async def test_too_large_a_schema_never_reaches_it(gguf_dir: Path, tmp_path: Path) -> None:
+    wide = {"enum": list(range(1000))}
+    async with running(gguf_dir, tmp_path) as engine:
+        for request in (
+            replace(ask("a"), response_format=ResponseFormat("json_schema", schema=wide)),
+            replace(ask("a"), tools=(Tool("f", parameters=wide),)),
+        ):
+            for run in (answer, LlamaCppEngine.count_tokens):
+                with pytest.raises(InvalidRequest, match="simpler"):
+                    await run(engine, request)
 
 
 async def test_tools_need_a_template_that_knows_them(gguf_dir: Path, tmp_path: Path) -> None:

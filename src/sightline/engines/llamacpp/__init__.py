@@ -3,6 +3,7 @@
     LlamaCppEngine (engine.py)   the `Engine`: what it may promise, and who may reuse whose prompt
         options.py               what the operator says; checked
         files.py                 which files of a directory; what they tell of the model
+        schemas.py               which JSON schemas it may be given
         launch.py                how the server is set up: one table, as flags or as xllamacpp's parameters
         host.py                  the process: the wheel `xllamacpp`, which holds the server
     convert.py                   checkpoint -> GGUF

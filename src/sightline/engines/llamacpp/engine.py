@@ -12,7 +12,7 @@ import msgspec
 
 from sightline.config import ModelConfig
 from sightline.engines import EngineInfo, EngineState
-from sightline.engines.llamacpp import files, launch
+from sightline.engines.llamacpp import files, launch, schemas
 from sightline.engines.llamacpp.options import read_options
 from sightline.engines.remote import RemoteEngine
 from sightline.engines.remote.kinds import KINDS, Kind
@@ -131,11 +131,14 @@ class LlamaCppEngine:
         return info if takes_tools else replace(info, features=info.features - {"tools"})
 
     async def count_tokens(self, request: EngineRequest) -> TokenCount:
-        return await (await self._ready()).count_tokens(request)
+        remote = await self._ready()
+        _check_schemas(request)
+        return await remote.count_tokens(request)
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[Event, None]:
         """As `Engine.generate`; raises `UpstreamFailed` where the server broke."""
         remote = await self._ready()
+        _check_schemas(request)
         self._meet(request.tenant)
         asked = _with_logprobs(request)
         async with aclosing(remote.generate(asked)) as events:
@@ -165,6 +168,12 @@ class LlamaCppEngine:
             await self._remote.close()
         if self._server is not None:
             await self._server.close()
+
+
+def _check_schemas(request: EngineRequest) -> None:
+    schemas.check(request.response_format.schema, "response_format")
+    for tool in request.tools:
+        schemas.check(tool.parameters, "tools")
 
 
 def _with_logprobs(request: EngineRequest) -> EngineRequest:
