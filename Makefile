@@ -46,9 +46,9 @@ test-engines: $(VENV)/.installed
 	$(PYTHON) -m venv $(REFERENCE)
 	$(REFERENCE)/bin/python $(PIP_INSTALL) -r tests/engines/reference/requirements.txt
 	$(REFERENCE)/bin/python $(PIP_INSTALL) --editable '.[dev]'
-	$(REFERENCE)/bin/python -m pytest tests/engines tests/images -m engine_reference --ignore tests/engines/test_conformance.py --timeout 1200
+	$(REFERENCE)/bin/python -m pytest tests/engines tests/images -m engine_reference --ignore tests/engines/test_conformance.py --ignore tests/engines/llamacpp/test_llamacpp_conformance.py --timeout 1200
 	$(REFERENCE)/bin/python -m pytest tests/training/test_peek_model.py
-	SIGHTLINE_ENGINES_REQUIRED="openvino transformers" $(REFERENCE)/bin/python -m pytest tests/engines/test_conformance.py -m "" --timeout 1200
+	SIGHTLINE_ENGINES_REQUIRED="openvino transformers llamacpp" $(REFERENCE)/bin/python -m pytest tests/engines/test_conformance.py tests/engines/llamacpp/test_llamacpp_conformance.py -m "" --timeout 1200
 
 fuzz-images: $(VENV)/.installed
 	$(BIN)/python -m tests.images.damage --mutations $(MUTATIONS)
