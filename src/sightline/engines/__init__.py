@@ -121,6 +121,9 @@ ENGINES: dict[str, EngineEntry] = {
     "remote": EngineEntry(
         "sightline.engines.remote:RemoteEngine", isolated=False, summary="any OpenAI-compatible server, by its address"
     ),
+    "ollama": EngineEntry(
+        "sightline.engines.ollama:OllamaEngine", isolated=False, summary="a model behind Ollama, by its own API"
+    ),
     "transformers": EngineEntry(
         "sightline.engines.transformers:TransformersEngine", summary="Hugging Face transformers: any model it can open"
     ),
