@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import struct
 import zlib
@@ -276,6 +277,25 @@ def test_a_photograph_of_48_megapixels_works_and_a_lossless_bomb_does_not() -> N
     for format in ("PNG", "WEBP"):
         with pytest.raises(ImageTooLarge, match=r"8000 x 8000 = 64\.0 megapixels"):
             decoded(encode(Image.new("1" if format == "PNG" else "RGB", (8000, 8000)), format))
+
+
+@pytest.mark.parametrize("megapixels", [1, 16, 36, 100])
+def test_photographs_of_up_to_a_hundred_megapixels(megapixels: int) -> None:
+    """Left half red, right half blue, whatever the scale of the decode."""
+    side = 1000 * math.isqrt(megapixels)
+    photograph = Image.new("RGB", (side, side), (200, 40, 40))
+    photograph.paste((40, 40, 200), (side // 2, 0, side, side))
+    picture, seen = decoded(encode(photograph, "JPEG"), CellBudget(28, 3136, 256 * 784))
+    assert (picture.width, picture.height) == (side, side)
+    middle = picture.served_width // 2
+    assert middle >= 200
+    assert np.abs(seen[:, : middle - 10].astype(int) - (200, 40, 40)).max() <= 4
+    assert np.abs(seen[:, middle + 10 :].astype(int) - (40, 40, 200)).max() <= 4
+
+
+def test_what_is_over_a_hundred_megapixels_is_told_so() -> None:
+    with pytest.raises(ImageTooLarge, match="over 16384"):
+        decoded(encode(Image.new("L", (16385, 8000)), "JPEG"))
 
 
 BOMB = (

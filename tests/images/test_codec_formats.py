@@ -154,3 +154,40 @@ def test_sizes_from_nothing_to_a_hundred_megapixels() -> None:
 def test_a_file_in_too_many_parts_is_refused_before_its_parser_sees_it() -> None:
     with pytest.raises(ImageUnreadable, match="65,536 parts"):
         decoded(JPEG[:2] + b"\xff\xe9\0\2" * 70_000 + JPEG[2:])
+
+
+# --- ink -------------------------------------------------------------------------------------------------------------
+
+
+def press_profile(*, cyan_lightness: float) -> bytes:
+    """An ICC profile of a press (ICC.1:2022, 10.10: one `lut8Type` table) on which cyan ink prints a neutral grey.
+
+    No real press does: a picture that looks so was brought through its profile, not through the default.
+    """
+    steps = [(cyan, black) for cyan in (0, 1) for _ in range(4) for black in (0, 1)]  # magenta and yellow do nothing
+    lightness = [(100 - (100 - cyan_lightness) * cyan) * (1 - black) for cyan, black in steps]
+    colours = b"".join(bytes((round(value * 2.55), 128, 128)) for value in lightness)
+    identity = b"".join(struct.pack(">i", 65536 if at % 4 == 0 else 0) for at in range(9))
+    levels = bytes(range(256))
+    table = b"mft1" + bytes(4) + bytes((4, 3, 2, 0)) + identity + levels * 4 + colours + levels * 3
+    table += bytes(-len(table) % 4)
+    white = struct.pack(">3i", *(round(value * 65536) for value in (0.9642, 1, 0.8249)))
+    head = struct.pack(">I4xI", 144 + len(table), 0x02400000) + b"prtrCMYKLab " + bytes(12) + b"acsp"
+    return (
+        (head.ljust(68, b"\0") + white).ljust(128, b"\0") + struct.pack(">I4sII", 1, b"A2B0", 144, len(table)) + table
+    )
+
+
+@pytest.mark.parametrize("format", ["JPEG", "TIFF"])
+def test_ink_looks_as_its_press_profile_says(format: str) -> None:
+    ink = np.zeros((32, 32, 4), np.uint8)
+    ink[:16, :, 0] = 255  # cyan above
+    ink[16:, :16, 3] = 255  # black below on the left, bare paper on the right
+    picture = Image.fromarray(ink, "CMYK")
+    options = {"quality": 95} if format == "JPEG" else {}
+    _, plain = decoded(encode(picture, format, **options))
+    _, printed = decoded(encode(picture, format, icc_profile=press_profile(cyan_lightness=70), **options))
+    assert np.abs(plain[4, 16].astype(int) - (0, 255, 255)).max() < 6, "the default: cyan as screens show it"
+    grey = 171  # L* = 70 in sRGB
+    for (y, x), expected in {(4, 16): grey, (28, 4): 0, (28, 28): 255}.items():
+        assert np.abs(printed[y, x].astype(int) - expected).max() <= 4, (y, x, printed[y, x])

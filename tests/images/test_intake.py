@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import math
+import random
+import time
 from collections.abc import AsyncIterator, Sequence
 
 import numpy as np
@@ -148,6 +151,28 @@ async def test_identical_pictures_in_flight_are_decoded_once(intake: Intake, dec
     results = await asyncio.gather(*(resolve(intake, [ref(file)], BUDGET) for _ in range(10)))
     assert len(decodings) == 1
     assert len({id(r.image.pixels) for (r,) in results}) == 1
+
+
+async def test_time_does_not_tell_what_another_tenant_has_sent(intake: Intake) -> None:
+    """Welch's test on the time that a tenant's first sending takes, of pictures that another has sent or has not."""
+    sent = [ref(encode(noise(64, 48, seed=seed), "PNG", compress_level=1)) for seed in range(200)]
+    unsent = [ref(encode(noise(64, 48, seed=seed), "PNG", compress_level=1)) for seed in range(200, 400)]
+    for picture in sent:
+        await resolve(intake, [picture], BUDGET, "a")
+    first = [(picture, True) for picture in sent] + [(picture, False) for picture in unsent]
+    random.Random(5).shuffle(first)
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    for picture, was_sent in first:
+        began = time.perf_counter()
+        await resolve(intake, [picture], BUDGET, "b")
+        seconds[was_sent].append(time.perf_counter() - began)
+    # The slowest tenth is the machine's; what a hit would save (all of the decoding) is in the rest.
+    known, unknown = (np.sort(seconds[which])[:180] for which in (True, False))
+    spread = math.sqrt(known.var(ddof=1) / len(known) + unknown.var(ddof=1) / len(unknown))
+    t = (known.mean() - unknown.mean()) / spread
+    p = math.erfc(abs(t) / math.sqrt(2))
+    print(f"known {known.mean() * 1000:.3f} ms, unknown {unknown.mean() * 1000:.3f} ms, p = {p:.3f}")
+    assert p > 1e-4 or known.mean() > unknown.mean() * 0.9, "a hit would be several times as fast"
 
 
 async def test_the_same_file_is_decoded_again_for_another_tenant(intake: Intake, decodings: list[bytes]) -> None:
