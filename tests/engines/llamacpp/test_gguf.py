@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 from gguf import quants
+from safetensors.numpy import load_file
 
 from sightline.config import PEEK, ModelConfig
 from sightline.engines.checkpoint import CheckpointError
@@ -85,7 +87,7 @@ def test_every_weight_arrives(converted: tuple[WeightType, Path]) -> None:
 def test_nothing_of_the_checkpoint_is_left_behind(converted: tuple[WeightType, Path]) -> None:
     language, vision = files(converted)
     sizes = sum(np.prod(read[name].shape) for read in (language, vision) for name in read.types)
-    assert sizes == sum(tensor.size for tensor in Checkpoint(MODEL)._tensors.values())
+    assert sizes == sum(tensor.size for tensor in load_file(MODEL / "model.safetensors").values())
 
 
 def test_norms_and_biases_stay_exact(converted: tuple[WeightType, Path]) -> None:
@@ -146,6 +148,33 @@ def test_a_shallow_vision_tower_and_a_head_of_its_own(tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path / "tiny")
     assert np.array_equal(vision["mm.2.weight"], checkpoint.weight("visual.merger.mlp.2.weight").astype(np.float32))
     assert np.array_equal(language["output.weight"], checkpoint.weight("lm_head.weight").astype(np.float32))
+
+
+def test_weights_in_bf16(tmp_path: Path) -> None:
+    """As most checkpoints are published; numpy has no such type, so they go by f32."""
+    directory = checkpoint_with(tmp_path / "tiny")
+    exact = {name: to_bf16(tensor) for name, tensor in load_file(directory / "model.safetensors").items()}
+    write_bf16(directory / "model.safetensors", exact)
+    language, vision = (Read(path) for path in convert(directory, tmp_path / "out", "f32"))
+    for read, name, source in (
+        (language, "blk.1.ffn_gate.weight", "model.layers.1.mlp.gate_proj.weight"),
+        (vision, "v.blk.1.ln2.bias", "visual.blocks.1.norm2.bias"),
+    ):
+        assert np.array_equal(read[name], (exact[source].astype(np.uint32) << 16).view(np.float32))
+
+
+def to_bf16(tensor: np.ndarray) -> np.ndarray:
+    """The upper halves, cut off."""
+    return (tensor.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+
+
+def write_bf16(path: Path, tensors: dict[str, np.ndarray]) -> None:
+    header, end = {}, 0
+    for name, tensor in tensors.items():
+        header[name] = {"dtype": "BF16", "shape": tensor.shape, "data_offsets": [end, end + tensor.nbytes]}
+        end += tensor.nbytes
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(tensor.tobytes() for tensor in tensors.values()))
 
 
 def test_progress_is_told_to_the_last_byte(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def _language_model(
     writer.add_block_count(config.num_layers)
     writer.add_context_length(config.context_length)
     writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(checkpoint.weight("model.layers.0.mlp.up_proj.weight").shape[0])
+    writer.add_feed_forward_length(checkpoint.shape("model.layers.0.mlp.up_proj.weight")[0])
     writer.add_head_count(config.num_heads)
     writer.add_head_count_kv(config.num_kv_heads)
     writer.add_key_length(config.head_dim)
@@ -219,7 +219,7 @@ def _vision_tower(
     writer.add_vision_patch_size(config.patch_size)
     writer.add_vision_spatial_merge_size(config.spatial_merge_size)
     writer.add_vision_embedding_length(config.embed_dim)
-    writer.add_vision_feed_forward_length(checkpoint.weight("visual.blocks.0.mlp.fc1.weight").shape[0])
+    writer.add_vision_feed_forward_length(checkpoint.shape("visual.blocks.0.mlp.fc1.weight")[0])
     writer.add_vision_block_count(config.depth)
     writer.add_vision_head_count(config.num_heads)
     writer.add_vision_attention_layernorm_eps(config.layer_norm_eps)
@@ -292,7 +292,7 @@ def _tensor(
     weights: WeightType,
     part: Callable[[npt.NDArray[Any]], npt.NDArray[Any]] = lambda whole: whole,
 ) -> _Tensor:
-    shape = part(checkpoint.weight(source)).shape
+    shape = part(np.broadcast_to(np.float32(0), checkpoint.shape(source))).shape
     type_ = _TENSOR_TYPES[weights]
     if len(shape) == 1 or name.endswith("_norm.weight"):
         type_ = gguf.GGMLQuantizationType.F32

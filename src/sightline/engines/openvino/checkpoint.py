@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -127,13 +127,20 @@ class Checkpoint:
 
     def weight(self, name: str) -> npt.NDArray[Any]:
         """A tensor by its name in the original checkpoints: f16 stays f16, f32 stays f32, bf16 becomes f32."""
+        return _to_array(*self._tensor(name))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of a tensor, which is not read for it."""
+        return tuple(self._tensor(name)[1]["shape"])
+
+    def _tensor(self, name: str) -> _Tensor:
         try:
             return self._tensors[name]
         except KeyError:
             raise CheckpointError(f"the checkpoint has no weight {name!r}") from None
 
     @cached_property
-    def _tensors(self) -> dict[str, npt.NDArray[Any]]:
+    def _tensors(self) -> dict[str, _Tensor]:
         files = sorted(self._dir.glob("*.safetensors"))
         if not files:
             raise CheckpointError("the checkpoint holds no *.safetensors file")
@@ -145,13 +152,17 @@ def _original(name: str) -> str:
     return name.replace("model.language_model.", "model.", 1).replace("model.visual.", "visual.", 1)
 
 
-def _read_safetensors(path: Path) -> dict[str, npt.NDArray[Any]]:
+_Tensor: TypeAlias = tuple[npt.NDArray[np.uint8], dict[str, Any]]
+"""The bytes of a file's tensors, and the tensor's entry in its header."""
+
+
+def _read_safetensors(path: Path) -> dict[str, _Tensor]:
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header: dict[str, Any] = json.loads(file.read(length))
     data = np.memmap(path, np.uint8, "r", offset=8 + length)
     header.pop("__metadata__", None)
-    return {name: _to_array(data, entry) for name, entry in header.items()}
+    return {name: (data, entry) for name, entry in header.items()}
 
 
 def _to_array(data: npt.NDArray[np.uint8], entry: dict[str, Any]) -> npt.NDArray[Any]:
