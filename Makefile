@@ -3,7 +3,7 @@
 #   make demo            the embedded model answers about pictures, then serves until Ctrl-C   (ONCE=1: ends after the answers)
 #   make test            lint, types, every fast test
 #   make test-engines    engines against their references (installs torch into .venv-reference)
-#   make fuzz-images     10,000 damaged pictures through the decoders, with a table   MUTATIONS=10000
+#   make fuzz-images     10,000 damaged pictures through the decoders, then a server   MUTATIONS=10000
 #   make bench-images    speed and closeness of decoding, side by side with Pillow's own
 #   make train-peek      trains the embedded model           MINUTES=90 RUN=runs/peek
 #   make eval-peek       measures the embedded model         PER_TASK=200 EVAL="--photographs DIR --compare FILE"
@@ -52,6 +52,7 @@ test-engines: $(VENV)/.installed
 
 fuzz-images: $(VENV)/.installed
 	$(BIN)/python -m tests.images.damage --mutations $(MUTATIONS)
+	$(BIN)/python -m tests.images.damage --mutations $(MUTATIONS) --server
 
 bench-images: $(VENV)/.installed
 	$(BIN)/python $(PIP_INSTALL) matplotlib

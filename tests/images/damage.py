@@ -2,21 +2,25 @@
 
 Every prefix in steps of a 64th of some hundred seed files over all formats, and seeded mutations: bits flipped, numbers
 overwritten, parts cut, doubled and swapped, lengths that lie. Each goes to a decoder process as a request's picture
-does; an outcome may be a picture or one of our errors, and nothing else. Prints a table by format; the exit status
-tells.
+does; an outcome may be a picture or one of our errors, and nothing else. With --server they go to a whole server, which
+may only answer 200 or 400. Prints a table; the exit status tells.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import random
+import socket
+import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import psutil
 
 from sightline.config import MIB, ImageLimits
@@ -145,11 +149,63 @@ async def fuzz(files: list[tuple[str, bytes]]) -> bool:
     return not faults
 
 
+async def fuzz_server(files: list[tuple[str, bytes]]) -> bool:
+    """Each file as a request's picture, to a `sightline serve` of the fake engine: only 200 and 400 are answered, the
+    undamaged seeds among them all with 200, and `/health` always."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        url = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    command = [sys.executable, "-m", "sightline.cli", "serve", "--port", url.rpartition(":")[2], "--engine", "fake"]
+    server = psutil.Popen([*command, "--log-level", "error"], stdout=subprocess.DEVNULL)
+    statuses: Counter[tuple[int, str]] = Counter()
+    files = files + [("whole", file) for file in seeds().values()]
+    queue = iter(files)
+    whole: Counter[int] = Counter()
+
+    async def send(client: httpx.AsyncClient) -> None:
+        for name, file in queue:
+            picture = {"type": "image", "image": f"data:;base64,{base64.b64encode(file).decode()}"}
+            message = {"role": "user", "content": [picture, {"type": "text", "text": "What is it?"}]}
+            body = {"model": "fake", "max_tokens": 1, "messages": [message]}
+            reply = await client.post(f"{url}/v1/chat/completions", json=body)
+            code = "" if reply.is_success else reply.json()["error"]["code"]
+            statuses[reply.status_code, code] += 1
+            whole[reply.status_code] += name == "whole"
+
+    try:
+        async with httpx.AsyncClient(timeout=60) as client:
+            await until_ready(client, url)
+            before = server.memory_info().rss
+            await asyncio.gather(*(send(client) for _ in range(8)))
+            health = (await client.get(f"{url}/health")).status_code
+        grown = (server.memory_info().rss - before) / MIB
+    finally:
+        server.terminate()
+        server.wait(30)
+    for (status, code), count in sorted(statuses.items()):
+        print(f"{status} {code:24}{count:>8}")
+    print(f"undamaged: {dict(+whole)}; /health {health}; the server's memory {grown:+.0f} MiB")
+    return {status for status, _ in statuses} <= {200, 400} and set(+whole) == {200} and health == 200
+
+
+async def until_ready(client: httpx.AsyncClient, url: str) -> None:
+    for _ in range(300):
+        try:
+            if (await client.get(f"{url}/ready")).is_success:
+                return
+        except httpx.TransportError:
+            pass
+        await asyncio.sleep(0.1)
+    raise TimeoutError("the server did not get ready")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--mutations", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=2026)
+    parser.add_argument("--server", action="store_true", help="through a whole server, not only the decoders")
     args = parser.parse_args()
+    if args.server:
+        return 0 if asyncio.run(fuzz_server(list(mutations(args.mutations, args.seed)))) else 1
     cut = [(name, prefix) for name, file in seeds().items() for prefix in prefixes(file)]
     print(f"{len(seeds())} seed files, {len(cut)} prefixes")
     is_fine = asyncio.run(fuzz(cut))
