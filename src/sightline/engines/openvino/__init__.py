@@ -11,7 +11,8 @@ The event loop and the engine thread share nothing but the inbox and the queues;
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -21,15 +22,16 @@ from sightline.config import MIB, ModelConfig
 from sightline.engines import FEATURES, EngineInfo
 from sightline.engines.answer import Vocabulary
 from sightline.engines.checkpoint import CheckpointError
-from sightline.engines.delivery import EventQueue, room_for_answer
+from sightline.engines.delivery import Events, room_for_answer
 from sightline.engines.openvino import files
 from sightline.engines.openvino.checkpoint import read_facts
 from sightline.engines.openvino.loop import Generation, StepLoop
 from sightline.engines.openvino.prompt import Prompt, PromptBuilder
 from sightline.engines.openvino.runner import LanguageRunner, load_models
 from sightline.engines.openvino.vision import VisionEncoder, read_preprocessor
-from sightline.errors import EngineUnavailable, InvalidRequest, SightlineError
-from sightline.types import EngineRequest, Event, Finish, Text, TokenCount
+from sightline.engines.steps import generated
+from sightline.errors import EngineUnavailable, InvalidRequest
+from sightline.types import EngineRequest, Event, Text, TokenCount
 
 _LONG_PROMPT_CHARACTERS: Final = 20_000
 """From here on a prompt is tokenised in a thread, so that the event loop stays responsive."""
@@ -106,19 +108,13 @@ class OpenVINOEngine:
             raise InvalidRequest(f"A token id in logit_bias is not one of 0 to {size - 1}.", param="logit_bias")
         prompt = await self._build(request)
         max_tokens = room_for_answer(self.info.context_length, prompt.count, request.sampling.max_tokens)
-        events = EventQueue(asyncio.get_running_loop())
-        generation = Generation(request, prompt, max_tokens, events.put, running.vocabulary)
-        running.loop.submit(generation)
-        try:
-            while True:
-                for event in await events.get():
-                    if isinstance(event, SightlineError):
-                        raise event
-                    yield event
-                    if isinstance(event, Finish):
-                        return
-        finally:
-            running.loop.cancel(generation)
+
+        def make(deliver: Callable[[Events], None]) -> Generation:
+            return Generation(request, prompt, max_tokens, deliver, running.vocabulary)
+
+        async with aclosing(generated(running.loop, make)) as events:
+            async for event in events:
+                yield event
 
     async def close(self) -> None:
         self._closed = True

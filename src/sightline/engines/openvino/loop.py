@@ -7,22 +7,20 @@ generation therefore frees its sequence within one step.
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections.abc import Callable
-from queue import SimpleQueue
-from typing import Literal, TypeAlias
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
 from sightline.engines.answer import Answer, End, Vocabulary
-from sightline.engines.delivery import Events, stopped
+from sightline.engines.delivery import Events
 from sightline.engines.openvino.blocks import BlockPool, PrefixNames
 from sightline.engines.openvino.prompt import Prompt
 from sightline.engines.openvino.runner import Embeddings, LanguageRunner, Piece, Tokens
 from sightline.engines.openvino.scheduler import Chunk, Scheduler, Sequence
 from sightline.engines.openvino.vision import VisionEncoder
 from sightline.engines.sampler import Logits, Sampler, logprobs
+from sightline.engines.steps import StepThread
 from sightline.errors import EngineFailed, SightlineError
 from sightline.types import EngineRequest, Event, Finish, Timing, Usage
 
@@ -83,13 +81,11 @@ class Generation:
         return Finish(end.reason, usage, timing, end.stop_sequence)
 
 
-_Command: TypeAlias = tuple[Literal["submit", "cancel", "close"], Generation | None]
-
-
-class StepLoop:
-    """Life: made (the thread runs) -> `submit` and `cancel`, from any thread -> `close`."""
+class StepLoop(StepThread[Generation]):
+    """Runs as soon as it is made."""
 
     def __init__(self, runner: LanguageRunner, encoder: VisionEncoder, *, max_running: int, step_tokens: int) -> None:
+        super().__init__("openvino-steps")
         self._runner = runner
         self._encoder = encoder
         self._pool = BlockPool(runner.num_blocks, runner.block_size)
@@ -97,56 +93,16 @@ class StepLoop:
         self._live: dict[Sequence, Generation] = {}
         self._sequences: dict[Generation, Sequence] = {}
         self._arrivals = 0
-        self._inbox: SimpleQueue[_Command] = SimpleQueue()
-        self._lock = threading.Lock()
-        self._closed = False
-        self._thread = threading.Thread(target=self._run, name="openvino-steps", daemon=True)
-        self._thread.start()
+        self.begin()
 
-    def submit(self, generation: Generation) -> None:
-        with self._lock:
-            if not self._closed:
-                self._inbox.put(("submit", generation))
-                return
-        generation.deliver([stopped()])
+    @property
+    def is_idle(self) -> bool:
+        return self._scheduler.is_idle
 
-    def cancel(self, generation: Generation) -> None:
-        """Nothing is delivered after the step that is running now. One that has ended is left alone."""
-        self._inbox.put(("cancel", generation))
+    def under_way(self) -> Iterable[Generation]:
+        return self._sequences
 
-    def close(self) -> None:
-        """Ends the thread after the step that is running now; what was under way gets `EngineUnavailable`."""
-        self._inbox.put(("close", None))
-        self._thread.join()
-
-    def _run(self) -> None:
-        try:
-            while self._take_commands():
-                self._step()
-        finally:
-            # However it ends, nobody may be left waiting: not those under way, not those whose command is in line.
-            with self._lock:
-                self._closed = True
-            while not self._inbox.empty():
-                command, generation = self._inbox.get()
-                if command == "submit" and generation is not None:
-                    generation.deliver([stopped()])
-            for generation in self._sequences:
-                generation.deliver([stopped()])
-
-    def _take_commands(self) -> bool:
-        """Does what came in since the last step; waits if there is nothing else to do. False: it is time to stop."""
-        while self._scheduler.is_idle or not self._inbox.empty():
-            command, generation = self._inbox.get()
-            if command == "close" or generation is None:
-                return False
-            if command == "submit":
-                self._take(generation)
-            elif (sequence := self._sequences.get(generation)) is not None:
-                self._forget(generation, sequence)
-        return True
-
-    def _take(self, generation: Generation) -> None:
+    def take(self, generation: Generation) -> None:
         request, prompt = generation.request, generation.prompt
         self._arrivals += 1
         names = PrefixNames(request.tenant, self._pool.block_size, prompt.spans)
@@ -154,6 +110,10 @@ class StepLoop:
         self._live[sequence] = generation
         self._sequences[generation] = sequence
         self._scheduler.add(sequence)
+
+    def drop(self, generation: Generation) -> None:
+        if (sequence := self._sequences.get(generation)) is not None:
+            self._forget(generation, sequence)
 
     def _forget(self, generation: Generation, sequence: Sequence) -> None:
         del self._live[sequence], self._sequences[generation]
@@ -163,7 +123,7 @@ class StepLoop:
         self._forget(generation, self._sequences[generation])
         generation.deliver([*last])
 
-    def _step(self) -> None:
+    def step(self) -> None:
         chunks = self._scheduler.schedule()
         try:
             self._compute(chunks)

@@ -11,7 +11,8 @@ torch and transformers are imported when a model is loaded, never before: this m
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -20,10 +21,11 @@ import msgspec
 from sightline.config import ModelConfig
 from sightline.engines import FEATURES, EngineInfo
 from sightline.engines.checkpoint import CheckpointError
-from sightline.engines.delivery import EventQueue, room_for_answer
-from sightline.errors import EngineUnavailable, InvalidRequest, SightlineError
+from sightline.engines.delivery import Events, room_for_answer
+from sightline.engines.steps import generated
+from sightline.errors import EngineUnavailable, InvalidRequest
 from sightline.images.checkpoint import BudgetError
-from sightline.types import EngineRequest, Event, Finish, TokenCount
+from sightline.types import EngineRequest, Event, TokenCount
 
 if TYPE_CHECKING:  # they import torch
     from sightline.engines.answer import Vocabulary
@@ -117,19 +119,13 @@ class TransformersEngine:
         count = await asyncio.to_thread(running.prompts.count, request)  # before pictures are prepared for nothing
         max_tokens = room_for_answer(running.info.context_length, count, request.sampling.max_tokens)
         prompt = await asyncio.to_thread(running.prompts.build, request)
-        events = EventQueue(asyncio.get_running_loop())
-        generation = Generation(request, prompt, max_tokens, events.put, running.vocabulary)
-        running.loop.submit(generation)
-        try:
-            while True:
-                for event in await events.get():
-                    if isinstance(event, SightlineError):
-                        raise event
-                    yield event
-                    if isinstance(event, Finish):
-                        return
-        finally:
-            running.loop.cancel(generation)
+
+        def make(deliver: Callable[[Events], None]) -> Generation:
+            return Generation(request, prompt, max_tokens, deliver, running.vocabulary)
+
+        async with aclosing(generated(running.loop, make)) as events:
+            async for event in events:
+                yield event
 
     async def close(self) -> None:
         self._closed = True

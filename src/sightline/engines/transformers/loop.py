@@ -10,17 +10,15 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
-import threading
 import time
-from collections.abc import Callable
-from queue import SimpleQueue
-from typing import Literal, TypeAlias
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
 from sightline.engines.answer import Answer, End, Vocabulary
-from sightline.engines.delivery import Events, stopped
+from sightline.engines.delivery import Events
 from sightline.engines.sampler import Sampler, logprobs
+from sightline.engines.steps import StepThread
 from sightline.engines.transformers.batch import Logits, Row, Runner
 from sightline.engines.transformers.prompt import Prompt
 from sightline.errors import EngineFailed, SightlineError
@@ -79,13 +77,11 @@ class Generation:
         return Finish(end.reason, usage, timing, end.stop_sequence)
 
 
-_Command: TypeAlias = tuple[Literal["submit", "cancel", "close"], Generation | None]
-
-
-class StepLoop:
-    """Life: made (the thread runs) -> `submit` and `cancel`, from any thread -> `close`."""
+class StepLoop(StepThread[Generation]):
+    """Runs as soon as it is made."""
 
     def __init__(self, runner: Runner, *, max_running: int) -> None:
+        super().__init__("transformers-steps")
         self._runner = runner
         self._max_running = max_running
         self._waiting: list[tuple[int, int, Generation]] = []
@@ -93,57 +89,19 @@ class StepLoop:
         self._running: list[Generation] = []
         """In the order of the runner's rows."""
         self._arrivals = itertools.count()
-        self._inbox: SimpleQueue[_Command] = SimpleQueue()
-        self._lock = threading.Lock()
-        self._closed = False
-        self._thread = threading.Thread(target=self._run, name="transformers-steps", daemon=True)
-        self._thread.start()
+        self.begin()
 
-    def submit(self, generation: Generation) -> None:
-        with self._lock:
-            if not self._closed:
-                self._inbox.put(("submit", generation))
-                return
-        generation.deliver([stopped()])
+    @property
+    def is_idle(self) -> bool:
+        return not (self._waiting or self._running)
 
-    def cancel(self, generation: Generation) -> None:
-        """Nothing is delivered after the step that is running now. One that has ended is left alone."""
-        self._inbox.put(("cancel", generation))
+    def under_way(self) -> Iterable[Generation]:
+        return [*self._running, *(waiting for _, _, waiting in self._waiting)]
 
-    def close(self) -> None:
-        """Ends the thread after the step that is running now; what was under way gets `EngineUnavailable`."""
-        self._inbox.put(("close", None))
-        self._thread.join()
+    def take(self, generation: Generation) -> None:
+        heapq.heappush(self._waiting, (-generation.request.priority, next(self._arrivals), generation))
 
-    def _run(self) -> None:
-        try:
-            while self._take_commands():
-                self._prefill_next()
-                self._step()
-        finally:
-            # However it ends, nobody may be left waiting: not those under way, not those whose command is in line.
-            with self._lock:
-                self._closed = True
-            while not self._inbox.empty():
-                command, generation = self._inbox.get()
-                if command == "submit" and generation is not None:
-                    generation.deliver([stopped()])
-            for generation in [*self._running, *(waiting for _, _, waiting in self._waiting)]:
-                generation.deliver([stopped()])
-
-    def _take_commands(self) -> bool:
-        """Does what came in since the last step; waits if there is nothing else to do. False: it is time to stop."""
-        while not (self._waiting or self._running) or not self._inbox.empty():
-            command, generation = self._inbox.get()
-            if command == "close" or generation is None:
-                return False
-            if command == "submit":
-                heapq.heappush(self._waiting, (-generation.request.priority, next(self._arrivals), generation))
-            else:
-                self._forget(generation)
-        return True
-
-    def _forget(self, generation: Generation) -> None:
+    def drop(self, generation: Generation) -> None:
         if generation.row is not None:
             self._runner.leave(generation.row)
             self._running.remove(generation)
@@ -167,14 +125,17 @@ class StepLoop:
             log.exception("a prompt of %d tokens failed", len(generation.prompt.tokens))
             generation.deliver([EngineFailed("The engine failed while it ran this request.")])
 
-    def _step(self) -> None:
-        if not self._running:
-            return
+    def step(self) -> None:
+        self._prefill_next()
+        if self._running:
+            self._decode()
+
+    def _decode(self) -> None:
         try:
             logits = self._runner.step([generation.last_token for generation in self._running])
             for generation, row in zip(list(self._running), logits, strict=True):
                 if not self._extend(generation, row):
-                    self._forget(generation)
+                    self.drop(generation)
         except Exception:
             # Whatever it was, keys and values are not to be trusted: what runs ends here.
             log.exception("a step of %d sequences failed", len(self._running))
