@@ -19,7 +19,7 @@ from sightline.config import PEEK, ModelConfig
 from sightline.engines.llamacpp import LlamaCppEngine
 from sightline.engines.llamacpp.convert import WEIGHT_TYPES, convert
 from sightline.errors import EngineError, EngineUnavailable
-from sightline.types import ResponseFormat, TextDelta
+from sightline.types import EngineRequest, Image, Message, ResponseFormat, Role, Text, TextDelta
 from tests.engines.conformance import answer, ask, collect, lives, long, patience, picture, served
 from tests.engines.test_conformance import peek_sees
 
@@ -126,6 +126,17 @@ async def test_a_text_like_its_media_marker_is_no_picture(engine: LlamaCppEngine
     assert count.image_tokens == ()
     _, finish = await answer(engine, long(ask("a <__media__> b"), 2))
     assert finish.usage.prompt_tokens == count.prompt_tokens
+
+
+async def test_after_the_assistant_comes_another_turn(engine: LlamaCppEngine) -> None:
+    """llama.cpp would go on with the assistant's last words, where every other engine begins anew."""
+
+    def said_by(role: Role) -> EngineRequest:
+        first = ask("hello", max_tokens=4)
+        return replace(first, messages=(*first.messages, Message[Image](role, (Text("x"),))))
+
+    counts = [await engine.count_tokens(said_by(role)) for role in ("assistant", "user")]
+    assert counts[0] == counts[1], "the names of both roles are one token"
 
 
 async def test_greedy_by_other_means(engine: LlamaCppEngine) -> None:

@@ -197,8 +197,10 @@ def test_flags_and_parameters_say_the_same(options: dict[str, Any]) -> None:
     }  # fmt: skip
     assert {name: flags[name] for name in same} == {name: str(value) for name, value in same.items()}
     assert flags.get("--n-gpu-layers") == (str(params.n_gpu_layers) if hasattr(params, "n_gpu_layers") else None)
-    switches = {"--no-webui": params.ui, "--no-slots": params.endpoint_slots, "--no-kv-unified": params.kv_unified,
-                "--no-cache-idle-slots": params.cache_idle_slots}  # fmt: skip
+    switches = {
+        "--no-webui": params.ui, "--no-slots": params.endpoint_slots, "--no-kv-unified": params.kv_unified,
+        "--no-cache-idle-slots": params.cache_idle_slots, "--no-prefill-assistant": params.prefill_assistant,
+    }  # fmt: skip
     assert all(switch in words and value is False for switch, value in switches.items())
     assert params.offline
     assert "--offline" in words

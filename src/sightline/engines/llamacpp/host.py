@@ -53,6 +53,7 @@ def to_params(xllamacpp: Any, socket: str, setup: Setup) -> Any:
     params.sampling.penalty_last_n = -1
     params.cache_ram_mib, params.cache_idle_slots = 0, False
     params.ui = params.endpoint_slots = params.endpoint_metrics = params.endpoint_props = False
+    params.prefill_assistant = False
     params.offline = True
     params.verbosity = LOG_ERRORS
     return params

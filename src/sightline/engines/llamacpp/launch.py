@@ -1,8 +1,8 @@
 """How the server is set up: one table, as flags of `llama-server` or as xllamacpp's parameters (host.py).
 
 Against llama.cpp's defaults: nothing but answers is served (no page, no slots, no metrics, nothing to set), nothing is
-looked for on the network, penalties look at the whole context and not at 64 tokens, and prompts are not kept in 8 GiB
-of memory.
+looked for on the network, penalties look at the whole context and not at 64 tokens, an answer is a turn of its own even
+after the assistant's, and prompts are not kept in 8 GiB of memory.
 """
 
 from __future__ import annotations
@@ -94,5 +94,13 @@ def _flags(setup: Setup) -> list[str]:
         "--cache-ram": 0,
         "--verbosity": LOG_ERRORS,
     }
-    switches = ["--no-kv-unified", "--no-webui", "--no-slots", "--no-cache-idle-slots", "--offline", "--jinja"]
+    switches = [
+        "--no-kv-unified",
+        "--no-webui",
+        "--no-slots",
+        "--no-cache-idle-slots",
+        "--offline",
+        "--jinja",
+        "--no-prefill-assistant",
+    ]
     return [word for name, value in flags.items() if value is not None for word in (name, str(value))] + switches
