@@ -128,6 +128,11 @@ async def test_a_text_like_its_media_marker_is_no_picture(engine: LlamaCppEngine
     assert finish.usage.prompt_tokens == count.prompt_tokens
 
 
+async def test_two_ways_to_write_a_letter_are_one(engine: LlamaCppEngine) -> None:
+    counts = [await engine.count_tokens(ask(text)) for text in ("cafe\u0301", "caf\u00e9")]
+    assert counts[0] == counts[1]
+
+
 async def test_after_the_assistant_comes_another_turn(engine: LlamaCppEngine) -> None:
     """llama.cpp would go on with the assistant's last words, where every other engine begins anew."""
 

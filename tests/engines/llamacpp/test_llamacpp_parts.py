@@ -276,6 +276,13 @@ async def test_only_the_request_says_how_it_is_sampled(gguf_dir: Path, tmp_path:
         assert (body["logprobs"], body["top_logprobs"]) == (True, 1), "with 0 it would tell none at all"
 
 
+async def test_text_is_sent_as_the_model_s_own_tokenizer_would_take_it(gguf_dir: Path, tmp_path: Path) -> None:
+    """In normal form C, which Qwen2's tokenizer begins with and llama.cpp leaves out."""
+    async with running(gguf_dir, tmp_path) as engine:
+        _, body = await sent(engine, ask("cafe\u0301"))
+        assert body["messages"][0]["content"] == "caf\u00e9"
+
+
 async def test_prompts_are_reused_while_they_are_one_tenant_s(gguf_dir: Path, tmp_path: Path) -> None:
     async with running(gguf_dir, tmp_path) as engine:
         told = []

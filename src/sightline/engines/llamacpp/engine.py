@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import unicodedata
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
@@ -21,7 +22,7 @@ from sightline.engines.remote.upstream import Address, stopped
 from sightline.engines.server_process import Launch, ServerProcess
 from sightline.errors import EngineUnavailable
 from sightline.images.budget import CellBudget
-from sightline.types import EngineRequest, Event, Finish, TextDelta, TokenCount
+from sightline.types import EngineRequest, Event, Finish, Image, Text, TextDelta, TokenCount
 
 
 class _Options(RemoteOptions, frozen=True, kw_only=True):
@@ -53,6 +54,7 @@ class LlamaCppEngine:
         self._info: EngineInfo | None = None
         self._fields = {**KINDS["llamacpp"].constants, "cache_prompt": self._options.prompt_cache}
         self._tenant: str | None = None
+        self._normalizes = False
         self._closed = False
 
     @property
@@ -82,6 +84,7 @@ class LlamaCppEngine:
             raise stopped()
         try:
             facts = await asyncio.to_thread(files.read_facts, self._files)
+            self._normalizes = facts.normalizes
             budget = facts.budget if isinstance(facts.budget, CellBudget) else None
             self._setup = launch.to_setup(
                 self._files, self._options, slots=self._slots, longest=facts.context_length, budget=budget
@@ -133,19 +136,26 @@ class LlamaCppEngine:
     async def count_tokens(self, request: EngineRequest) -> TokenCount:
         remote = await self._ready()
         _check_schemas(request)
-        return await remote.count_tokens(request)
+        return await remote.count_tokens(self._normalised(request))
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[Event, None]:
         """As `Engine.generate`; raises `UpstreamFailed` where the server broke."""
         remote = await self._ready()
         _check_schemas(request)
         self._meet(request.tenant)
-        asked = _with_logprobs(request)
+        asked = _with_logprobs(self._normalised(request))
         async with aclosing(remote.generate(asked)) as events:
             async for event in events:
                 if isinstance(event, Finish) and self._server is not None:
                     self._server.served()
                 yield _without_others(event) if request.sampling.logprobs == 0 else event
+
+    def _normalised(self, request: EngineRequest) -> EngineRequest:
+        """The texts in the form that the model's own tokenizer gives them."""
+        if not self._normalizes:
+            return request
+        messages = tuple(replace(m, content=tuple(map(_in_normal_form, m.content))) for m in request.messages)
+        return replace(request, messages=messages)
 
     def _meet(self, tenant: str) -> None:
         """Prompts in slots are reused for as long as there is one tenant, whose they all are."""
@@ -168,6 +178,10 @@ class LlamaCppEngine:
             await self._remote.close()
         if self._server is not None:
             await self._server.close()
+
+
+def _in_normal_form(part: Text | Image) -> Text | Image:
+    return Text(unicodedata.normalize("NFC", part.text)) if isinstance(part, Text) else part
 
 
 def _check_schemas(request: EngineRequest) -> None:

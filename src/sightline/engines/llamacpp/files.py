@@ -23,6 +23,8 @@ _CELL_TOWERS = {"qwen2vl_merger", "qwen2.5vl_merger", "qwen3vl_merger"}
 _MERGE = 2
 _FEWEST_CELLS, _MOST_CELLS = 8, 4096
 """llama.cpp's own range for them, where nothing else is said (`set_limit_image_tokens` in clip.cpp)."""
+_NORMAL_FORM_C = {"qwen2"}
+"""`tokenizer.ggml.pre` of tokenizers that begin with NFC: Qwen2's, 2.5's and 3's."""
 _NOT_TEXT = {2, 3, 4}
 """`tokenizer.ggml.token_type`: unknown, control and user-defined tokens, which are found wherever their text stands."""
 
@@ -42,6 +44,8 @@ class Facts:
     special_tokens: tuple[str, ...]
     budget: VisionBudget | None
     """None: it cannot see, or by a rule that we do not know."""
+    normalizes: bool
+    """Its tokenizer takes text in normal form C, and llama.cpp leaves that to whoever asks."""
 
 
 def find(config: ModelConfig, options: LlamaCppOptions) -> ModelFiles:
@@ -81,7 +85,8 @@ def read_facts(files: ModelFiles) -> Facts:
     length = keys.get(f"{keys.get('general.architecture')}.context_length")
     texts, types = keys.get("tokenizer.ggml.tokens") or [], keys.get("tokenizer.ggml.token_type") or []
     specials = tuple(str(text) for text, kind in zip(texts, types, strict=False) if kind in _NOT_TEXT)
-    return Facts(length if isinstance(length, int) else None, specials, budget)
+    normalizes = keys.get("tokenizer.ggml.pre") in _NORMAL_FORM_C
+    return Facts(length if isinstance(length, int) else None, specials, budget, normalizes)
 
 
 def _budget(mmproj: Path) -> VisionBudget | None:
