@@ -9,8 +9,8 @@ import os
 import subprocess
 import sys
 import urllib.request
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from sightline.config import ModelConfig
-from sightline.engines import Engine, EngineInfo, open_engine
+from sightline.engines import Engine
 from sightline.engines.ollama import OllamaEngine
 from sightline.errors import (
     BodyTooLarge,
@@ -32,8 +32,6 @@ from sightline.errors import (
     UpstreamFailed,
 )
 from sightline.types import (
-    EngineRequest,
-    Event,
     Finish,
     Image,
     Message,
@@ -41,7 +39,6 @@ from sightline.types import (
     ResponseFormat,
     Text,
     TextDelta,
-    TokenCount,
     Tool,
     ToolCall,
     ToolCallDelta,
@@ -49,6 +46,7 @@ from sightline.types import (
 )
 from tests.engines import conformance
 from tests.engines.conformance import Clause, Subject, answer, ask, collect, ends, picture
+from tests.engines.endless import Endless
 
 BUDGET = {"type": "CellBudget", "cell": 28, "min_pixels": 3136, "max_pixels": 1003520}
 SPECIALS = ("<|im_start|>", "<|im_end|>", "<|image_pad|>", "[img]", "[img-0]")
@@ -92,32 +90,6 @@ def sent(base_url: str) -> Any:
     """What the stand-in was sent for its last chat."""
     with urllib.request.urlopen(f"{base_url}/standin") as reply:
         return json.load(reply)["sent"][-1]
-
-
-class Endless:
-    """The engine, of a model that never ends by itself: `ignore_eos`, which Ollama does not have, says nothing."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        self._engine = open_engine(config)
-
-    @property
-    def info(self) -> EngineInfo:
-        return self._engine.info
-
-    async def start(self) -> None:
-        await self._engine.start()
-
-    async def count_tokens(self, request: EngineRequest) -> TokenCount:
-        return await self._engine.count_tokens(request)
-
-    async def generate(self, request: EngineRequest) -> AsyncGenerator[Event, None]:
-        plain = replace(request, sampling=replace(request.sampling, ignore_eos=False))
-        async with aclosing(self._engine.generate(plain)) as events:
-            async for event in events:
-                yield event
-
-    async def close(self) -> None:
-        await self._engine.close()
 
 
 async def sees(engine: Engine) -> None:

@@ -6,7 +6,7 @@ The contract fits this screen. Engines know nothing of HTTP; everything above kn
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Literal, Protocol, cast, runtime_checkable
@@ -106,6 +106,9 @@ class EngineEntry:
     isolated: bool = True
     """Runs in a supervised child process (`worker.py`). False for engines that only talk to another process."""
     summary: str = ""
+    environment: Mapping[str, str] | None = None
+    """Of an isolated engine that must not see our secrets: variables that its process gets, beside those that the
+    operator names in the option `env` and what any program needs. None: it gets all of ours."""
 
 
 ENGINES: dict[str, EngineEntry] = {
@@ -123,6 +126,20 @@ ENGINES: dict[str, EngineEntry] = {
     ),
     "ollama": EngineEntry(
         "sightline.engines.ollama:OllamaEngine", isolated=False, summary="a model behind Ollama, by its own API"
+    ),
+    "litellm": EngineEntry(
+        "sightline.engines.litellm_provider:LiteLLMEngine",
+        summary="a provider (OpenAI, Anthropic, Gemini, Bedrock, Azure ...), by LiteLLM's SDK",
+        environment={
+            # No files of keys (dotenv, ~/.aws, ~/.config/gcloud), no machine's own credentials, nothing downloaded.
+            "LITELLM_MODE": "PRODUCTION",
+            "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+            "LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS": "True",
+            "LITELLM_LOCAL_BLOG_POSTS": "True",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "NO_GCE_CHECK": "true",
+            "HOME": "/nonexistent",
+        },
     ),
     "transformers": EngineEntry(
         "sightline.engines.transformers:TransformersEngine", summary="Hugging Face transformers: any model it can open"

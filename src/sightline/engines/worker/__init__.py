@@ -5,6 +5,7 @@
         Child (child.py)            one process and what is under way in it
             frames.py               the messages between the two, and their bytes
             pictures.py             pixels, by shared memory
+            environment.py          what of our environment it may see; pure
             output.py               what it prints, for the log
     __main__.py                     the other side: runs the engine, in the child
 

@@ -21,6 +21,7 @@ import msgspec
 from sightline.config import ModelConfig
 from sightline.engines import EngineInfo
 from sightline.engines.worker import frames
+from sightline.engines.worker.environment import child_environment
 from sightline.engines.worker.output import printable_lines
 from sightline.engines.worker.pictures import share
 from sightline.errors import EngineFailed, EngineUnavailable, InvalidRequest, SightlineError
@@ -285,7 +286,7 @@ class Child:
                 sys.executable, "-P", "-u", "-X", "faulthandler", "-m", "sightline.engines.worker",
                 *map(str, fds), self._config.name,
                 stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-                pass_fds=fds, start_new_session=True,
+                pass_fds=fds, start_new_session=True, env=child_environment(self._config, os.environ),
             )  # fmt: skip
             theirs.close()  # before we listen: a copy of the child's end here would hide its death
             self.pid = self._process.pid
