@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 import pytest
 from gguf import quants
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from sightline.config import PEEK, ModelConfig
 from sightline.engines.checkpoint import CheckpointError
@@ -20,6 +20,9 @@ from tests.engines.openvino.tiny import write_checkpoint
 
 MODEL = ModelConfig(name=PEEK).path
 QWEN2_SPLIT = json.loads((MODEL / "tokenizer.json").read_text())["pre_tokenizer"]
+
+UNUSED_BYTE = "\u00ff"
+"""Stands for a byte that UTF-8 does not have."""
 
 
 class Read:
@@ -135,10 +138,13 @@ def test_what_the_engine_reads_lies_beside(converted: tuple[WeightType, Path]) -
 
 
 def checkpoint_with(directory: Path, **tokenizer: object) -> Path:
-    """A tiny checkpoint whose tokenizer splits as Qwen2's, unless said otherwise."""
+    """A tiny checkpoint whose tokenizer splits as Qwen2's, and has a pair, unless said otherwise."""
     write_checkpoint(directory)
     path = directory / "tokenizer.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "pre_tokenizer": QWEN2_SPLIT, **tokenizer}))
+    written = json.loads(path.read_text())
+    vocabulary = {("ab" if text == UNUSED_BYTE else text): i for text, i in written["model"]["vocab"].items()}
+    model = {**written["model"], "vocab": vocabulary, "merges": [["a", "b"]]}
+    path.write_text(json.dumps({**written, "pre_tokenizer": QWEN2_SPLIT, "model": model, **tokenizer}))
     return directory
 
 
@@ -198,4 +204,22 @@ def test_another_tokenizer_is_refused_and_leaves_nothing(tmp_path: Path) -> None
     odd = checkpoint_with(tmp_path / "odd", pre_tokenizer={"type": "ByteLevel", "add_prefix_space": False})
     with pytest.raises(CheckpointError, match="tokenise differently"):
         convert(odd, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_vocabulary_without_pairs_is_refused(tmp_path: Path) -> None:
+    """llama.cpp loads none."""
+    bare = checkpoint_with(tmp_path / "bare")
+    (bare / "tokenizer.json").write_text((bare / "tokenizer.json").read_text().replace('[["a", "b"]]', "[]"))
+    with pytest.raises(CheckpointError, match="no merges"):
+        convert(bare, tmp_path / "out")
+
+
+def test_a_missing_weight_is_named(tmp_path: Path) -> None:
+    holed = checkpoint_with(tmp_path / "holed")
+    weights = load_file(holed / "model.safetensors")
+    del weights["visual.merger.ln_q.bias"]
+    save_file(weights, holed / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"visual\.merger\.ln_q\.bias"):
+        convert(holed, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []

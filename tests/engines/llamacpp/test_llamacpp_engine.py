@@ -12,15 +12,19 @@ from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
 from sightline.config import PEEK, ModelConfig
+from sightline.engines import Engine, load_engine
 from sightline.engines.llamacpp import LlamaCppEngine
 from sightline.engines.llamacpp.convert import WEIGHT_TYPES, convert
+from sightline.engines.openvino.export import export
 from sightline.errors import EngineError, EngineUnavailable
 from sightline.types import EngineRequest, Image, Message, ResponseFormat, Role, Text, TextDelta
 from tests.engines.conformance import answer, ask, collect, lives, long, patience, picture, served
+from tests.engines.llamacpp.test_gguf import checkpoint_with
 from tests.engines.test_conformance import peek_sees
 
 pytestmark = [pytest.mark.engine_reference, pytest.mark.anyio]
@@ -62,6 +66,38 @@ async def test_it_sees_with_weights_of_any_type(weights: str, tmp_path: Path) ->
         await peek_sees(engine)
     finally:
         await engine.close()
+
+
+async def test_a_shallow_tower_and_a_head_of_its_own_give_what_ours_gives(tmp_path: Path) -> None:
+    """Another model than `peek`: untied, two blocks deep, random. llama.cpp's own converter cannot write its tower."""
+    checkpoint_with(tmp_path / "tiny")
+    convert(tmp_path / "tiny", tmp_path / "gguf", "f32")
+    export(tmp_path / "tiny", tmp_path / "ir")
+    theirs = LlamaCppEngine(config(tmp_path / "gguf", kv_cache_type="f32", flash_attention=False))
+    ours = load_engine(ModelConfig(name="tiny", source=str(tmp_path / "ir")))
+    await theirs.start()
+    await ours.start()
+    try:
+        chance = np.random.default_rng(1)
+        for side in (60, 90, 130):
+            plain = picture(theirs.info, side, 80)
+            noise = replace(plain, pixels=chance.integers(0, 256, plain.pixels.shape, np.uint8))
+            for request in (ask(noise, "what is it?"), ask(f"hello {side}")):
+                told = [await first_logprob(engine, request) for engine in (theirs, ours)]
+                assert told[0] == pytest.approx(told[1], abs=0.005)
+    finally:
+        await theirs.close()
+        await ours.close()
+
+
+async def first_logprob(engine: Engine, request: EngineRequest) -> float:
+    """Of one letter, pushed so far up that it is said whatever the model would say."""
+    letter = 65 - 33  # byte-level vocabularies begin with "!"
+    pushed = replace(request.sampling, logprobs=0, max_tokens=1, logit_bias={letter: 30.0})
+    *deltas, _ = await collect(engine, replace(request, sampling=pushed))
+    (told,) = [p for delta in deltas if isinstance(delta, TextDelta) for p in delta.logprobs]
+    assert bytes(told.bytes) == b"A"
+    return told.logprob
 
 
 async def test_killed_it_answers_again(gguf_dir: Path) -> None:

@@ -190,6 +190,8 @@ def _check_split(tokenizer: dict[str, Any]) -> None:
             "tokenizer.json: this is not Qwen2's byte-level BPE (its pre_tokenizer splits text in another way), so "
             "llama.cpp would tokenise differently from the model's own tokenizer"
         )
+    if not tokenizer["model"].get("merges"):
+        raise CheckpointError("tokenizer.json: it has no merges, without which llama.cpp loads no vocabulary")
 
 
 def _parts(pre_tokenizer: dict[str, Any] | None) -> list[dict[str, Any]]:

@@ -24,7 +24,10 @@ def main(socket: str, setup: str) -> None:
         import xllamacpp
     except ModuleNotFoundError:
         sys.exit("ERROR: the engine llamacpp needs the package 'xllamacpp': pip install 'sightline[llamacpp]'")
-    server = xllamacpp.Server(to_params(xllamacpp, socket, msgspec.json.decode(setup, type=Setup)))
+    try:
+        server = xllamacpp.Server(to_params(xllamacpp, socket, msgspec.json.decode(setup, type=Setup)))
+    except RuntimeError:
+        sys.exit("ERROR: llama.cpp cannot load the model; it has said why")
     signal.sigwait({signal.SIGTERM})
     del server
     os._exit(0)
