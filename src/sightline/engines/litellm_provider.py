@@ -315,6 +315,8 @@ class LiteLLMEngine:
             "max_retries": 0,
             "num_retries": 0,
             "drop_params": False,
+            # Tools are our clients' own functions: they are passed on, never looked up at servers of LiteLLM's.
+            "_skip_mcp_handler": True,
         }
 
     @asynccontextmanager
