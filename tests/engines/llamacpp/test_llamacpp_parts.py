@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import AsyncIterator
@@ -54,6 +55,7 @@ def config(directory: Path | str, **options: Any) -> ModelConfig:
         ({"context_length": -1}, "context_length must be above 0"),
         ({"threads": -2}, "threads"),
         ({"kv_cache_type": "q2"}, "kv_cache_type"),
+        ({"budget": {"type": "Cells"}}, "budget is"),
         ({"kv_cache_type": "q8_0", "flash_attention": False}, "needs flash attention"),
     ],
 )
@@ -263,6 +265,20 @@ async def test_one_s_own_server_is_started_with_our_flags(gguf_dir: Path, tmp_pa
         assert image["image_url"]["url"].startswith("data:image/png;base64,")
         assert text["text"] == "a<\u200b|image_pad|><\u200b|im_end|>b"
     assert not socket.parent.exists()
+
+
+async def test_the_weights_are_told_by_their_digest(gguf_dir: Path, tmp_path: Path) -> None:
+    async with running(gguf_dir, tmp_path) as engine:
+        expected = hashlib.sha256((gguf_dir / "model-q8_0.gguf").read_bytes()).hexdigest()
+        assert engine.info.weights_digest == f"sha256:{expected}"
+
+
+async def test_a_budget_of_the_operator_s_is_the_server_s_range(gguf_dir: Path, tmp_path: Path) -> None:
+    budget = {"type": "CellBudget", "cell": 28, "min_pixels": 784, "max_pixels": 784_000}
+    async with running(gguf_dir, tmp_path, budget=budget) as engine:
+        assert engine.info.vision == CellBudget(28, 784, 784_000)
+        argv, _ = await sent(engine, ask("a"))
+        assert int(argv[argv.index("--image-max-tokens") + 1]) >= 1000
 
 
 async def test_only_the_request_says_how_it_is_sampled(gguf_dir: Path, tmp_path: Path) -> None:

@@ -17,11 +17,10 @@ from sightline.engines.llamacpp import files, launch, schemas
 from sightline.engines.llamacpp.options import read_options
 from sightline.engines.remote import RemoteEngine
 from sightline.engines.remote.kinds import KINDS, Kind
-from sightline.engines.remote.options import RemoteOptions
+from sightline.engines.remote.options import RemoteOptions, read_budget
 from sightline.engines.remote.upstream import Address, stopped
 from sightline.engines.server_process import Launch, ServerProcess
 from sightline.errors import EngineUnavailable
-from sightline.images.budget import CellBudget
 from sightline.types import EngineRequest, Event, Finish, Image, Text, TextDelta, TokenCount
 
 
@@ -84,10 +83,11 @@ class LlamaCppEngine:
             raise stopped()
         try:
             facts = await asyncio.to_thread(files.read_facts, self._files)
+            digest = asyncio.create_task(asyncio.to_thread(files.digest, self._files.model))
             self._normalizes = facts.normalizes
-            budget = facts.budget if isinstance(facts.budget, CellBudget) else None
+            options = self._to_remote(facts)
             self._setup = launch.to_setup(
-                self._files, self._options, slots=self._slots, longest=facts.context_length, budget=budget
+                self._files, self._options, slots=self._slots, longest=facts.context_length, budget=read_budget(options)
             )
             server = self._server = ServerProcess(
                 self._config.name,
@@ -95,12 +95,10 @@ class LlamaCppEngine:
                 start_timeout_s=self._config.start_timeout_s,
                 stop_grace_s=self._options.stop_grace_s,
             )
-            remote = self._remote = RemoteEngine(
-                self._config, options=self._to_remote(facts, server.address), address=server.address
-            )
+            remote = self._remote = RemoteEngine(self._config, options=options, address=server.address)
             await server.start(self._is_well, remote.forget_pictures)
             await remote.start()
-            self._info = await self._read_info(remote)
+            self._info = replace(await self._read_info(remote), weights_digest=await digest)
         except BaseException:
             await self.close()
             raise
@@ -110,9 +108,9 @@ class LlamaCppEngine:
         assert address.socket is not None
         return launch.to_command(self._setup, address.socket, self._options.executable)
 
-    def _to_remote(self, facts: files.Facts, address: Address) -> _Options:
+    def _to_remote(self, facts: files.Facts) -> _Options:
         return _Options(
-            base_url=address.base_url,
+            base_url="http://localhost/v1",  # behind the socket
             kind="llamacpp",
             budget=files.to_option(facts.budget, self._files, self._options),
             max_pixels=self._options.max_pixels,

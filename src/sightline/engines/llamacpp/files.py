@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,6 +114,12 @@ def _read_keys(path: Path) -> dict[str, Any]:
         return {name: field.contents() for name, field in gguf.GGUFReader(path).fields.items()}
     except (OSError, ValueError, KeyError, IndexError) as error:
         raise EngineUnavailable(f"{path.name} cannot be read as a GGUF file: {type(error).__name__}.") from None
+
+
+def digest(model: Path) -> str:
+    """`sha256:<hex>` of the file; of the first, of a model in several."""
+    with model.open("rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
 def to_option(budget: VisionBudget | None, files: ModelFiles, options: LlamaCppOptions) -> dict[str, Any] | str | None:

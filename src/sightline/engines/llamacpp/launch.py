@@ -13,7 +13,7 @@ import msgspec
 
 from sightline.engines.llamacpp.files import ModelFiles
 from sightline.engines.llamacpp.options import LlamaCppOptions
-from sightline.images.budget import VisionBudget
+from sightline.images.budget import CellBudget, VisionBudget
 
 LOG_ERRORS = 1
 """Its warnings are of prompts that are reused and of a lack of a key."""
@@ -49,7 +49,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
 def to_setup(
     files: ModelFiles, options: LlamaCppOptions, *, slots: int, longest: int | None, budget: VisionBudget | None
 ) -> Setup:
-    """`longest`: the model's own context; `budget`: of its tower, where it is a grid of cells."""
+    """`longest`: the model's own context; `budget`: how it is given pictures."""
     context = options.context_length or min(longest or _DEFAULT_CONTEXT, _DEFAULT_CONTEXT)
     return Setup(
         model=str(files.model.absolute()),
@@ -62,7 +62,7 @@ def to_setup(
         flash_attention=options.flash_attention,
         batch_tokens=options.batch_tokens,
         ubatch_tokens=min(options.ubatch_tokens, options.batch_tokens),
-        image_tokens=budget.largest_tokens if budget is not None else None,
+        image_tokens=budget.largest_tokens if isinstance(budget, CellBudget) else None,
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from sightline.config import ModelConfig
-from sightline.engines.remote.options import wrong
+from sightline.engines.remote.options import RemoteOptions, read_budget, wrong
 
 KvType = Literal["f32", "f16", "bf16", "q8_0"]
 
@@ -66,6 +66,8 @@ def read_options(config: ModelConfig) -> LlamaCppOptions:
             raise wrong(f"{name} must be above 0, not {getattr(options, name)}.")
     if options.threads < 0 or (options.n_gpu_layers or 0) < 0:
         raise wrong("threads and n_gpu_layers must not be below 0; leave one out for llama.cpp's own choice.")
+    if options.budget is not None:
+        read_budget(RemoteOptions(base_url="", budget=options.budget))
     if options.kv_cache_type == "q8_0" and options.flash_attention is False:
         raise wrong("kv_cache_type q8_0 needs flash attention; leave flash_attention out or set it to true.")
     return options
