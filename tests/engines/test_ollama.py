@@ -20,6 +20,7 @@ import pytest
 from sightline.config import ModelConfig
 from sightline.engines import Engine
 from sightline.engines.ollama import OllamaEngine
+from sightline.engines.ollama.server import lines
 from sightline.errors import (
     BodyTooLarge,
     ContextLengthExceeded,
@@ -431,6 +432,34 @@ async def test_what_does_not_fit_the_context(base_url: str) -> None:
         for request in (ask("word " * 700), ask("hello", max_tokens=600)):
             with pytest.raises(ContextLengthExceeded, match="600 tokens"):
                 await collect(engine, request)
+
+
+class Pieces:
+    """A reply whose body comes in these pieces."""
+
+    def __init__(self, pieces: list[bytes]) -> None:
+        self._pieces = pieces
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        for piece in self._pieces:
+            yield piece
+
+
+@pytest.mark.anyio
+async def test_lines_are_the_same_for_every_cut_of_the_bytes() -> None:
+    stream = '{"a":"é"}\n\r\n{"b":1}\n{"c"'.encode()
+    whole = ['{"a":"é"}'.encode(), b'{"b":1}']
+    for first in range(len(stream) + 1):
+        for second in range(first, len(stream) + 1):
+            pieces: Any = Pieces([stream[:first], stream[first:second], stream[second:]])
+            assert [line async for line in lines(pieces)] == whole
+
+
+@pytest.mark.anyio
+async def test_a_line_without_an_end_does_not_fill_memory() -> None:
+    endless: Any = Pieces([b"x" * 1_000_000] * 100)
+    with pytest.raises(UpstreamFailed):
+        assert not [line async for line in lines(endless)]
 
 
 @pytest.mark.anyio

@@ -42,17 +42,13 @@ class OllamaOptions(RemoteOptions, frozen=True, kw_only=True, forbid_unknown_fie
     runner_options: dict[str, bool | int | float] = msgspec.field(default_factory=dict)
     """Of `RUNNER_OPTIONS`: passed with every request."""
 
-    @property
-    def base_path_is_plain(self) -> bool:
-        return not self.base_url.rstrip("/").endswith(("/api", "/v1"))
-
 
 def read_options(config: ModelConfig) -> OllamaOptions:
     """Raises `InvalidRequest` for what is unknown, of the wrong type or cannot be meant."""
     options = read_remote_options(config, OllamaOptions)
     if options.kind != _KIND:
         raise wrong("the engine ollama speaks Ollama's own API; for other servers use the engine remote.")
-    if not options.base_path_is_plain:
+    if options.base_url.rstrip("/").endswith(("/api", "/v1")):
         raise wrong("base_url is Ollama's address without a path: http://localhost:11434. What follows is added here.")
     if isinstance(options.keep_alive, str) and not _KEEP_ALIVE.fullmatch(options.keep_alive):
         raise wrong(f"keep_alive is a duration such as 10m or 1h30m, or -1 for always, not {options.keep_alive!r}.")
