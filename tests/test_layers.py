@@ -15,7 +15,7 @@ LAYERS = [
     {"config", "metrics", "images", "peek"},
     {"engines"},
     {"routing", "service", "jobs"},
-    {"api", "cluster", "ui", "bench"},
+    {"api", "cluster", "ui", "bench", "drift"},
     {"cli"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

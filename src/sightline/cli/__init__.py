@@ -13,6 +13,7 @@ from sightline.errors import SightlineError
 COMMANDS = {
     "serve": "Serve a model over the OpenAI API.",
     "ask": "Ask a question about pictures, here in the terminal.",
+    "drift": "Compare the answers of two engines, and say why they differ.",
     "convert": "Write a checkpoint in the format that another engine takes.",
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ def to_model_config(args: argparse.Namespace) -> ModelConfig:
     config = _to_source(args)
     return msgspec.structs.replace(
         config,
-        options=_options(args.option),
+        options=to_options(args.option),
         limit_mm_per_prompt=_to_limits(args.limit_mm_per_prompt),
         picture_size=to_picture_size(args),
     )
@@ -85,7 +85,8 @@ def _to_source(args: argparse.Namespace) -> ModelConfig:
     return ModelConfig(name=name, engine=args.engine, source=args.model)
 
 
-def _options(pairs: list[str]) -> dict[str, object]:
+def to_options(pairs: Sequence[str]) -> dict[str, object]:
+    """Of `KEY=VALUE`s. Raises `InvalidRequest` for what is none."""
     options: dict[str, object] = {}
     for pair in pairs:
         key, separator, value = pair.partition("=")
