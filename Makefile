@@ -2,7 +2,7 @@
 #
 #   make demo            the embedded model answers about pictures, then serves until Ctrl-C   (ONCE=1: ends after the answers)
 #   make test            lint, types, every fast test
-#   make test-engines    engines against their references (installs torch into .venv-reference)
+#   make test-engines    engines against their references (installs torch into .venv-reference)   (ALL=1: litellm too)
 #   make fuzz-images     10,000 damaged pictures through the decoders, then a server   MUTATIONS=10000
 #   make bench-images    speed and closeness of decoding, side by side with Pillow's own
 #   make train-peek      trains the embedded model           MINUTES=90 RUN=runs/peek
@@ -14,6 +14,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 REFERENCE := .venv-reference
+LITELLM := .venv-litellm
 TRAIN := .venv-train
 MINUTES ?= 90
 RUN ?= runs/peek
@@ -49,6 +50,8 @@ test-engines: $(VENV)/.installed
 	$(REFERENCE)/bin/python -m pytest tests/engines tests/images -m engine_reference --ignore tests/engines/test_conformance.py --ignore tests/engines/llamacpp/test_llamacpp_conformance.py --timeout 1200
 	$(REFERENCE)/bin/python -m pytest tests/training/test_peek_model.py
 	SIGHTLINE_ENGINES_REQUIRED="openvino transformers llamacpp" $(REFERENCE)/bin/python -m pytest tests/engines/test_conformance.py tests/engines/llamacpp/test_llamacpp_conformance.py -m "" --timeout 1200
+	$(if $(ALL),tests/engines/environments/litellm.sh $(LITELLM))
+	$(if $(ALL),SIGHTLINE_ENGINES_REQUIRED="litellm-openai litellm-anthropic" $(LITELLM)/bin/python -m pytest tests/engines/test_litellm_provider.py -m engine_reference)
 
 fuzz-images: $(VENV)/.installed
 	$(BIN)/python -m tests.images.damage --mutations $(MUTATIONS)
@@ -81,4 +84,4 @@ lock: $(VENV)/.installed
 	$(BIN)/python -m piptools compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --extra dev --all-build-deps --output-file requirements/dev.txt pyproject.toml
 
 clean:
-	rm -rf $(VENV) $(REFERENCE) $(TRAIN) build dist
+	rm -rf $(VENV) $(REFERENCE) $(LITELLM) $(TRAIN) build dist

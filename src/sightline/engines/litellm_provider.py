@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _INSTALL = "pip install 'sightline[litellm]'"
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")
 _TALKATIVE = ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy", "httpx", "httpcore", "openai", "botocore")
 """Loggers whose lines hold what people wrote, and URLs with keys in them."""
 _FIELDS = frozenset(
@@ -76,6 +76,8 @@ _FEATURES: Mapping[str, frozenset[str]] = {
     "json_schema": frozenset({"response_format"}),
 }
 """Of `FEATURES`: the parameters each needs."""
+_LATER_S = 1.0
+"""After our own time limits come LiteLLM's, so that it is always ours that are met."""
 _MOST_TEMPERATURE: Mapping[str, float] = {"anthropic": 1.0}
 _MOST_STOPS: Mapping[str, int] = {"openai": 4, "azure": 4, "gemini": 5, "vertex_ai": 5}
 
@@ -128,10 +130,9 @@ def read_options(config: ModelConfig) -> LiteLLMOptions:
         raise wrong(f"{error}. Known: {', '.join(LiteLLMOptions.__struct_fields__)}.") from None
     if unknown := sorted(set(options.features or ()) - FEATURES):
         raise wrong(f"there is no feature {unknown[0]!r}. Known: {', '.join(sorted(FEATURES))}.")
-    if bad := [name for name in options.env if not _VARIABLE.fullmatch(name)]:
-        raise wrong(
-            f"env takes names of environment variables (ANTHROPIC_API_KEY), never their values: not {bad[0][:6]!r}..."
-        )
+    if not all(_VARIABLE.fullmatch(name) for name in options.env):
+        # Which it is, is not repeated: it may be a key that stands where its name should.
+        raise wrong("env takes names of environment variables, in capitals (ANTHROPIC_API_KEY), never their values.")
     if not (options.silence_s > 0 and options.total_s > 0 and options.max_pixels > 0):
         raise wrong("silence_s, total_s and max_pixels must be above 0.")
     return options
@@ -311,7 +312,7 @@ class LiteLLMEngine:
         return {
             **body,
             **self._options.provider_arguments(),
-            "timeout": min(self._options.silence_s, left),
+            "timeout": left + _LATER_S,
             "max_retries": 0,
             "num_retries": 0,
             "drop_params": False,
