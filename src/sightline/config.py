@@ -160,8 +160,21 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     limit_mm_per_prompt: Mapping[str, int] = {}
     """`{"image": 4}`: at most four pictures in a request, on whichever engine."""
     picture_size: PictureSize = PictureSize()
+    aliases: tuple[str, ...] = ()
+    """Other names that requests may use for it."""
+    fallbacks: tuple[str, ...] = ()
+    """Names of the models that are tried, in this order, when this one fails or is full."""
+    load: Literal["start", "demand"] = "start"
+    """`start`: loaded before the server is ready; `demand`: with the first request for it."""
+    idle_unload_s: float | None = None
+    """Seconds without a request after which it is unloaded, until the next; None: never."""
 
     def __post_init__(self) -> None:
+        if self.idle_unload_s is not None and not 0 < self.idle_unload_s < float("inf"):
+            raise InvalidRequest(
+                f"idle_unload_s is a number of seconds above 0, not {self.idle_unload_s}; leave it out for never.",
+                param="idle_unload_s",
+            )
         for kind, most in self.limit_mm_per_prompt.items():
             if kind != "image" or most < 0:
                 raise InvalidRequest(
