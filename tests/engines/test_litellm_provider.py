@@ -271,6 +271,7 @@ async def test_a_stream_that_is_not_whole_is_no_answer(row: Row, standin: Provid
 
 FAULTS: list[tuple[str, type[SightlineError]]] = [
     ("busy", Overloaded),
+    ("overload", UpstreamFailed),  # LiteLLM has no class for Anthropic's 529
     ("refuse", InvalidRequest),
     ("broken", UpstreamFailed),
     ("who", UpstreamFailed),
@@ -318,7 +319,7 @@ async def test_what_a_provider_cannot_do_never_reaches_it(row: Row, standin: Pro
 async def test_what_people_write_is_not_logged(row: Row, standin: Provider, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     async with started(row, standin) as engine:
-        for fault, _ in FAULTS[:5]:
+        for fault, _ in FAULTS[:6]:
             with pytest.raises(SightlineError):
                 await collect(engine, ask(f"{fault} {CANARY}", max_tokens=5))
         for how in ("cut", "late-error"):
