@@ -473,7 +473,7 @@ async def outcome(work: Awaitable[Any]) -> Any:
         return type(error)
 
 
-async def test_closing_ends_what_is_under_way_and_what_waits() -> None:
+async def test_closing_ends_what_is_under_way_and_what_waits(caplog: pytest.LogCaptureFixture) -> None:
     decoders = DecoderPool(ONE)
     await decoders.start()
     pids = decoders.pids
@@ -481,6 +481,7 @@ async def test_closing_ends_what_is_under_way_and_what_waits() -> None:
     await until(lambda: any(map(is_decoding, decoders.pids)))
     await decoders.close()
     assert await asyncio.gather(*tasks) == [EngineUnavailable] * 3
+    assert "died" not in caplog.text, "we ended them"
     assert not any(map(is_alive, pids))
     await decoders.close()
     assert await outcome(decoders.decode(FILE, SMALL)) is EngineUnavailable

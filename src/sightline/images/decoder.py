@@ -129,6 +129,8 @@ class DecoderPool:
                 if is_last:
                     raise
             except _Died:
+                if self._is_closed:  # it was we who ended it
+                    raise _shutting_down() from None
                 log.warning("decoder process %d died under a picture of %d bytes", process.pid, file_bytes)
                 self._restart(slot)
             except _OverLimit:
