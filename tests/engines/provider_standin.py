@@ -98,7 +98,7 @@ async def reply(received: Received, writer: asyncio.StreamWriter) -> None:
     await send(writer, wire.begin(prompt.tokens))
     made = 0
     for word in words:
-        await asyncio.sleep(STEP_S)
+        await asyncio.sleep(0.05 if "slow" in prompt.words else STEP_S)
         await send(writer, wire.delta(word if made == 0 else f" {word}", received.body))
         made += 1
         if made == 2 and "cut" in prompt.words:

@@ -343,8 +343,8 @@ async def test_it_ends_in_time(row: Row, standin: Provider) -> None:
 async def test_who_leaves_is_heard_of(row: Row, standin: Provider) -> None:
     async with started(row, standin) as engine:
         before = standin.num_left
-        async with aclosing(engine.generate(ask("hello"))) as events:
+        async with aclosing(engine.generate(ask("slow"))) as events:  # half a minute of it
             await anext(events)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(10):
             while standin.num_left == before:
                 await asyncio.sleep(0.01)
