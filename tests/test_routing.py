@@ -1,4 +1,4 @@
-"""Admission: who runs, who waits, who is sent away."""
+"""Who runs, who waits, who is sent away; what is tried again, and when no more."""
 
 from __future__ import annotations
 
@@ -6,8 +6,19 @@ import asyncio
 
 import pytest
 
-from sightline.errors import Overloaded
-from sightline.routing import Admission
+from sightline.errors import (
+    ContextLengthExceeded,
+    DeadlineExceeded,
+    EngineFailed,
+    EngineUnavailable,
+    ImageUnreadable,
+    InvalidRequest,
+    Overloaded,
+    SightlineError,
+    UnsupportedFeature,
+    UpstreamFailed,
+)
+from sightline.routing import Admission, Breaker, Quarantine, RetryBudget, backoff_s, falls_back, passes_over
 
 pytestmark = pytest.mark.anyio
 
@@ -111,3 +122,149 @@ async def test_who_leaves_the_line_frees_the_place_and_wakes_the_next() -> None:
     gate.set()
     await patient
     assert (admission.running, admission.waiting) == (0, 0)
+
+
+# --- failures --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "next_in_line", "next_after_that"),
+    [
+        (EngineFailed("broke"), True, True),
+        (EngineUnavailable("down"), True, True),
+        (UpstreamFailed("broke"), True, True),
+        (Overloaded("full"), True, True),
+        (UnsupportedFeature("blind"), False, True),  # of the model that was asked for: the client's to know
+        (ContextLengthExceeded("long"), False, True),
+        (InvalidRequest("wrong"), False, False),
+        (ImageUnreadable("broken"), False, False),
+        (DeadlineExceeded("late"), False, False),
+    ],
+)
+def test_what_leads_to_another_model(error: SightlineError, next_in_line: bool, next_after_that: bool) -> None:
+    assert falls_back(error) == next_in_line
+    assert passes_over(error) == next_after_that
+    assert not falls_back(asyncio.CancelledError())
+
+
+def test_the_wait_before_a_retry_doubles_up_to_a_limit_and_is_drawn() -> None:
+    assert [backoff_s(n, random=lambda: 1.0) for n in range(6)] == [0.1, 0.2, 0.4, 0.8, 1.6, 2.0]
+    assert backoff_s(3, random=lambda: 0.25) == pytest.approx(0.2)
+    assert len({backoff_s(3) for _ in range(20)}) > 1
+
+
+def test_second_tries_are_a_fifth_of_requests_in_an_outage() -> None:
+    budget = RetryBudget()
+    tries = 0
+    for _ in range(10_000):
+        budget.earn()
+        tries += 1
+        while budget.spend():
+            tries += 1
+    assert 11_999 <= tries <= 12_000 + 10
+    for _ in range(10_000):  # a good time saves up few
+        budget.earn()
+    assert sum(budget.spend() for _ in range(100)) == 10
+
+
+def fail(breaker: Breaker) -> None:
+    allowed = breaker.enter()
+    assert allowed is not None
+    with allowed:
+        allowed.failed()
+
+
+def test_five_failures_within_ten_seconds_open_the_breaker() -> None:
+    clock = Clock()
+    breaker = Breaker(clock=clock)
+    for _ in range(20):  # one in three seconds is none too many
+        fail(breaker)
+        clock.now += 3
+    assert breaker.state == "closed"
+    clock.now += 100
+    for _ in range(5):
+        assert breaker.state == "closed"
+        fail(breaker)
+        clock.now += 2.5 * (breaker.state == "closed")
+    assert breaker.state == "open"
+    assert breaker.enter() is None
+    clock.now += 4.9
+    assert breaker.enter() is None
+
+
+def opened(clock: Clock) -> Breaker:
+    breaker = Breaker(clock=clock)
+    for _ in range(5):
+        fail(breaker)
+    clock.now += 5
+    assert breaker.state == "half_open"
+    return breaker
+
+
+def test_one_probe_closes_it_or_opens_it_again() -> None:
+    clock = Clock()
+    breaker = opened(clock)
+    probe = breaker.enter()
+    assert probe is not None
+    assert breaker.enter() is None  # one at a time
+    with probe:
+        probe.failed()
+    assert breaker.state == "open"
+    clock.now += 5
+    probe = breaker.enter()
+    assert probe is not None
+    with probe:
+        probe.succeeded()
+        assert breaker.state == "closed"
+    for _ in range(4):  # and what failed before is forgotten
+        fail(breaker)
+    assert breaker.state == "closed"
+
+
+def test_a_probe_that_leaves_makes_way_for_the_next() -> None:
+    breaker = opened(Clock())
+    probe = breaker.enter()
+    assert probe is not None
+    with probe:
+        pass
+    assert breaker.state == "half_open"
+    assert breaker.enter() is not None
+
+
+def test_requests_from_before_it_opened_decide_nothing() -> None:
+    clock = Clock()
+    breaker = Breaker(clock=clock)
+    early, other = breaker.enter(), breaker.enter()
+    assert early is not None
+    assert other is not None
+    for _ in range(5):
+        fail(breaker)
+    early.succeeded()
+    assert breaker.state == "open"
+    clock.now += 4
+    other.failed()  # does not put the probe off either
+    clock.now += 1
+    assert breaker.state == "half_open"
+
+
+def test_a_picture_that_was_there_at_two_deaths_is_kept_away_for_a_while() -> None:
+    clock = Clock()
+    quarantine = Quarantine(clock=clock)
+    quarantine.suspect(["bad", "bad", "good"])  # twice in one request is once
+    assert not quarantine.holds("bad")
+    clock.now += 60
+    quarantine.suspect(["bad"])
+    assert (quarantine.holds("bad"), quarantine.holds("good")) == (True, False)
+    clock.now += 600
+    assert not quarantine.holds("bad")
+    quarantine.suspect(["bad"])  # served its time: it takes two again
+    assert not quarantine.holds("bad")
+
+
+def test_suspects_take_bounded_memory() -> None:
+    quarantine = Quarantine()
+    for _ in range(2):
+        quarantine.suspect(["old"])
+    for i in range(5_000):
+        quarantine.suspect([str(i)])
+    assert not quarantine.holds("old")

@@ -1,4 +1,7 @@
-"""Who runs, who waits, who is sent away. Decisions only: nothing here touches an engine or a socket."""
+"""Who runs, who waits, who is sent away; what is tried again, and when no more.
+
+Decisions only: nothing here touches an engine or a socket, and every clock can be another.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,23 @@ import asyncio
 import heapq
 import itertools
 import math
+import random
 import time
-from collections import deque
-from collections.abc import Callable
-from typing import Self
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable
+from typing import Literal, Self
 
-from sightline.errors import Overloaded
+from sightline.errors import ContextLengthExceeded, EngineError, Overloaded, UnsupportedFeature
 
 MAX_RETRY_AFTER_S = 120
 """SDKs obey a Retry-After up to this long; above it they give up (wire contract, section 0)."""
 _RATE_WINDOW = 64
+_BACKOFF_S = 0.1
+_BACKOFF_MOST_S = 2.0
+_ROUNDING = 1e-9
+"""Five fifths are not quite one."""
+_SUSPECTS = 4096
+"""Pictures remembered as suspects; the oldest are forgotten."""
 
 
 class Admission:
@@ -107,3 +117,167 @@ class Ticket:
     async def __aexit__(self, *_: object) -> None:
         self.left = True
         self._admission._leave(self)
+
+
+# --- failures --------------------------------------------------------------------------------------------------------
+
+
+def is_engine_failure(error: BaseException) -> bool:
+    """Whether it says something of the engine: then it counts against its breaker, and may be tried again."""
+    return isinstance(error, EngineError)
+
+
+def falls_back(error: BaseException) -> bool:
+    """Whether the next model in line may do better: this one failed (`EngineError`) or is full (`Overloaded`).
+
+    Never after an error of the request itself, a deadline or a client that left: those would be the same anywhere.
+    """
+    return is_engine_failure(error) or isinstance(error, Overloaded)
+
+
+def passes_over(error: BaseException) -> bool:
+    """Whether a model that stands in for another is left out for it: it cannot do what the first could."""
+    return falls_back(error) or isinstance(error, UnsupportedFeature | ContextLengthExceeded)
+
+
+def backoff_s(retry: int, *, random: Callable[[], float] = random.random) -> float:
+    """How long to wait before the retry of this number (from 0): anything up to a time that doubles, so that requests
+    that failed together do not come back together ("full jitter", AWS Architecture Blog, 2015)."""
+    return random() * min(_BACKOFF_MOST_S, _BACKOFF_S * 2.0**retry)
+
+
+class RetryBudget:
+    """How much of an engine's load may be second tries: each request earns a fifth of one, and few are saved up.
+
+    So an engine in an outage gets at most 1.2 tries for each request, beside `saved` (Finagle's `RetryBudget`).
+    """
+
+    def __init__(self, *, ratio: float = 0.2, saved: float = 10.0) -> None:
+        self._ratio = ratio
+        self._most = saved
+        self._tokens = saved
+
+    def earn(self) -> None:
+        """For every first try."""
+        self._tokens = min(self._most, self._tokens + self._ratio)
+
+    def spend(self) -> bool:
+        """Whether one more try may be made; it is then paid for."""
+        if self._tokens < 1.0 - _ROUNDING:
+            return False
+        self._tokens -= 1.0
+        return True
+
+
+BreakerState = Literal["closed", "half_open", "open"]
+
+
+class Breaker:
+    """Keeps requests from an engine that fails: five failures within ten seconds open it.
+
+    Five seconds later it is half-open: one request is let through as a probe, and what becomes of it closes the
+    breaker or opens it again. A probe that leaves without an outcome makes way for the next.
+    """
+
+    def __init__(
+        self,
+        *,
+        failures: int = 5,
+        within_s: float = 10.0,
+        probe_after_s: float = 5.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._failed: deque[float] = deque(maxlen=failures)
+        self._within_s = within_s
+        self._probe_after_s = probe_after_s
+        self._clock = clock
+        self._opened: float | None = None
+        self._probe: Pass | None = None
+
+    @property
+    def state(self) -> BreakerState:
+        if self._opened is None:
+            return "closed"
+        return "half_open" if self._clock() - self._opened >= self._probe_after_s else "open"
+
+    def enter(self) -> Pass | None:
+        """Leave to ask the engine; None: it must not be asked now. `with` it, and tell it what became of the try."""
+        state = self.state
+        if state == "open" or (state == "half_open" and self._probe is not None):
+            return None
+        ticket = Pass(self)
+        if state == "half_open":
+            self._probe = ticket
+        return ticket
+
+    # The pass's side.
+
+    def _succeeded(self, ticket: Pass) -> None:
+        if ticket is self._probe:
+            self._opened = self._probe = None
+            self._failed.clear()
+
+    def _failed_once(self, ticket: Pass) -> None:
+        now = self._clock()
+        if self._opened is not None:
+            if ticket is self._probe:
+                self._opened, self._probe = now, None
+            return  # others began before it opened, and say nothing new
+        self._failed.append(now)
+        if len(self._failed) == self._failed.maxlen and now - self._failed[0] <= self._within_s:
+            self._opened = now
+
+    def _left(self, ticket: Pass) -> None:
+        if ticket is self._probe:
+            self._probe = None
+
+
+class Pass:
+    """One request's leave to ask an engine."""
+
+    def __init__(self, breaker: Breaker) -> None:
+        self._breaker = breaker
+
+    def succeeded(self) -> None:
+        """The engine has begun to answer."""
+        self._breaker._succeeded(self)
+
+    def failed(self) -> None:
+        """The engine broke, whether it had begun or not. Once for every try."""
+        self._breaker._failed_once(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._breaker._left(self)
+
+
+class Quarantine:
+    """Pictures that were in two requests whose engine's process died under them: for a while they are not served.
+
+    Whatever else ran in that process is under suspicion too, which is why one death is not enough.
+    """
+
+    def __init__(self, *, deaths: int = 2, for_s: float = 600.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._deaths = deaths
+        self._for_s = for_s
+        self._clock = clock
+        self._seen: OrderedDict[str, tuple[int, float]] = OrderedDict()
+
+    def suspect(self, digests: Iterable[str]) -> None:
+        """A request with these pictures was under way when its engine's process died. Once for every request."""
+        now = self._clock()
+        for digest in set(digests):
+            self._seen[digest] = (self._count(digest) + 1, now)
+            self._seen.move_to_end(digest)
+        while len(self._seen) > _SUSPECTS:
+            self._seen.popitem(last=False)
+
+    def holds(self, digest: str) -> bool:
+        return self._count(digest) >= self._deaths
+
+    def _count(self, digest: str) -> int:
+        """Deaths of late."""
+        deaths, last = self._seen.get(digest, (0, 0.0))
+        return deaths if self._clock() - last < self._for_s else 0
