@@ -13,6 +13,7 @@ from sightline import metrics
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))  # the test runs this file by its path
 
+from pages_configuration import configuration_page, schema_page  # noqa: E402
 from pages_images import images_page  # noqa: E402
 
 METRICS = """\
@@ -228,7 +229,13 @@ def _in_millions(checkpoint: Path) -> str:
     return f"{sum(sizes) / 1e6:.1f} million"
 
 
-PAGES = {"images.md": images_page, "metrics.md": metrics_page, "peek.md": peek_page}
+PAGES = {
+    "configuration.md": configuration_page,
+    "images.md": images_page,
+    "metrics.md": metrics_page,
+    "peek.md": peek_page,
+    "sightline.schema.json": schema_page,
+}
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ LAYERS = [
     {"types", "errors"},
     {"config", "metrics", "images", "peek"},
     {"engines"},
-    {"routing", "service", "jobs"},
+    {"routing", "models", "engine_request", "service", "jobs", "configfile"},
     {"api", "cluster", "ui", "bench", "drift"},
     {"cli"},
 ]

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -21,7 +21,7 @@ PEEK = "peek"
 """The name of the embedded model, and the source that means it."""
 
 
-class ImageLimits(msgspec.Struct, frozen=True, kw_only=True):
+class ImageLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a picture may cost before anyone decodes it, and while."""
 
     max_bytes: int = 20 * MIB
@@ -43,7 +43,7 @@ class ImageLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Of decoded pictures kept for the next request that sends the same file; 0: none are."""
 
 
-class PictureSize(msgspec.Struct, frozen=True, kw_only=True):
+class PictureSize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How large an operator lets pictures reach a model. `images/plan.py` says what becomes of it."""
 
     detail: Literal["auto", "low", "high", "original"] = "auto"
@@ -60,7 +60,7 @@ class PictureSize(msgspec.Struct, frozen=True, kw_only=True):
             raise InvalidRequest(f"min_pixels ({low}) must not be above max_pixels ({high}).", param="min_pixels")
 
 
-class FetchPolicy(msgspec.Struct, frozen=True, kw_only=True):
+class FetchPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which pictures named by a URL the server downloads for its clients. As it stands: none.
 
     `any_public` and `allow_hosts` say which names may be asked for, `allow_networks` which addresses they may lead to
@@ -133,7 +133,7 @@ def _bad_fetch(problem: str) -> InvalidRequest:
     return InvalidRequest(f"The fetch policy: {problem}", param="fetch")
 
 
-class HttpLimits(msgspec.Struct, frozen=True, kw_only=True):
+class HttpLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_body_bytes: int = 64 * MIB
     max_messages: int = 1_000
     max_parts: int = 2_000
@@ -143,7 +143,7 @@ class HttpLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Between `: ping` comments on an idle event stream."""
 
 
-class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
+class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One served model: a name, the engine that runs it, where it lives."""
 
     name: str
@@ -193,9 +193,10 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
         return Path(__file__).parent / "peek" / "model" if self.source == PEEK else Path(self.source)
 
 
-class Settings(msgspec.Struct, frozen=True, kw_only=True):
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     host: str = "127.0.0.1"
-    port: int = 8000
+    port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 8000
+    """0: any free one."""
     models: tuple[ModelConfig, ...] = (ModelConfig(name=PEEK),)
     allowed_hosts: tuple[str, ...] = ("127.0.0.1", "localhost", "[::1]")
     """Values of the Host header that are answered (ports are ignored); `*` for any."""
@@ -206,9 +207,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """For every model; a model's own narrows it further."""
     fetch: FetchPolicy = FetchPolicy()
     http: HttpLimits = HttpLimits()
-    log_level: str = "info"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 
 def environment(name: str, default: str | None = None) -> str | None:
     """The value of `SIGHTLINE_<NAME>`, or the default. Every variable we read goes through here."""
     return os.environ.get(f"SIGHTLINE_{name}", default)
+
+
+def variable(name: str) -> str | None:
+    """The value of any variable, for an operator who names it in a configuration file: `${NAME}`."""
+    return os.environ.get(name)

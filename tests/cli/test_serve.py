@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -129,3 +130,17 @@ def test_connections_do_not_wait_for_acknowledgements() -> None:
     """asyncio turns Nagle's algorithm off only for sockets that say that they are TCP."""
     with _listen("127.0.0.1", 0) as listener:
         assert listener.proto == socket.IPPROTO_TCP
+
+
+def test_flags_go_before_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "s.yaml"
+    file.write_text("port: 9000\nlog_level: error\npicture_size: {detail: low}\nmodels: [{name: a, engine: fake}]\n")
+    made = settings(str(file))
+    assert (made.port, made.log_level, made.picture_size.detail, made.models[0].name) == (9000, "error", "low", "a")
+    made = settings("-c", str(file), "--port", "9001", "--log-level", "debug", "--image-max-pixels", "5000")
+    assert (made.port, made.log_level) == (9001, "debug")
+    assert made.picture_size == PictureSize(detail="low", max_pixels=5000)
+    monkeypatch.setenv("SIGHTLINE_PORT", "9002")
+    assert settings(str(file)).port == 9002
+    with pytest.raises(InvalidRequest, match="--engine is about one model"):
+        settings(str(file), "--engine", "fake")

@@ -6,12 +6,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from keyword import iskeyword
 
 from sightline import __version__
 from sightline.errors import SightlineError
 
 COMMANDS = {
-    "serve": "Serve a model over the OpenAI API.",
+    "serve": "Serve models over the OpenAI API.",
+    "check": "Check a configuration file, and show what it would serve.",
+    "import": "Write a configuration file from LiteLLM's.",
     "ask": "Ask a question about pictures, here in the terminal.",
     "drift": "Compare the answers of two engines, and say why they differ.",
     "convert": "Write a checkpoint in the format that another engine takes.",
@@ -25,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, summary in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=summary)
-        module = import_module(f"sightline.cli.{name}")
+        module = import_module(f"sightline.cli.{name}_" if iskeyword(name) else f"sightline.cli.{name}")
         module.add_arguments(command)
         command.set_defaults(run=module.run)
     args = parser.parse_args(argv)

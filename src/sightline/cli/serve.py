@@ -1,4 +1,4 @@
-"""`sightline serve`: a model behind the OpenAI API."""
+"""`sightline serve`: models behind the OpenAI API. What a flag says goes before what the configuration file says."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import logging
 import socket
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
+import msgspec
 import uvicorn
 
 from sightline.api.app import create_app
@@ -16,17 +18,21 @@ from sightline.cli.models import (
     add_model_arguments,
     add_picture_size_arguments,
     to_model_config,
-    to_picture_size,
 )
-from sightline.config import MIB, FetchPolicy, ImageLimits, Settings, environment
+from sightline.config import MIB, FetchPolicy, ImageLimits, PictureSize, Settings, environment
+from sightline.configfile import load
 from sightline.errors import InvalidRequest
 from sightline.service import Service
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--host", default=environment("HOST", "127.0.0.1"), help="address to listen on")
-    parser.add_argument("--port", type=int, default=int(environment("PORT", "8000") or 8000), help="0: any free one")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("file", nargs="?", type=Path, metavar="FILE", help="a configuration file: sightline.yaml")
+    where.add_argument("-c", "--config", type=Path, metavar="FILE", help="the same")
+    parser.add_argument("--host", default=environment("HOST"), help="address to listen on (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, default=environment("PORT"), help="0: any free one (default: 8000)")
     add_model_arguments(parser)
+    parser.set_defaults(model_defaults={name: parser.get_default(name) for name in _OF_ONE_MODEL})
     parser.add_argument(
         "--allowed-host",
         action="append",
@@ -41,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--fetch",
-        default=environment("FETCH", "off"),
+        default=environment("FETCH"),
         metavar="off|any-public|HOST[,HOST...]",
         help="whose pictures clients may name by URL: nobody's; those of any host at public addresses; those of these "
         "hosts (cdn.example.com, *.example.com, localhost:9000)",
@@ -54,16 +60,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a network of private addresses that those hosts may be in, such as 10.1.0.0/16",
     )
     add_picture_size_arguments(parser, "image-", "to any model")
+    parser.set_defaults(image_detail=None)
     parser.add_argument(
         "--image-cache-mib",
         type=int,
-        default=ImageLimits().cache_bytes // MIB,
         metavar="N",
-        help="MiB of decoded pictures kept for requests that send the same file again; 0: none (default: %(default)s)",
+        help="MiB of decoded pictures kept for requests that send the same file again; 0: none "
+        f"(default: {ImageLimits().cache_bytes // MIB})",
     )
-    parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
+    parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"])
 
 
+_OF_ONE_MODEL = ("model", "engine", "name", "option", "limit_mm_per_prompt", "detail", "max_pixels", "min_pixels")
+"""Arguments that say what a configuration file says of each model."""
 _SWITCH_S = 0.0005
 """How long a thread that parses or hashes keeps the interpreter while the event loop waits for it; the loop waits after
 each of its system calls, and Python's own 5 ms would add up."""
@@ -78,8 +87,8 @@ def run(args: argparse.Namespace) -> int:
     listener = _listen(settings.host, settings.port)
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    model = settings.models[0].name
-    print(f"Sightline serves {model} on http://{shown}:{port}/v1", flush=True)
+    models = ", ".join(model.name for model in settings.models)
+    print(f"Sightline serves {models} on http://{shown}:{port}/v1", flush=True)
     app = create_app(Service(settings), settings)
     config = uvicorn.Config(
         app,
@@ -98,25 +107,61 @@ def run(args: argparse.Namespace) -> int:
 
 
 def to_settings(args: argparse.Namespace) -> Settings:
-    """Raises `InvalidRequest` for a bind that would leave the server open to other machines without a key."""
-    defaults = Settings()
-    if not _is_loopback(args.host) and not args.open_to_anyone:
+    """Raises `InvalidRequest` for a file with problems, and for a bind that would leave the server open to others."""
+    base = _to_base(args)
+    host = args.host or base.host
+    if not args.open_to_anyone:
+        refuse_open_bind(host)
+    named = bool(args.allowed_host) or base.allowed_hosts != Settings().allowed_hosts
+    networks = (*base.fetch.allow_networks, *args.fetch_network)
+    fetch = (
+        msgspec.structs.replace(base.fetch, allow_networks=networks)
+        if args.fetch is None
+        else _to_fetch_policy(args.fetch, args.fetch_network)
+    )
+    images = base.images
+    if args.image_cache_mib is not None:
+        images = msgspec.structs.replace(images, cache_bytes=max(0, args.image_cache_mib) * MIB)
+    return msgspec.structs.replace(
+        base,
+        host=host,
+        port=base.port if args.port is None else args.port,
+        allowed_hosts=(*base.allowed_hosts, *args.allowed_host) if _is_loopback(host) or named else ("*",),
+        images=images,
+        picture_size=_to_picture_size(args, base.picture_size),
+        fetch=fetch,
+        log_level=args.log_level or base.log_level,
+    )
+
+
+def _to_base(args: argparse.Namespace) -> Settings:
+    """What the file says; without one, the one model that the arguments name."""
+    file = args.file or args.config
+    if file is None:
+        return Settings(models=(to_model_config(args),))
+    given = [name for name in _OF_ONE_MODEL if getattr(args, name) != args.model_defaults[name]]
+    if given:
         raise InvalidRequest(
-            f"Listening on {args.host} would let other machines use the server, and no key protects it. "
+            f"--{given[0].replace('_', '-')} is about one model, and {file} names its own. Write it there, "
+            "or leave the file out.",
+            param=given[0],
+        )
+    return load(file)
+
+
+def _to_picture_size(args: argparse.Namespace, base: PictureSize) -> PictureSize:
+    given = {name: getattr(args, f"image_{name}") for name in PictureSize.__struct_fields__}
+    return msgspec.structs.replace(base, **{name: value for name, value in given.items() if value is not None})
+
+
+def refuse_open_bind(host: str) -> None:
+    """Raises `InvalidRequest` for an address that other machines reach."""
+    if not _is_loopback(host):
+        raise InvalidRequest(
+            f"Listening on {host} would let other machines use the server, and no key protects it. "
             "Listen on 127.0.0.1, or say --open-to-anyone if that is what you want.",
             param="host",
         )
-    hosts = (*defaults.allowed_hosts, *args.allowed_host)
-    return Settings(
-        host=args.host,
-        port=args.port,
-        models=(to_model_config(args),),
-        allowed_hosts=hosts if _is_loopback(args.host) or args.allowed_host else ("*",),
-        images=ImageLimits(cache_bytes=max(0, args.image_cache_mib) * MIB),
-        picture_size=to_picture_size(args, "image-"),
-        fetch=_to_fetch_policy(args.fetch, args.fetch_network),
-        log_level=args.log_level,
-    )
 
 
 def _to_fetch_policy(choice: str, networks: Sequence[str]) -> FetchPolicy:

@@ -1,0 +1,54 @@
+"""`sightline check FILE`: all that is wrong with a configuration file, or what it would serve."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sightline.cli.serve import refuse_open_bind
+from sightline.config import ModelConfig
+from sightline.configfile import check
+from sightline.errors import InvalidRequest
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE", help="such as sightline.yaml")
+    parser.add_argument("--open-to-anyone", action="store_true", help="as `serve` has it")
+
+
+def run(args: argparse.Namespace) -> int:
+    settings, problems = check(args.file)
+    lines = [problem.show(str(args.file)) for problem in problems]
+    if settings is not None and not args.open_to_anyone:
+        try:
+            refuse_open_bind(settings.host)
+        except InvalidRequest as error:
+            lines.append(f"{args.file}: host: {error.message}")
+    if settings is None or lines:
+        print("\n".join(lines), file=sys.stderr)
+        return 1
+    header = ("MODEL", "ENGINE", "SOURCE", "LOADED", "ALSO KNOWN AS", "FALLBACKS")
+    print(_to_table([header, *(_to_row(model) for model in settings.models)]))
+    print(f"on http://{settings.host}:{settings.port}/v1")
+    return 0
+
+
+def _to_row(model: ModelConfig) -> tuple[str, ...]:
+    source = str(model.options.get("model") or model.options.get("base_url") or model.source)
+    loaded = "at start" if model.load == "start" else "on demand"
+    return (
+        model.name,
+        model.engine,
+        "-" if model.engine == "fake" else source,
+        loaded,
+        ", ".join(model.aliases) or "-",
+        ", ".join(model.fallbacks) or "-",
+    )
+
+
+def _to_table(rows: Sequence[tuple[str, ...]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)

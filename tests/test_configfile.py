@@ -1,0 +1,141 @@
+"""`sightline.yaml`: what is read, and that everything wrong with it is told, with its line and its path."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sightline.config import Settings
+from sightline.configfile import OPTIONS, check, load, options_type, schema
+from sightline.engines import ENGINES
+from sightline.errors import InvalidRequest
+
+ROOT = Path(__file__).parent.parent
+
+
+def problems(directory: Path, text: str) -> list[str]:
+    (directory / "s.yaml").write_text(text)
+    return [problem.show("s.yaml") for problem in check(directory / "s.yaml")[1]]
+
+
+def test_the_example_is_served() -> None:
+    settings = load(ROOT / "examples" / "sightline.yaml")
+    assert [model.name for model in settings.models] == ["peek", "stand-in"]
+    assert settings.models[0].fallbacks == ("stand-in",)
+    assert settings.images.max_bytes == 10_000_000
+    assert (settings.models[1].load, settings.models[1].idle_unload_s) == ("demand", 600)
+
+
+def test_a_file_without_models_is_the_embedded_one(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text("port: 9000\n")
+    assert load(tmp_path / "s.yaml") == Settings(port=9000)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("prot: 1\n", "s.yaml:1: prot: there is no such key. Did you mean port?"),
+        ("port: 70000\n", "s.yaml:1: port: Expected int <= 65535."),
+        ("port: 1\nport: 2\n", "s.yaml:2: port: is written twice, first in line 1."),
+        ("log_level: loud\n", "s.yaml:1: log_level: Invalid enum value 'loud'. Allowed: debug, info, warning, error."),
+        ("images:\n  max_byte: 1\n", "s.yaml:2: images.max_byte: there is no such key. Did you mean max_bytes?"),
+        ("fetch:\n  max_redirects: 9\n", "s.yaml:1: fetch: The fetch policy: 9 redirects are not followed"),
+        ("models: []\n", "s.yaml:1: models: must be a list of one model or more"),
+        ("models:\n- engine: fake\n", "s.yaml:2: models[0].name: is missing"),
+        (
+            "models:\n- name: a\n  engine: vlm\n",
+            "s.yaml:3: models[0].engine: there is no engine 'vlm'. Did you mean vllm?",
+        ),
+        ("models:\n- name: a\n  source: nowhere\n", "s.yaml:3: models[0].source: there is no model here"),
+        (
+            "models:\n- {name: a, engine: fake}\n- {name: a, engine: fake}\n",
+            "s.yaml:3: models[1].name: 'a' already means",
+        ),
+        (
+            "models:\n- {name: a, engine: fake}\n- name: b\n  engine: fake\n  aliases: [c, a]\n",
+            "s.yaml:5: models[1].aliases[1]: 'a' already means the model 'a'",
+        ),
+        (
+            "models:\n- name: alpha\n  engine: fake\n  fallbacks: [alpa]\n",
+            "s.yaml:4: models[0].fallbacks[0]: there is no model 'alpa'. Did you mean 'alpha'?",
+        ),
+        (
+            "models:\n- name: a\n  engine: fake\n  fallbacks: [a]\n",
+            "s.yaml:4: models[0].fallbacks: they lead back to 'a'",
+        ),
+        (
+            "models:\n- name: a\n  engine: fake\n  options:\n    slot: 2\n",
+            "s.yaml:5: models[0].options.slot: there is no such key. Did you mean slots?",
+        ),
+        (
+            "models:\n- name: a\n  engine: fake\n  options:\n    slots: many\n",
+            "s.yaml:4: models[0].options: The fake engine's options: Expected `int | null`",
+        ),
+        ("host: ${SURELY_NOT_SET}\n", "s.yaml:1: host: the environment variable SURELY_NOT_SET is not set."),
+        ("a: &x 1\nb: *x\n", "s.yaml:2: is not YAML that is taken here: aliases"),
+        ("a: [\n", "s.yaml:2: is not YAML that is taken here"),
+        ("- 1\n", "s.yaml:1: must hold settings"),
+        ("", "s.yaml:1: must hold settings"),
+        ("? [a]\n: 1\n", "s.yaml:1: keys are plain words here."),
+        ("host: 2026-13-45\n", "s.yaml:1: host: cannot be read as timestamp; quote it if it is text."),
+    ],
+)
+def test_a_mistake_is_told_with_its_place(tmp_path: Path, text: str, told: str) -> None:
+    assert any(problem.startswith(told) for problem in problems(tmp_path, text)), problems(tmp_path, text)
+
+
+def test_all_mistakes_are_told_in_the_order_of_the_file(tmp_path: Path) -> None:
+    text = "prot: 1\nmodels:\n- {nam: a}\n- {name: b, engine: vlm}\n- {name: c, engine: fake, options: {x: 1}}\n"
+    assert [line.split(":")[1] for line in problems(tmp_path, text)] == ["1", "3", "3", "4", "5"]
+
+
+def test_fallbacks_that_lead_back_are_refused_and_aliases_resolved(tmp_path: Path) -> None:
+    text = "models:\n- {name: a, engine: fake, fallbacks: [bee]}\n- {name: b, engine: fake, aliases: [bee]%s}\n"
+    assert len(problems(tmp_path, text % ", fallbacks: [a]")) == 2
+    (tmp_path / "s.yaml").write_text(text % "")
+    assert load(tmp_path / "s.yaml").models[0].fallbacks == ("b",)
+
+
+def test_variables_are_filled_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THE_NAME", "n: [x")
+    (tmp_path / "s.yaml").write_text("models: [{name: 'a-${THE_NAME}-$${THE_NAME}', engine: fake}]\n")
+    assert load(tmp_path / "s.yaml").models[0].name == "a-n: [x-${THE_NAME}"
+
+
+@pytest.mark.parametrize("key", ["api_key", "API_KEY", "hf_token", "client_secret", "aws_secret_access_key"])
+def test_a_secret_written_out_is_refused_and_not_repeated(tmp_path: Path, key: str) -> None:
+    text = "models:\n- name: a\n  engine: remote\n  options:\n    base_url: http://localhost/v1\n    %s: sk-12345\n"
+    told = "\n".join(problems(tmp_path, text % key))
+    assert "a secret must not stand in this file" in told
+    assert "sk-12345" not in told
+
+
+def test_names_of_variables_and_numbers_of_tokens_are_no_secrets(tmp_path: Path) -> None:
+    text = "models: [{name: a, engine: fake, options: {min_image_tokens: 4}}]\n"
+    assert problems(tmp_path, text) == []
+
+
+def test_sources_are_relative_to_the_file(tmp_path: Path) -> None:
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "s.yaml").write_text("models: [{name: a, source: weights}]\n")
+    assert load(tmp_path / "s.yaml").models[0].source == str(tmp_path / "weights")
+
+
+def test_load_tells_everything(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text("prot: 1\nhots: a\n")
+    with pytest.raises(InvalidRequest, match=r"(?s)prot.*hots"):
+        load(tmp_path / "s.yaml")
+    with pytest.raises(InvalidRequest, match=r"cannot be read: No such file"):
+        load(tmp_path / "none.yaml")
+
+
+def test_every_engine_says_its_options() -> None:
+    assert OPTIONS.keys() == ENGINES.keys()
+    assert all(options_type(engine).__struct_config__.forbid_unknown_fields for engine in OPTIONS)
+
+
+def test_the_schema_is_current() -> None:
+    published = json.loads((ROOT / "docs" / "sightline.schema.json").read_text())
+    assert published == json.loads(json.dumps(schema())), "docs/sightline.schema.json is old: python docs/generate.py"
