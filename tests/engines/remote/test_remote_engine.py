@@ -293,6 +293,24 @@ async def test_not_ready_until_it_has_the_model() -> None:
             await RemoteEngine(config).start()
 
 
+async def test_a_server_that_takes_connections_and_says_nothing_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sightline.engines.remote.engine._POLL_TIMEOUT_S", 0.1)
+
+    async def silence(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(30)
+        writer.close()
+
+    server = await asyncio.start_server(silence, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    options = {"base_url": f"http://127.0.0.1:{port}/v1", "kind": "vllm"}
+    config = ModelConfig(name="m", engine="remote", options=options, start_timeout_s=0.4)
+    try:
+        with pytest.raises(EngineUnavailable, match=r"not ready within 0\.4 s"):
+            await RemoteEngine(config).start()
+    finally:
+        server.close()
+
+
 async def test_a_storm_of_everything_ends_in_time() -> None:
     """Resets, slices, truncation, errors, garbage and delays, at random: nobody hangs, and an answer is the answer."""
     chance = random.Random(15)

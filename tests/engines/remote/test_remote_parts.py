@@ -172,7 +172,9 @@ def test_structured_output() -> None:
 
 
 def test_no_special_token_is_made_of_what_clients_write() -> None:
-    specials = Specials(("<|a|>", "<|b|>", "|>x", ""))
+    specials = Specials(
+        ("<|a|>", "<|b|>", "|>x", "", "o")
+    )  # one character cannot be broken, and must not be tried for ever
     texts = ("<|a|>", "<|", "b|>", "<|a|>x", "<<|a|>|a|>", "plain")
     tool = Tool("f", "<|a|>", {"<|b|>": ["<|a|>"]})
     request = replace(ask(*texts), tools=(tool,), tool_choice=ToolChoice("auto"))

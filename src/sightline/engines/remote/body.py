@@ -35,7 +35,8 @@ class Specials:
     """
 
     def __init__(self, texts: Sequence[str]) -> None:
-        longest_first = sorted({text for text in texts if text}, key=len, reverse=True)
+        # A single character cannot be broken up; no vocabulary gives one a meaning that a client must not have.
+        longest_first = sorted({text for text in texts if len(text) > 1}, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
     def broken(self, value: Any) -> Any:

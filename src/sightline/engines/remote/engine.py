@@ -23,6 +23,7 @@ from sightline.engines.remote.pictures import Held, Pictures
 from sightline.engines.remote.sse import MalformedStream, ServerEvents
 from sightline.engines.remote.upstream import Address, Incoming, Limits, Upstream, stopped
 from sightline.errors import (
+    CapacityError,
     ContextLengthExceeded,
     EngineError,
     EngineUnavailable,
@@ -128,7 +129,7 @@ class RemoteEngine:
             try:
                 if (state := await self.look()) is not None:
                     return state
-            except EngineError as error:
+            except (EngineError, CapacityError) as error:  # it may also be silent
                 problem = error
             if self._closed:
                 raise stopped()
