@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
+from jsonschema import Draft202012Validator
 
 from sightline.config import Settings
 from sightline.configfile import OPTIONS, check, load, options_type, schema
@@ -37,6 +39,8 @@ def test_a_file_without_models_is_the_embedded_one(tmp_path: Path) -> None:
     ("text", "told"),
     [
         ("prot: 1\n", "s.yaml:1: prot: there is no such key. Did you mean port?"),
+        ("models:\n- name: 5\n", "s.yaml:2: models[0].name: Expected str, got int. Quote it, if it is text."),
+        ("models:\n- name: a\n  max_concurrent: 0\n", "s.yaml:3: models[0].max_concurrent: Expected int >= 1."),
         ("port: 70000\n", "s.yaml:1: port: Expected int <= 65535."),
         ("port: 1\nport: 2\n", "s.yaml:2: port: is written twice, first in line 1."),
         ("log_level: loud\n", "s.yaml:1: log_level: Invalid enum value 'loud'. Allowed: debug, info, warning, error."),
@@ -139,3 +143,24 @@ def test_every_engine_says_its_options() -> None:
 def test_the_schema_is_current() -> None:
     published = json.loads((ROOT / "docs" / "sightline.schema.json").read_text())
     assert published == json.loads(json.dumps(schema())), "docs/sightline.schema.json is old: python docs/generate.py"
+
+
+@pytest.mark.parametrize(
+    ("model", "valid"),
+    [
+        ({"name": "a"}, True),
+        ({"name": "a", "options": {"weights": "int8"}}, True),
+        ({"name": "a", "engine": "fake", "options": {"slots": 2}}, True),
+        ({"name": "a", "options": {"slots": 2}}, False),
+        ({"name": "a", "engine": "remote", "options": {"base_url": 5}}, False),
+        ({"name": "a", "engine": "vlm"}, False),
+        ({"name": "a", "fallback": ["b"]}, False),
+        ({}, False),
+    ],
+)
+def test_the_schema_knows_each_engines_options(model: dict[str, object], valid: bool) -> None:
+    assert Draft202012Validator(schema()).is_valid({"models": [model]}) == valid
+
+
+def test_the_example_is_as_the_schema_says() -> None:
+    Draft202012Validator(schema()).validate(yaml.safe_load((ROOT / "examples" / "sightline.yaml").read_text()))

@@ -152,11 +152,11 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """`peek`, or a directory that holds the model."""
     options: Mapping[str, Any] = {}
     """The engine's own options, checked by the engine."""
-    max_concurrent: int = 16
+    max_concurrent: Annotated[int, msgspec.Meta(ge=1)] = 16
     """Sequences that run at once; more wait."""
-    max_queue: int = 256
+    max_queue: Annotated[int, msgspec.Meta(ge=0)] = 256
     """Requests that may wait; more are refused with 503 and a Retry-After."""
-    start_timeout_s: float = 120.0
+    start_timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 120.0
     limit_mm_per_prompt: Mapping[str, int] = {}
     """`{"image": 4}`: at most four pictures in a request, on whichever engine."""
     picture_size: PictureSize = PictureSize()
@@ -200,7 +200,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     models: tuple[ModelConfig, ...] = (ModelConfig(name=PEEK),)
     allowed_hosts: tuple[str, ...] = ("127.0.0.1", "localhost", "[::1]")
     """Values of the Host header that are answered (ports are ignored); `*` for any."""
-    request_timeout_s: float = 600.0
+    request_timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 600.0
     """The deadline of a request that names none."""
     images: ImageLimits = ImageLimits()
     picture_size: PictureSize = PictureSize()

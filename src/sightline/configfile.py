@@ -224,7 +224,8 @@ def _to_field(reading: _Reading, value: Any, kind: Any, path: str) -> Any:
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
-        reading.wrong(path, f"{_plain(error)}.{_allowed(kind)}")
+        quote = " Quote it, if it is text." if kind is str and isinstance(value, int | float) else ""
+        reading.wrong(path, f"{_plain(error)}.{_allowed(kind)}{quote}")
         return None
 
 
