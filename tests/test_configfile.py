@@ -108,11 +108,30 @@ def test_variables_are_filled_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert load(tmp_path / "s.yaml").models[0].name == "a-n: [x-${THE_NAME}"
 
 
-@pytest.mark.parametrize("key", ["api_key", "API_KEY", "hf_token", "client_secret", "aws_secret_access_key"])
+@pytest.mark.parametrize("key", ["api_key", "API_KEY", "api-key", "hf_token", "client_secret", "aws_secret_access_key"])
 def test_a_secret_written_out_is_refused_and_not_repeated(tmp_path: Path, key: str) -> None:
     text = "models:\n- name: a\n  engine: remote\n  options:\n    base_url: http://localhost/v1\n    %s: sk-12345\n"
     told = "\n".join(problems(tmp_path, text % key))
     assert "a secret must not stand in this file" in told
+    assert "sk-12345" not in told
+
+
+def test_a_list_of_secrets_is_one(tmp_path: Path) -> None:
+    text = "models: [{name: a, engine: vllm, options: {executable: /x, engine_kwargs: {api_key: [sk-12345]}}}]\n"
+    told = "\n".join(problems(tmp_path, text))
+    assert "a secret must not stand in this file" in told
+    assert "sk-12345" not in told
+
+
+@pytest.mark.parametrize(
+    "model", ["engine: '${KEY}'", "engine: fake, load: '${KEY}'", "engine: fake, fallbacks: ['${KEY}']"]
+)
+def test_no_message_repeats_what_came_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    monkeypatch.setenv("KEY", "sk-12345")
+    told = "\n".join(problems(tmp_path, f"models: [{{name: a, {model}}}]\n"))
+    assert "${KEY}" in told
     assert "sk-12345" not in told
 
 

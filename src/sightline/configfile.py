@@ -50,7 +50,7 @@ _DIRECTORY_ENGINES = frozenset({"openvino", "transformers", "llamacpp"})
 _PATH_OPTIONS = frozenset({"checkpoint", "ca_file"})
 _VARIABLE = re.compile(r"\$(\$\{)|\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _ONLY_VARIABLE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}")
-_SECRET = re.compile(r"(?i)(?:.*_)?(?:api_?key|token|secret|secret_access_key|password)")
+_SECRET = re.compile(r"(?i)(?:.*[_-])?(?:api[_-]?key|token|secret|secret[_-]access[_-]key|password)")
 """Names of what must not be written down; `api_key_env` and `step_tokens` are none."""
 
 
@@ -76,8 +76,12 @@ class _Reading:
     directory: Path
     lines: dict[str, int] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    filled: dict[str, str] = field(default_factory=dict)
+    """Values that came from the environment, and `${NAME}` for each: maybe secrets, so no message repeats one."""
 
     def wrong(self, path: str, message: str) -> None:
+        for value, name in self.filled.items():
+            message = message.replace(value, name)
         place = path
         while place and place not in self.lines:  # a field that was left out stands where its parent does
             place = place[: max(place.rfind("."), place.rfind("["), 0)]
@@ -170,7 +174,10 @@ def _to_mapping(reading: _Reading, node: yaml.MappingNode, path: str) -> dict[st
 
 
 def _holds_secret(path: str, key: str, node: yaml.Node) -> bool:
-    literal = isinstance(node, yaml.ScalarNode) and node.value and not _ONLY_VARIABLE.fullmatch(node.value)
+    values = node.value if isinstance(node, yaml.SequenceNode) else [node]
+    literal = any(
+        isinstance(each, yaml.ScalarNode) and each.value and not _ONLY_VARIABLE.fullmatch(each.value) for each in values
+    )
     return bool(literal and ".options" in path and _SECRET.fullmatch(key))
 
 
@@ -184,6 +191,8 @@ def _fill_in(reading: _Reading, text: str, path: str) -> str:
             reading.wrong(
                 path, f"the environment variable {match[2]} is not set. Set it, or write $${{ for a plain ${{."
             )
+        if found:
+            reading.filled[found] = match[0]
         return found or ""
 
     return _VARIABLE.sub(value, text)
