@@ -237,8 +237,10 @@ def test_requests_from_before_it_opened_decide_nothing() -> None:
     early, other = breaker.enter(), breaker.enter()
     assert early is not None
     assert other is not None
+    assert early.valid
     for _ in range(5):
         fail(breaker)
+    assert not early.valid  # who still waits for a slot must not ask any more
     early.succeeded()
     assert breaker.state == "open"
     clock.now += 4

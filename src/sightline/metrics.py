@@ -69,6 +69,10 @@ IMAGES_CACHED = _counter("images_cached", "Pictures whose embedding was at hand.
 RUNNING = _gauge("requests_running", "Requests that hold an engine slot.", "model")
 WAITING = _gauge("requests_waiting", "Requests that wait for a slot.", "model")
 ENGINE_RESTARTS = _gauge("engine_restarts", "Times the engine's process was started again.", "model")
+TRIES = _counter("tries", "Times a model was turned to, by what came of it, as for requests.", "model", "outcome")
+RETRIES = _counter("retries", "Tries that were made once more on the same engine.", "model")
+FALLBACKS = _counter("fallbacks", "Requests that went on to another model, by the one that was left.", "model")
+BREAKER = _gauge("breaker_open", "Whether the engine is left alone: 0 no, 0.5 for all but a probe, 1 yes.", "model")
 EVENT_LOOP_LAG_SECONDS = _histogram("event_loop_lag_seconds", "How late the event loop woke from a short sleep.", _STEP)
 
 

@@ -212,6 +212,9 @@ class Breaker:
 
     # The pass's side.
 
+    def _admits(self, ticket: Pass) -> bool:
+        return self._opened is None or ticket is self._probe
+
     def _succeeded(self, ticket: Pass) -> None:
         if ticket is self._probe:
             self._opened = self._probe = None
@@ -237,6 +240,11 @@ class Pass:
 
     def __init__(self, breaker: Breaker) -> None:
         self._breaker = breaker
+
+    @property
+    def valid(self) -> bool:
+        """Whether the engine may still be asked: not when the breaker has opened since."""
+        return self._breaker._admits(self)
 
     def succeeded(self) -> None:
         """The engine has begun to answer."""

@@ -3,42 +3,51 @@
 Every surface (HTTP dialects, the command line, batches) calls this; nothing here knows HTTP, and no engine is known by
 name. One request, hop by hop:
 
-    generate -> admission (routing.py) -> how large its pictures may be (images/plan.py) -> pictures (images/intake.py)
-             -> a slot -> engine -> observe (metrics.py)
+    generate -> which model (routing.py) -> its line (models.py) -> how large its pictures may be (images/plan.py)
+             -> pictures (images/intake.py) -> a slot -> engine -> observe (metrics.py)
+
+and the same with the next model in line, where this one is full or fails before anything has been sent.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from sightline import metrics
 from sightline.config import ModelConfig, Settings
-from sightline.engines import Engine, EngineInfo, EngineState, Supervised, open_engine
+from sightline.engine_request import (
+    refuse_too_many_pictures,
+    refuse_unsupported,
+    smallest_picture,
+    to_engine_request,
+)
+from sightline.engines import Engine, EngineInfo, open_engine
 from sightline.errors import (
     DeadlineExceeded,
     EngineError,
-    EngineUnavailable,
+    ImageUnreadable,
+    InvalidRequest,
     ModelNotFound,
     SightlineError,
-    UnsupportedFeature,
 )
-from sightline.images.budget import VisionBudget
 from sightline.images.intake import Intake, ResolvedImage
 from sightline.images.plan import Room, picture_budget
-from sightline.routing import Admission
-from sightline.types import ChatRequest, EngineRequest, Event, Finish, Image, Message, Text, TokenCount
+from sightline.models import ModelStatus, ServedModel
+from sightline.routing import Pass, Quarantine, backoff_s, falls_back, passes_over
+from sightline.types import ChatRequest, EngineRequest, Event, Finish, TokenCount
 
 log = logging.getLogger(__name__)
 
 _LAG_SAMPLE_S = 0.05
 """How often the event loop's lateness is measured."""
+_RETRIES = 1
+"""Of a choice, on the same engine."""
 _BUFFERED_EVENTS = 64
 """Events that may wait for a slow reader before its engine stream is no longer pulled."""
 
@@ -79,17 +88,6 @@ class ChoiceEvent:
     event: Event
 
 
-@dataclass(frozen=True, slots=True)
-class ModelStatus:
-    name: str
-    state: EngineState
-    engine: str
-    created: int
-    """Unix seconds when it was configured."""
-    info: EngineInfo | None
-    """None until the engine has been ready once."""
-
-
 Item = Prepared | ChoiceEvent
 
 
@@ -102,9 +100,18 @@ class Service:
         self._intake = Intake(settings.images, settings.fetch)
         self._lag: asyncio.Task[None] | None = None
         self._models = {
-            config.name: _Model(config, (engines or {}).get(config.name) or open_engine(config))
+            config.name: ServedModel(config, _opener(config, (engines or {}).get(config.name)))
             for config in settings.models
         }
+        self._names = {alias: config.name for config in settings.models for alias in config.aliases}
+        self._quarantine = Quarantine()
+        for config in settings.models:
+            for name in config.fallbacks:
+                if name not in self._models:
+                    raise InvalidRequest(
+                        f"The model {config.name!r} falls back to {name!r}, which is not a configured model's name.",
+                        param="fallbacks",
+                    )
 
     async def start(self, *, wait: bool = True) -> None:
         """Starts the decoders and every model; with `wait`, returns when each is ready or has failed.
@@ -116,7 +123,7 @@ class Service:
         for model in self._models.values():
             model.start()
         if wait:
-            await asyncio.gather(*(model.loaded() for model in self._models.values()), return_exceptions=True)
+            await asyncio.gather(*(model.started() for model in self._models.values()), return_exceptions=True)
 
     async def close(self) -> None:
         """Ends what runs (streams raise `EngineUnavailable`) and stops every process that was started."""
@@ -126,11 +133,14 @@ class Service:
             self._lag.cancel()
 
     def models(self) -> tuple[ModelStatus, ...]:
-        return tuple(model.status() for model in self._models.values())
+        """Every name that requests may use, aliases included."""
+        own = [model.status() for model in self._models.values()]
+        aliases = [replace(self._models[name].status(), name=alias) for alias, name in self._names.items()]
+        return (*own, *aliases)
 
     def ready(self) -> bool:
         """Whether every configured model can take a request now."""
-        return all(model.state == "ready" for model in self._models.values())
+        return all(model.available for model in self._models.values())
 
     async def measure(
         self, request: ChatRequest, *, timeout_s: float | None = None
@@ -141,7 +151,8 @@ class Service:
         """
         async with _deadline(timeout_s or self._settings.request_timeout_s):
             model = self._model(request)
-            understood = await self._understand(request, model, await model.loaded())
+            async with model.used() as info:
+                understood = await self._understand(request, model, info)
         return understood.token_count, understood.images
 
     async def generate(self, request: ChatRequest, *, timeout_s: float | None = None) -> AsyncGenerator[Item, None]:
@@ -169,14 +180,12 @@ class Service:
 
     async def _work(self, request: ChatRequest, timeout_s: float, items: asyncio.Queue[Item | _End]) -> None:
         started = time.perf_counter()
-        label = request.model if request.model in self._models else "other"
+        name = self._names.get(request.model, request.model)
+        label = name if name in self._models else "other"
         error: BaseException | None = None
         try:
             async with _deadline(timeout_s):
-                try:
-                    await self._admit_and_run(request, items)
-                except BaseExceptionGroup as group:
-                    raise _first(group) from None
+                await self._answer(request, _Stream(items))
         except BaseException as caught:
             error = caught
         metrics.REQUESTS.labels(label, metrics.outcome(error)).inc()
@@ -185,163 +194,181 @@ class Service:
             raise error
         await items.put(_End(error))
 
-    async def _admit_and_run(self, request: ChatRequest, items: asyncio.Queue[Item | _End]) -> None:
-        model = self._model(request)
-        async with model.admission.enter(priority=request.priority, choices=request.n) as ticket:
-            admitted = time.perf_counter()
-            info = await model.loaded()
-            understood = await self._understand(request, model, info)
-            resolved = understood.resolved
-            choices = [_to_engine_request(request, [r.image for r in resolved], index) for index in range(request.n)]
-            queued = time.perf_counter()
-            await ticket.slot()
-            queue_s = time.perf_counter() - queued
-            metrics.QUEUE_SECONDS.labels(model.name).observe(queue_s)
-            prepared = Prepared(
-                engine=info.engine,
-                path=(model.replica,),
-                images=understood.images,
-                token_count=understood.token_count,
-                fetch_s=sum(r.fetch_s for r in resolved),
-                decode_s=sum(r.decode_s + r.resize_s for r in resolved),
-                queue_s=queue_s,
-            )
-            stream = _Stream(prepared, items, admitted)
-            async with asyncio.TaskGroup() as group:
-                for index, choice in enumerate(choices):
-                    group.create_task(self._run_choice(model, choice, index, stream))
+    async def _answer(self, request: ChatRequest, stream: _Stream) -> None:
+        """Tries the model, then its fallbacks as they are written, until one has begun to answer.
 
-    async def _run_choice(self, model: _Model, request: EngineRequest, index: int, stream: _Stream) -> None:
-        """Runs one choice; once more if the engine died before it had said anything."""
-        for attempt in (1, 2):
-            begun = False
+        Raises what the model that was asked for raised, when none of the others could do better.
+        """
+        first = self._model(request)
+        refusal: SightlineError | None = None
+        for model in (first, *(self._models[name] for name in first.config.fallbacks)):
+            stream.path.append(model.replica)
+            try:
+                await self._try(request, model, stream)
+                return
+            except SightlineError as error:
+                goes_on = falls_back(error) if model is first else passes_over(error)
+                if stream.begun or not goes_on or _is_cancelled():
+                    raise
+                refusal = refusal or error
+                metrics.FALLBACKS.labels(model.name).inc()
+                log.warning("request %s: model %s: %s", request.request_id, model.name, error)
+        assert refusal is not None
+        raise refusal
+
+    async def _try(self, request: ChatRequest, model: ServedModel, stream: _Stream) -> None:
+        error: BaseException | None = None
+        try:
+            # In a task of its own: a group of tasks that fails leaves its task marked as cancelled (Python 3.11 and
+            # 3.12), and then the deadline of the next try would not be told from a client that left.
+            await asyncio.create_task(self._admit_and_run(request, model, stream))
+        except BaseExceptionGroup as group:
+            error = _first(group)
+            raise error from None
+        except BaseException as caught:
+            error = caught
+            raise
+        finally:
+            metrics.TRIES.labels(model.name, metrics.outcome(error)).inc()
+
+    async def _admit_and_run(self, request: ChatRequest, model: ServedModel, stream: _Stream) -> None:
+        admitted = time.perf_counter()
+        with model.ask() as allowed:
+            async with (
+                model.admission.enter(priority=request.priority, choices=request.n) as ticket,
+                model.used() as info,
+            ):
+                model.retries.earn()
+                try:
+                    understood = await self._understand(request, model, info)
+                except EngineError:
+                    allowed.failed()
+                    raise
+                resolved = understood.resolved
+                images = [r.image for r in resolved]
+                choices = [to_engine_request(request, images, index) for index in range(request.n)]
+                queued = time.perf_counter()
+                await ticket.slot()
+                if not allowed.valid:
+                    raise model.left_alone()
+                queue_s = time.perf_counter() - queued
+                metrics.QUEUE_SECONDS.labels(model.name).observe(queue_s)
+                stream.prepared = Prepared(
+                    engine=info.engine,
+                    path=(),
+                    images=understood.images,
+                    token_count=understood.token_count,
+                    fetch_s=sum(r.fetch_s for r in resolved),
+                    decode_s=sum(r.decode_s + r.resize_s for r in resolved),
+                    queue_s=queue_s,
+                )
+                run = _Run(model, allowed, stream, understood.token_count, admitted)
+                try:
+                    async with asyncio.TaskGroup() as group:
+                        for index, choice in enumerate(choices):
+                            group.create_task(self._run_choice(run, choice, index))
+                finally:
+                    if run.engine_died:
+                        self._quarantine.suspect(image.digest for image in images)
+
+    async def _run_choice(self, run: _Run, request: EngineRequest, index: int) -> None:
+        """Runs one choice; once more if the engine broke before it had said anything and the budget has a retry."""
+        model, stream = run.model, run.stream
+        for retry in itertools.count():
+            begun, was_up = False, model.state == "ready"
             try:
                 async with aclosing(
-                    metrics.observe(model.engine.generate(request), model.name, started=stream.started)
+                    metrics.observe(model.engine.generate(request), model.name, started=run.started)
                 ) as events:
                     async for event in events:
-                        begun = True
+                        if not begun:
+                            begun = True
+                            run.allowed.succeeded()
                         if isinstance(event, Finish):
-                            _verify_count(event, stream.token_count, model.name)
+                            _verify_count(event, run.token_count, model.name)
                         await stream.put(index, event)
                 return
             except EngineError as error:
-                if begun or attempt == 2 or not error.retryable:
+                run.allowed.failed()
+                run.engine_died |= was_up and model.state != "ready"
+                again = not begun and retry < _RETRIES and error.retryable and run.allowed.valid
+                if not again or not model.retries.spend():
                     raise
                 log.warning("model %s: %s; request %s is tried once more", model.name, error, request.request_id)
-                stream.tried_again(model.replica)
+                metrics.RETRIES.labels(model.name).inc()
+                await asyncio.sleep(backoff_s(retry))
+                stream.path.append(model.replica)
 
-    async def _understand(self, request: ChatRequest, model: _Model, info: EngineInfo) -> _Understood:
+    def _refuse_quarantined(self, request: ChatRequest, resolved: Sequence[ResolvedImage]) -> None:
+        for ref, picture in zip(request.images, resolved, strict=True):
+            if self._quarantine.holds(picture.image.digest):
+                raise ImageUnreadable(
+                    f"The model's engine broke down twice while it had this picture ({picture.image.digest}); it is "
+                    "not served for some minutes. Send another, or this one saved anew in another format.",
+                    param=ref.param,
+                )
+
+    async def _understand(self, request: ChatRequest, model: ServedModel, info: EngineInfo) -> _Understood:
         """The pictures at the size at which they are served, and what the prompt costs with them.
 
         The engine counts the text, with the smallest picture in each one's place; what pictures cost is arithmetic.
         Only where pictures of any size might not fit are their sizes looked at before they are decoded.
         """
-        _refuse_unsupported(request, info)
-        _refuse_too_many_pictures(request, info, model.config, self._settings.images.max_images)
+        refuse_unsupported(request, info)
+        refuse_too_many_pictures(request, info, model.config, self._settings.images.max_images)
         vision = info.vision
         if vision is None or not request.images:
-            return _Understood(await _count_tokens(model.engine, _to_engine_request(request, (), 0)))
+            return _Understood(await _count_tokens(model.engine, to_engine_request(request, (), 0)))
         configured = model.config.picture_size, self._settings.picture_size
         budgets = [picture_budget(vision, ref, *configured) for ref in request.images]
-        standing_in = _to_engine_request(request, [_smallest(budget) for budget in budgets], 0)
+        standing_in = to_engine_request(request, [smallest_picture(budget) for budget in budgets], 0)
         count = await _count_tokens(model.engine, standing_in)
         room = Room(info.context_length, count.text_tokens, request.sampling.max_tokens, count.exact)
         fit = None if room.holds_any(budgets) else lambda sizes: room.fit(sizes, budgets)
         resolved = await self._intake.resolve(request.images, budgets, tenant=request.tenant, fit=fit)
+        self._refuse_quarantined(request, resolved)
         tokens = tuple(vision.tokens(r.image.served_width, r.image.served_height) for r in resolved)
         understood = _Understood(TokenCount(room.text + sum(tokens), tokens, count.exact), resolved)
         metrics.IMAGES_SCALED_TO_FIT.labels(model.name).inc(sum(r.scaled_to_fit for r in resolved))
         _log(request, understood)
         return understood
 
-    def _model(self, request: ChatRequest) -> _Model:
+    def _model(self, request: ChatRequest) -> ServedModel:
         try:
-            return self._models[request.model]
+            return self._models[self._names.get(request.model, request.model)]
         except KeyError:
             raise ModelNotFound(
                 f"The model {request.model[:128]!r} does not exist. GET /v1/models lists what is served.", param="model"
             ) from None
 
 
-class _Model:
-    """A served model: its engine, its line of requests, its state."""
-
-    def __init__(self, config: ModelConfig, engine: Engine) -> None:
-        self.config = config
-        self.name = config.name
-        self.engine = engine
-        self.replica = f"{config.name}@0"
-        self.admission = Admission(config.max_concurrent, config.max_queue)
-        self._created = int(time.time())
-        self._starting: asyncio.Task[None] | None = None
-        metrics.RUNNING.labels(self.name).set_function(lambda: self.admission.running)
-        metrics.WAITING.labels(self.name).set_function(lambda: self.admission.waiting)
-        if isinstance(engine, Supervised):
-            metrics.ENGINE_RESTARTS.labels(self.name).set_function(lambda: engine.restarts)
-
-    def start(self) -> None:
-        self._starting = asyncio.create_task(self._start())
-
-    async def _start(self) -> None:
-        began = time.perf_counter()
-        try:
-            await self.engine.start()
-        except SightlineError as error:
-            log.error("model %s failed to load: %s", self.name, error)
-            raise
-        log.info("model %s is ready after %.2f s", self.name, time.perf_counter() - began)
-
-    async def loaded(self) -> EngineInfo:
-        """Waits until the model is there. Raises `EngineUnavailable` when it failed to load."""
-        if self._starting is None:
-            raise EngineUnavailable(f"The model {self.name!r} has not been started.")
-        if not self._starting.done():
-            await asyncio.wait([self._starting])
-        if self._starting.cancelled() or self._starting.exception() is not None:
-            raise EngineUnavailable(f"The model {self.name!r} failed to load. The server's log says why.")
-        return self.engine.info
-
-    async def close(self) -> None:
-        if self._starting is not None and not self._starting.done():
-            self._starting.cancel()
-            await asyncio.wait([self._starting])
-        await self.engine.close()
-
-    @property
-    def state(self) -> EngineState:
-        if self._starting is None:
-            return "unloaded"
-        if not self._starting.done():
-            return "loading"
-        if self._starting.cancelled() or self._starting.exception() is not None:
-            return "failed"
-        return self.engine.state if isinstance(self.engine, Supervised) else "ready"
-
-    def status(self) -> ModelStatus:
-        loaded = self._starting is not None and self._starting.done() and self.state != "failed"
-        info = self.engine.info if loaded else None
-        return ModelStatus(self.name, self.state, self.config.engine, self._created, info)
-
-
 class _Stream:
-    """Puts events in line for the consumer, `Prepared` before the first."""
+    """Puts events in line for the consumer, `Prepared` before the first. Once it has begun, nothing is tried again."""
 
-    def __init__(self, prepared: Prepared, items: asyncio.Queue[Item | _End], started: float) -> None:
-        self.started = started
-        self.token_count = prepared.token_count
-        self._prepared: Prepared | None = prepared
+    def __init__(self, items: asyncio.Queue[Item | _End]) -> None:
+        self.path: list[str] = []
+        self.prepared: Prepared | None = None
+        self.begun = False
         self._items = items
 
-    def tried_again(self, replica: str) -> None:
-        if self._prepared is not None:
-            self._prepared = replace(self._prepared, path=(*self._prepared.path, replica))
-
     async def put(self, index: int, event: Event) -> None:
-        if (prepared := self._prepared) is not None:
-            self._prepared = None
-            await self._items.put(prepared)
+        if not self.begun:
+            self.begun = True
+            assert self.prepared is not None
+            await self._items.put(replace(self.prepared, path=tuple(self.path)))
         await self._items.put(ChoiceEvent(index, event))
+
+
+@dataclass(slots=True)
+class _Run:
+    """A request's choices on one engine."""
+
+    model: ServedModel
+    allowed: Pass
+    stream: _Stream
+    token_count: TokenCount
+    started: float
+    engine_died: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,6 +411,12 @@ async def _deadline(timeout_s: float) -> AsyncIterator[None]:
         raise DeadlineExceeded(f"The request took longer than its deadline of {timeout_s:g} s.") from None
 
 
+def _is_cancelled() -> bool:
+    """Whether this task is to end, though an error came in between."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 async def _watch_event_loop() -> None:
     """Measures what every client would feel if something blocked the loop."""
     while True:
@@ -392,89 +425,11 @@ async def _watch_event_loop() -> None:
         metrics.EVENT_LOOP_LAG_SECONDS.observe(max(0.0, time.perf_counter() - asleep - _LAG_SAMPLE_S))
 
 
+def _opener(config: ModelConfig, engine: Engine | None) -> Callable[[], Engine]:
+    return (lambda: open_engine(config)) if engine is None else (lambda: engine)
+
+
 # --- pure steps ------------------------------------------------------------------------------------------------------
-
-
-def _to_engine_request(request: ChatRequest, images: Sequence[Image], index: int) -> EngineRequest:
-    """One choice of a request, with pictures in place of references to them, in the same order.
-
-    Choices differ by seed: the client's, plus the choice's index.
-    """
-    pictures = iter(images)
-
-    def part(content: object) -> Text | Image:
-        return content if isinstance(content, Text) else next(pictures)
-
-    messages = tuple(
-        Message[Image](m.role, tuple(part(p) for p in m.content), m.tool_calls, m.tool_call_id, m.name)
-        for m in request.messages
-    )
-    sampling = request.sampling
-    if sampling.seed is not None and index:
-        sampling = replace(sampling, seed=sampling.seed + index)
-    return EngineRequest(
-        request_id=request.request_id if request.n == 1 else f"{request.request_id}-{index}",
-        model=request.model,
-        messages=messages,
-        sampling=sampling,
-        tools=request.tools,
-        tool_choice=request.tool_choice,
-        response_format=request.response_format,
-        priority=request.priority,
-        tenant=request.tenant,
-    )
-
-
-def _refuse_unsupported(request: ChatRequest, info: EngineInfo) -> None:
-    """Raises `UnsupportedFeature` for what this engine would have to drop: nothing is dropped silently."""
-    pictures = request.images
-    if pictures and info.vision is None:
-        raise UnsupportedFeature(
-            f"The model {request.model!r} cannot see pictures. Send text only, or choose a model with vision.",
-            param=pictures[0].param,
-        )
-    s = request.sampling
-    wanted = {
-        "seed": s.seed is not None,
-        "top_k": s.top_k != 0,
-        "min_p": s.min_p != 0.0,
-        "presence_penalty": s.presence_penalty != 0.0,
-        "frequency_penalty": s.frequency_penalty != 0.0,
-        "repetition_penalty": s.repetition_penalty != 1.0,
-        "logit_bias": bool(s.logit_bias),
-        "logprobs": s.logprobs is not None,
-        "min_tokens": s.min_tokens != 0,
-        "ignore_eos": s.ignore_eos,
-        "stop_token_ids": bool(s.stop_token_ids),
-        "tools": bool(request.tools) and request.tool_choice.mode != "none",
-        "response_format": request.response_format.kind != "text",
-    }
-    for param, is_wanted in wanted.items():
-        feature = {"response_format": request.response_format.kind}.get(param, param)
-        feature = "penalties" if feature.endswith("_penalty") else feature
-        if is_wanted and feature not in info.features:
-            raise UnsupportedFeature(
-                f"The model {request.model!r} runs on the engine {info.engine!r}, which does not support {param}.",
-                param=param,
-            )
-
-
-def _refuse_too_many_pictures(request: ChatRequest, info: EngineInfo, config: ModelConfig, everywhere: int) -> None:
-    """Raises `UnsupportedFeature` for more pictures than the server, the model's configuration or its engine allows."""
-    pictures = request.images
-    most = min(limit for limit in (everywhere, config.max_images, info.max_images) if limit is not None)
-    if len(pictures) > most:
-        raise UnsupportedFeature(
-            f"The model {request.model!r} takes at most {most} pictures in a request; {len(pictures)} were sent.",
-            param=pictures[most].param,
-        )
-
-
-def _smallest(budget: VisionBudget) -> Image:
-    """Stands in for a picture where only tokens are counted. Takes no memory: all its pixels are one."""
-    served = budget.serve(1, 1)
-    pixels = np.broadcast_to(np.uint8(0), (served.height, served.width, 3))
-    return Image(pixels, digest="", width=1, height=1, media_type="image/png", num_bytes=0)
 
 
 def _verify_count(finish: Finish, planned: TokenCount, model: str) -> None:

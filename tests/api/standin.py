@@ -14,7 +14,8 @@ from sightline.api.app import create_app
 from sightline.config import HttpLimits, ModelConfig, Settings
 from sightline.engines import EngineInfo
 from sightline.images.budget import CellBudget
-from sightline.service import ChoiceEvent, Item, ModelStatus, Prepared, ServedImage, Service
+from sightline.models import ModelStatus
+from sightline.service import ChoiceEvent, Item, Prepared, ServedImage, Service
 from sightline.types import ChatRequest, Delta, Finish, TextDelta, Timing, TokenCount, Usage
 
 DIGEST = "sha256:" + "ab" * 32

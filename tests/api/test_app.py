@@ -16,7 +16,8 @@ from sightline import metrics
 from sightline.api.app import PUBLIC, Edge, create_app
 from sightline.config import ModelConfig, Settings
 from sightline.errors import ModelNotFound
-from sightline.service import Item, ModelStatus, Service
+from sightline.models import ModelStatus
+from sightline.service import Item, Service
 from sightline.types import ChatRequest
 from tests.api.standin import FINISH, INFO, JSON_HEADERS, PREPARED, ScriptedService, app_of, chat, get, post, say
 

@@ -10,7 +10,8 @@ from starlette.routing import Route
 from sightline.api.wire import json_response
 from sightline.engines import EngineState
 from sightline.errors import ModelNotFound
-from sightline.service import ModelStatus, Service
+from sightline.models import ModelStatus
+from sightline.service import Service
 
 
 class ModelReport(msgspec.Struct, frozen=True, kw_only=True):

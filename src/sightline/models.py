@@ -1,0 +1,184 @@
+"""The life of a served model: its engine, its line of requests, whether it is loaded, and whether it may be asked."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from sightline import metrics
+from sightline.config import ModelConfig
+from sightline.engines import Engine, EngineInfo, EngineState, Supervised
+from sightline.errors import EngineUnavailable, SightlineError
+from sightline.routing import Admission, Breaker, Pass, RetryBudget
+
+log = logging.getLogger(__name__)
+
+_OPENNESS = {"closed": 0.0, "half_open": 0.5, "open": 1.0}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatus:
+    name: str
+    state: EngineState
+    engine: str
+    created: int
+    """Unix seconds when it was configured."""
+    info: EngineInfo | None
+    """None until the engine has been ready once."""
+
+
+class ServedModel:
+    """Life: made -> `start` -> `used` by requests -> `close`. Used from one event loop.
+
+    Loaded by `start`, or by the first request where its configuration says `load: demand`; unloaded when nobody has
+    used it for `idle_unload_s`, and loaded again by the next request.
+    """
+
+    def __init__(self, config: ModelConfig, open_: Callable[[], Engine]) -> None:
+        """`open_` makes the engine, anew each time that the model is loaded."""
+        self.config = config
+        self.name = config.name
+        self.engine = open_()
+        self.replica = f"{config.name}@0"
+        self.admission = Admission(config.max_concurrent, config.max_queue)
+        self.breaker = Breaker()
+        self.retries = RetryBudget()
+        self._open = open_
+        self._created = int(time.time())
+        self._starting: asyncio.Task[None] | None = None
+        self._unloading: asyncio.Task[None] | None = None
+        self._idle: asyncio.TimerHandle | None = None
+        self._users = 0
+        self._closed = False
+        metrics.RUNNING.labels(self.name).set_function(lambda: self.admission.running)
+        metrics.WAITING.labels(self.name).set_function(lambda: self.admission.waiting)
+        metrics.BREAKER.labels(self.name).set_function(lambda: _OPENNESS[self.breaker.state])
+        if isinstance(self.engine, Supervised):
+            metrics.ENGINE_RESTARTS.labels(self.name).set_function(self._restarts)
+
+    # --- loading -------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begins to load it, unless that waits for a request."""
+        if self.config.load == "start":
+            self._load()
+
+    def _load(self) -> asyncio.Task[None]:
+        self._starting = asyncio.create_task(self._start())
+        return self._starting
+
+    async def _start(self) -> None:
+        if self._unloading is not None:  # never two of it in memory
+            await asyncio.wait([self._unloading])
+        began = time.perf_counter()
+        try:
+            await self.engine.start()
+        except SightlineError as error:
+            log.error("model %s failed to load: %s", self.name, error)
+            raise
+        log.info("model %s is ready after %.2f s", self.name, time.perf_counter() - began)
+        self._rest()
+
+    async def started(self) -> None:
+        """Waits for what `start` began. Raises `EngineUnavailable` when it failed."""
+        if self._starting is not None:
+            await self._loaded()
+
+    async def _loaded(self) -> EngineInfo:
+        if self._closed:
+            raise EngineUnavailable("The server is being stopped.")
+        starting = self._starting or self._load()
+        if not starting.done():
+            await asyncio.wait([starting])
+        if starting.cancelled() or starting.exception() is not None:
+            raise EngineUnavailable(f"The model {self.name!r} failed to load. The server's log says why.")
+        return self.engine.info
+
+    @asynccontextmanager
+    async def used(self) -> AsyncIterator[EngineInfo]:
+        """Keeps it loaded while inside; loads it first where it is not.
+
+        Raises `EngineUnavailable` when it failed to load.
+        """
+        self._users += 1
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
+        try:
+            yield await self._loaded()
+        finally:
+            self._users -= 1
+            self._rest()
+
+    def _rest(self) -> None:
+        """Begins to count the time in which nobody uses it."""
+        after_s = self.config.idle_unload_s
+        if after_s is not None and not self._users and not self._closed and self._idle is None:
+            self._idle = asyncio.get_running_loop().call_later(after_s, self._unload)
+
+    def _unload(self) -> None:
+        self._idle = None
+        if self._users or self.state != "ready":
+            return
+        log.info("model %s is unloaded after %g s without a request", self.name, self.config.idle_unload_s)
+        old, self.engine, self._starting = self.engine, self._open(), None
+        self._unloading = asyncio.create_task(old.close())
+
+    async def close(self) -> None:
+        self._closed = True
+        if self._idle is not None:
+            self._idle.cancel()
+        if self._starting is not None and not self._starting.done():
+            self._starting.cancel()
+            await asyncio.wait([self._starting])
+        if self._unloading is not None:
+            await asyncio.wait([self._unloading])
+        await self.engine.close()
+
+    # --- what is known of it -------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> EngineState:
+        if self._starting is None:
+            return "unloaded"
+        if not self._starting.done():
+            return "loading"
+        if self._starting.cancelled() or self._starting.exception() is not None:
+            return "failed"
+        return self.engine.state if isinstance(self.engine, Supervised) else "ready"
+
+    @property
+    def available(self) -> bool:
+        """Whether a request would be served: at once, or when it has loaded the model."""
+        return self.state == "ready" or (self.state == "unloaded" and not self._closed and self._loads_on_demand)
+
+    @property
+    def _loads_on_demand(self) -> bool:
+        return self.config.load == "demand" or self.config.idle_unload_s is not None
+
+    def status(self) -> ModelStatus:
+        loaded = self._starting is not None and self._starting.done() and self.state != "failed"
+        info = self.engine.info if loaded else None
+        return ModelStatus(self.name, self.state, self.config.engine, self._created, info)
+
+    def _restarts(self) -> float:
+        return self.engine.restarts if isinstance(self.engine, Supervised) else 0
+
+    # --- whether it may be asked ---------------------------------------------------------------------------------
+
+    def ask(self) -> Pass:
+        """Leave to ask the engine. Raises `EngineUnavailable`, at once, while its breaker is open."""
+        allowed = self.breaker.enter()
+        if allowed is None:
+            raise self.left_alone()
+        return allowed
+
+    def left_alone(self) -> EngineUnavailable:
+        return EngineUnavailable(
+            f"The model {self.name!r} has failed several times in a row and is left alone for a few seconds. "
+            "Try again later."
+        )
