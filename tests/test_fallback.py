@@ -248,15 +248,15 @@ async def test_a_picture_that_was_there_when_two_processes_died_is_refused() -> 
             self.asked.append(request)
             if request.images:
                 self.state = "loading"
-                raise EngineUnavailable("died")
+                error = EngineUnavailable("died")
+                error.died = len(self.asked)
+                raise error
             yield Finish("stop", Usage(10, 1))
 
     local = Mortal("local")
     async with serving(local) as service:
-        for _ in range(2):
-            local.state = "ready"
-            with pytest.raises(EngineUnavailable):
-                await ask(service, request(picture()))
+        with pytest.raises(EngineUnavailable):
+            await ask(service, request(picture()))  # tried once more: two deaths
         local.state = "ready"
         asked = len(local.asked)
         with pytest.raises(ImageUnreadable, match="sha256:") as refused:
@@ -264,6 +264,24 @@ async def test_a_picture_that_was_there_when_two_processes_died_is_refused() -> 
         assert refused.value.param == "messages[0]"
         await ask(service, request())
     assert len(local.asked) == asked + 1
+
+
+async def test_a_picture_under_which_real_processes_die_is_refused_and_the_next_one_lives() -> None:
+    deadly, harmless = Text("[[fake: crash 0]]"), Text("hello")
+    settings = Settings(models=(ModelConfig(name="local", engine="fake", start_timeout_s=20.0),))
+    service = Service(settings)
+    await service.start()
+    try:
+        with pytest.raises((EngineFailed, EngineUnavailable)):
+            await ask(service, request(deadly))  # has no picture that could be to blame
+        assert (await ask(service, request(picture(), harmless)))[1].endswith("hello")
+        with pytest.raises((EngineFailed, EngineUnavailable)):
+            await ask(service, request(picture(), deadly))
+        with pytest.raises(ImageUnreadable, match="broke down twice"):
+            await ask(service, request(picture(), harmless))
+        assert (await ask(service, request(harmless)))[1].endswith("hello")
+    finally:
+        await service.close()
 
 
 async def test_an_alias_answers_as_the_model_and_is_listed() -> None:

@@ -21,11 +21,7 @@ import psutil
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PICTURE = base64.b64encode((ROOT / "examples" / "pictures" / "red-circle.png").read_bytes()).decode()
-CONTENT = [
-    {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PICTURE}"}},
-    {"type": "text", "text": "What colour is the circle?"},
-]
+PICTURE = (ROOT / "examples" / "pictures" / "red-circle.png").read_bytes()
 KILLS = 20
 BACK_WITHIN_S = 3.0
 
@@ -79,12 +75,21 @@ def lives(process: psutil.Process) -> bool:
         return False
 
 
+def content() -> list[dict[str, object]]:
+    """The picture, each time in a file of its own: one that was there when two processes died would be refused."""
+    file = base64.b64encode(PICTURE + os.urandom(8)).decode()  # what stands behind a PNG's end is not looked at
+    return [
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{file}"}},
+        {"type": "text", "text": "What colour is the circle?"},
+    ]
+
+
 def ask(client: openai.OpenAI, *, stream: bool, max_tokens: int) -> str:
     """`right`, `wrong`, or how it failed. Long answers ignore the end token, so that there is a decode to kill."""
     try:
         reply = client.chat.completions.create(
             model="peek",
-            messages=[{"role": "user", "content": CONTENT}],  # type: ignore[misc, list-item]
+            messages=[{"role": "user", "content": content()}],  # type: ignore[misc, list-item]
             temperature=0,
             max_tokens=max_tokens,
             stream=stream,

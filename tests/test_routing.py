@@ -252,21 +252,30 @@ def test_requests_from_before_it_opened_decide_nothing() -> None:
 def test_a_picture_that_was_there_at_two_deaths_is_kept_away_for_a_while() -> None:
     clock = Clock()
     quarantine = Quarantine(clock=clock)
-    quarantine.suspect(["bad", "bad", "good"])  # twice in one request is once
+    quarantine.suspect(["bad", "bad", "good"], "first death")
+    quarantine.suspect(["bad"], "first death")  # another request that it took with it
     assert not quarantine.holds("bad")
     clock.now += 60
-    quarantine.suspect(["bad"])
+    quarantine.suspect(["bad"], "second death")
     assert (quarantine.holds("bad"), quarantine.holds("good")) == (True, False)
     clock.now += 600
     assert not quarantine.holds("bad")
-    quarantine.suspect(["bad"])  # served its time: it takes two again
+    quarantine.suspect(["bad"], "third death")  # served its time: it takes two again
     assert not quarantine.holds("bad")
+
+
+def test_a_picture_that_was_answered_about_is_no_longer_suspected() -> None:
+    quarantine = Quarantine()
+    for death in range(5):
+        quarantine.suspect(["popular"], death)
+        quarantine.clear(["popular", "other"])
+    assert not quarantine.holds("popular")
 
 
 def test_suspects_take_bounded_memory() -> None:
     quarantine = Quarantine()
-    for _ in range(2):
-        quarantine.suspect(["old"])
+    for death in range(2):
+        quarantine.suspect(["old"], death)
     for i in range(5_000):
-        quarantine.suspect([str(i)])
+        quarantine.suspect([str(i)], 0)
     assert not quarantine.holds("old")

@@ -175,6 +175,8 @@ class DeadlineExceeded(CapacityError):
 
 class EngineError(SightlineError):
     retryable = True
+    died: int | None = None
+    """The process that ended while it had this request, by its id; None where none is known to have."""
 
 
 class EngineUnavailable(EngineError):

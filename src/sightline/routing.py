@@ -12,7 +12,7 @@ import math
 import random
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Literal, Self
 
 from sightline.errors import ContextLengthExceeded, EngineError, Overloaded, UnsupportedFeature
@@ -262,30 +262,36 @@ class Pass:
 
 
 class Quarantine:
-    """Pictures that were in two requests whose engine's process died under them: for a while they are not served.
+    """Pictures under which two of an engine's processes died: for a while they are not served.
 
-    Whatever else ran in that process is under suspicion too, which is why one death is not enough.
+    Whatever else ran in that process is under suspicion too, which is why one death is not enough, and why a picture
+    that was answered about since is suspected no longer.
     """
 
     def __init__(self, *, deaths: int = 2, for_s: float = 600.0, clock: Callable[[], float] = time.monotonic) -> None:
         self._deaths = deaths
         self._for_s = for_s
         self._clock = clock
-        self._seen: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        self._seen: OrderedDict[str, tuple[frozenset[Hashable], float]] = OrderedDict()
 
-    def suspect(self, digests: Iterable[str]) -> None:
-        """A request with these pictures was under way when its engine's process died. Once for every request."""
+    def suspect(self, digests: Iterable[str], death: Hashable) -> None:
+        """A request with these pictures was under way when a process died. `death` says which: several requests that
+        it took with it saw the same one."""
         now = self._clock()
         for digest in set(digests):
-            self._seen[digest] = (self._count(digest) + 1, now)
+            self._seen[digest] = (self._of_late(digest) | {death}, now)
             self._seen.move_to_end(digest)
         while len(self._seen) > _SUSPECTS:
             self._seen.popitem(last=False)
 
-    def holds(self, digest: str) -> bool:
-        return self._count(digest) >= self._deaths
+    def clear(self, digests: Iterable[str]) -> None:
+        """A request with these pictures was answered to its end."""
+        for digest in digests:
+            self._seen.pop(digest, None)
 
-    def _count(self, digest: str) -> int:
-        """Deaths of late."""
-        deaths, last = self._seen.get(digest, (0, 0.0))
-        return deaths if self._clock() - last < self._for_s else 0
+    def holds(self, digest: str) -> bool:
+        return len(self._of_late(digest)) >= self._deaths
+
+    def _of_late(self, digest: str) -> frozenset[Hashable]:
+        deaths, last = self._seen.get(digest, (frozenset[Hashable](), 0.0))
+        return deaths if self._clock() - last < self._for_s else frozenset()

@@ -17,7 +17,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from sightline import metrics
 from sightline.config import ModelConfig, Settings
@@ -242,7 +242,8 @@ class Service:
                 try:
                     understood = await self._understand(request, model, info)
                 except EngineError:
-                    allowed.failed()
+                    if model.state == "ready":
+                        allowed.failed()
                     raise
                 resolved = understood.resolved
                 images = [r.image for r in resolved]
@@ -267,15 +268,16 @@ class Service:
                     async with asyncio.TaskGroup() as group:
                         for index, choice in enumerate(choices):
                             group.create_task(self._run_choice(run, choice, index))
+                    self._quarantine.clear(image.digest for image in images)
                 finally:
-                    if run.engine_died:
-                        self._quarantine.suspect(image.digest for image in images)
+                    for process in run.dead:
+                        self._quarantine.suspect((image.digest for image in images), process)
 
     async def _run_choice(self, run: _Run, request: EngineRequest, index: int) -> None:
         """Runs one choice; once more if the engine broke before it had said anything and the budget has a retry."""
         model, stream = run.model, run.stream
         for retry in itertools.count():
-            begun, was_up = False, model.state == "ready"
+            begun = False
             try:
                 async with aclosing(
                     metrics.observe(model.engine.generate(request), model.name, started=run.started)
@@ -289,8 +291,11 @@ class Service:
                         await stream.put(index, event)
                 return
             except EngineError as error:
-                run.allowed.failed()
-                run.engine_died |= was_up and model.state != "ready"
+                if error.died is not None:
+                    run.dead.add(error.died)
+                elif model.state == "ready":
+                    # Of processes that die the supervisor keeps count; the breaker is for engines that are up and fail.
+                    run.allowed.failed()
                 again = not begun and retry < _RETRIES and error.retryable and run.allowed.valid
                 if not again or not model.retries.spend():
                     raise
@@ -368,7 +373,8 @@ class _Run:
     stream: _Stream
     token_count: TokenCount
     started: float
-    engine_died: bool = False
+    dead: set[int] = field(default_factory=set)
+    """Processes of the engine that ended under it, by their ids."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from sightline.engines.worker import frames
 from sightline.engines.worker.environment import child_environment
 from sightline.engines.worker.output import printable_lines
 from sightline.engines.worker.pictures import share
-from sightline.errors import EngineFailed, EngineUnavailable, InvalidRequest, SightlineError
+from sightline.errors import EngineError, EngineFailed, EngineUnavailable, InvalidRequest, SightlineError
 from sightline.types import EngineRequest, Event, Finish, Pixels, TokenCount
 
 log = logging.getLogger(__name__)
@@ -261,7 +261,7 @@ class Child:
         if not self._ended.done():
             self._ended.set_result(None)
         for stream in self._streams.values():
-            stream.break_off()
+            stream.break_off(self.pid)
         self._fail_counts(_DIED)
         self._on_lost(self)
 
@@ -347,13 +347,17 @@ class _Stream:
                 self._items.get_nowait()
             self.put(error)
 
-    def break_off(self) -> None:
+    def break_off(self, pid: int | None) -> None:
         """The child is gone. A stream whose end has arrived is whole; one of which nothing has been taken can be run
         again elsewhere, whatever waits here; another one fails after what it has said."""
+        error: EngineError
         if self._begun:
-            self.put(EngineFailed("The engine's process ended while it answered."))
+            error = EngineFailed("The engine's process ended while it answered.")
+            self.put(error)
         else:
-            self.end(EngineUnavailable(_DIED))
+            error = EngineUnavailable(_DIED)
+            self.end(error)
+        error.died = pid
 
 
 class _Listener(asyncio.Protocol):
