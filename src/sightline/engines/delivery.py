@@ -6,8 +6,8 @@ import asyncio
 import logging
 from typing import TypeAlias
 
-from sightline.errors import ContextLengthExceeded, EngineUnavailable, SightlineError
-from sightline.types import Event, TokenCount
+from sightline.errors import ContextLengthExceeded, EngineUnavailable, InvalidRequest, SightlineError
+from sightline.types import Event, SamplingParams, TokenCount
 
 log = logging.getLogger(__name__)
 
@@ -49,3 +49,9 @@ def room_for_answer(context_length: int, count: TokenCount, wanted: int | None) 
             param="messages",
         )
     return context_length - count.prompt_tokens if wanted is None else wanted
+
+
+def verify_logit_bias(params: SamplingParams, vocabulary: int) -> None:
+    """Raises `InvalidRequest` for a token that is not one of a vocabulary of this size."""
+    if any(not 0 <= token < vocabulary for token in params.logit_bias):
+        raise InvalidRequest(f"A token id in logit_bias is not one of 0 to {vocabulary - 1}.", param="logit_bias")

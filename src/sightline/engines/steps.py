@@ -12,21 +12,17 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Iterable
 from queue import SimpleQueue
-from typing import Generic, Literal, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, TypeAlias, TypeVar
 
 from sightline.engines.delivery import EventQueue, Events, stopped
 from sightline.errors import SightlineError
 from sightline.types import Event, Finish
 
-
-class Delivering(Protocol):
-    """A request on its way through the engine. Made on the event loop, from then on the engine thread's alone."""
-
-    deliver: Callable[[Events], None]
-    """Called from the engine thread."""
+if TYPE_CHECKING:
+    from sightline.engines.generation import Generation
 
 
-G = TypeVar("G", bound=Delivering)
+G = TypeVar("G", bound="Generation")
 
 _Command: TypeAlias = tuple[Literal["submit", "cancel", "close"], G | None]
 

@@ -22,7 +22,7 @@ from sightline.config import MIB, ModelConfig
 from sightline.engines import FEATURES, EngineInfo
 from sightline.engines.answer import Vocabulary
 from sightline.engines.checkpoint import CheckpointError
-from sightline.engines.delivery import Events, room_for_answer
+from sightline.engines.delivery import Events, room_for_answer, verify_logit_bias
 from sightline.engines.openvino import files
 from sightline.engines.openvino.checkpoint import read_facts
 from sightline.engines.openvino.loop import Generation, StepLoop
@@ -103,9 +103,7 @@ class OpenVINOEngine:
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[Event, None]:
         running = self._running
-        size = running.vocabulary.size
-        if any(not 0 <= token < size for token in request.sampling.logit_bias):
-            raise InvalidRequest(f"A token id in logit_bias is not one of 0 to {size - 1}.", param="logit_bias")
+        verify_logit_bias(request.sampling, running.vocabulary.size)
         prompt = await self._build(request)
         max_tokens = room_for_answer(self.info.context_length, prompt.count, request.sampling.max_tokens)
 

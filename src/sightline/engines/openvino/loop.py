@@ -12,14 +12,15 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from sightline.engines.answer import Answer, End, Vocabulary
+from sightline.engines.answer import End, Vocabulary
 from sightline.engines.delivery import Events
+from sightline.engines.generation import Generation as AnyGeneration
 from sightline.engines.openvino.blocks import BlockPool, PrefixNames
 from sightline.engines.openvino.prompt import Prompt
 from sightline.engines.openvino.runner import Embeddings, LanguageRunner, Piece, Tokens
 from sightline.engines.openvino.scheduler import Chunk, Scheduler, Sequence
 from sightline.engines.openvino.vision import VisionEncoder
-from sightline.engines.sampler import Logits, Sampler, logprobs
+from sightline.engines.sampler import Logits, logprobs
 from sightline.engines.steps import StepThread
 from sightline.errors import EngineFailed, SightlineError
 from sightline.types import EngineRequest, Event, Finish, Timing, Usage
@@ -27,9 +28,7 @@ from sightline.types import EngineRequest, Event, Finish, Timing, Usage
 log = logging.getLogger(__name__)
 
 
-class Generation:
-    """One request on its way through the engine. Made on the event loop, from then on the engine thread's alone."""
-
+class Generation(AnyGeneration):
     def __init__(
         self,
         request: EngineRequest,
@@ -38,20 +37,11 @@ class Generation:
         deliver: Callable[[Events], None],
         vocabulary: Vocabulary,
     ) -> None:
-        """`deliver` is called from the engine thread."""
-        params = request.sampling
-        end_tokens = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else vocabulary.eos_tokens)
-        self.request = request
+        super().__init__(request, prompt.tokens, max_tokens, deliver, vocabulary)
         self.prompt = prompt
-        self.deliver = deliver
-        self.sampler = Sampler(params, prompt.tokens, end_tokens, vocabulary.size)
-        self.answer = Answer(vocabulary, params, end_tokens, max_tokens)
         self.pictures: list[Embeddings | None] = [None] * len(prompt.images)
         """Embeddings, once a chunk has needed them. Kept until the end: the sequence may have to be computed again."""
         self.pictures_cached = [True] * len(prompt.images)
-        self.submitted = time.perf_counter()
-        self.scheduled: float | None = None
-        self.first_token: float | None = None
         self.encode_s = 0.0
 
     def positions(self, begin: int, end: int) -> Tokens:

@@ -21,7 +21,7 @@ import msgspec
 from sightline.config import ModelConfig
 from sightline.engines import FEATURES, EngineInfo
 from sightline.engines.checkpoint import CheckpointError
-from sightline.engines.delivery import Events, room_for_answer
+from sightline.engines.delivery import Events, room_for_answer, verify_logit_bias
 from sightline.engines.steps import generated
 from sightline.errors import EngineUnavailable, InvalidRequest
 from sightline.images.checkpoint import BudgetError
@@ -113,9 +113,7 @@ class TransformersEngine:
         from sightline.engines.transformers.loop import Generation
 
         running = self._running
-        size = running.vocabulary.size
-        if any(not 0 <= token < size for token in request.sampling.logit_bias):
-            raise InvalidRequest(f"A token id in logit_bias is not one of 0 to {size - 1}.", param="logit_bias")
+        verify_logit_bias(request.sampling, running.vocabulary.size)
         count = await asyncio.to_thread(running.prompts.count, request)  # before pictures are prepared for nothing
         max_tokens = room_for_answer(running.info.context_length, count, request.sampling.max_tokens)
         prompt = await asyncio.to_thread(running.prompts.build, request)

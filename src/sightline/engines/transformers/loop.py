@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from sightline.engines.answer import Answer, End, Vocabulary
+from sightline.engines.answer import End, Vocabulary
 from sightline.engines.delivery import Events
-from sightline.engines.sampler import Sampler, logprobs
+from sightline.engines.generation import Generation as AnyGeneration
+from sightline.engines.sampler import logprobs
 from sightline.engines.steps import StepThread
 from sightline.engines.transformers.batch import Logits, Row, Runner
 from sightline.engines.transformers.prompt import Prompt
@@ -27,9 +28,7 @@ from sightline.types import EngineRequest, Event, Finish, Timing, Usage
 log = logging.getLogger(__name__)
 
 
-class Generation:
-    """One request on its way through the engine. Made on the event loop, from then on the engine thread's alone."""
-
+class Generation(AnyGeneration):
     def __init__(
         self,
         request: EngineRequest,
@@ -38,20 +37,11 @@ class Generation:
         deliver: Callable[[Events], None],
         vocabulary: Vocabulary,
     ) -> None:
-        """`deliver` is called from the engine thread."""
-        params = request.sampling
-        end_tokens = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else vocabulary.eos_tokens)
-        self.request = request
+        super().__init__(request, prompt.tokens, max_tokens, deliver, vocabulary)
         self.prompt = prompt
-        self.deliver = deliver
-        self.sampler = Sampler(params, prompt.tokens, end_tokens, vocabulary.size)
-        self.answer = Answer(vocabulary, params, end_tokens, max_tokens)
         self.row: Row | None = None
         """Its place in the batch, while it runs."""
         self.last_token = 0
-        self.submitted = time.perf_counter()
-        self.scheduled: float | None = None
-        self.first_token: float | None = None
 
     def extend(self, logits: Logits) -> list[Event]:
         """Samples the next token; what came of it. Logits are of one position, [vocabulary]."""
