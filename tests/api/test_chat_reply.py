@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from sightline.api.chat_reply import Chunks, Head, to_completion, to_input_tokens
+from sightline.api.collected import to_collected
 from sightline.api.wire import encode
 from sightline.service import ChoiceEvent, Item
 from sightline.types import (
@@ -40,7 +41,7 @@ def stream(*events: Delta | Finish, n: int = 1) -> list[Item]:
 
 
 def whole(*events: Delta | Finish, n: int = 1, logprobs: bool = False) -> Any:
-    return json.loads(encode(to_completion(HEAD, stream(*events, n=n), n=n, logprobs=logprobs)))
+    return json.loads(encode(to_completion(HEAD, to_collected(stream(*events, n=n), n=n), logprobs=logprobs)))
 
 
 def chunked(*events: Delta | Finish, n: int = 1, include_usage: bool = False, logprobs: bool = False) -> list[Any]:
@@ -157,7 +158,7 @@ def test_usage_of_several_choices_counts_the_prompt_once() -> None:
         ChoiceEvent(1, finish(5, 16, True)),
         ChoiceEvent(0, finish(3, 0, False)),
     ]
-    reply = json.loads(encode(to_completion(HEAD, events, n=2)))
+    reply = json.loads(encode(to_completion(HEAD, to_collected(events, n=2))))
     assert reply["usage"]["prompt_tokens"] == 20
     assert reply["usage"]["completion_tokens"] == 8
     assert reply["usage"]["total_tokens"] == 28
@@ -230,7 +231,7 @@ def test_logprobs() -> None:
 
 def test_a_stream_without_its_finish_is_a_bug_not_an_answer() -> None:
     with pytest.raises(AssertionError):
-        to_completion(HEAD, stream(TextDelta("x")))
+        to_completion(HEAD, to_collected(stream(TextDelta("x"))))
     chunks = Chunks(HEAD, "req_1", n=1, include_usage=False, logprobs=False)
     chunks.to_frames(PREPARED)
     with pytest.raises(AssertionError):
@@ -240,7 +241,7 @@ def test_a_stream_without_its_finish_is_a_bug_not_an_answer() -> None:
 def test_a_picture_that_the_context_made_smaller_says_so_and_others_say_nothing() -> None:
     images = (PREPARED.images[0], replace(PREPARED.images[0], scaled_to_fit=True))
     prepared = replace(PREPARED, images=images, token_count=TokenCount(32, (12, 12)))
-    reply = json.loads(encode(to_completion(HEAD, [prepared, ChoiceEvent(0, FINISH)], n=1)))
+    reply = json.loads(encode(to_completion(HEAD, to_collected([prepared, ChoiceEvent(0, FINISH)]))))
     assert [i.get("scaled_to_fit") for i in reply["sightline"]["images"]] == [None, True]
     counted = json.loads(encode(to_input_tokens(prepared.token_count, images)))
     assert [i.get("scaled_to_fit") for i in counted["images"]] == [None, True]

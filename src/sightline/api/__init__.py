@@ -1,6 +1,9 @@
 """Wire dialects: JSON in, JSON and events out. Nothing below this package knows HTTP.
 
 app.py          routes; what happens to every request: its id, who may ask, errors, the log
+dialect.py      what the application knows of a dialect: routes, paths, the shape of its errors
+exchange.py     around a dialect: read, count what is refused, generate, collect
+collected.py    a stream of the service as one value
 wire.py         a body read under a cap and parsed strictly; values encoded
 fields.py       a request's schema, and how a field is checked
 chat.py         OpenAI's chat completions: body to request, and the routes

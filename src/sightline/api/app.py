@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 
 from starlette.exceptions import HTTPException
@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sightline import metrics
 from sightline.api import access, chat, errors, models
+from sightline.api.dialect import Dialect
 from sightline.api.disconnect import ClientDisconnected
 from sightline.api.wire import json_response
 from sightline.config import Settings
@@ -54,13 +55,18 @@ def create_app(service: Service, settings: Settings, *, wait: bool = False) -> A
         finally:
             await service.close()
 
+    dialects = [
+        Dialect(chat.routes(service, settings)),
+        Dialect(models.routes(service)),
+        Dialect(_probes(service)),
+    ]
     router = Router(
-        [*chat.routes(service, settings), *models.routes(service), *_probes(service)],
+        [route for dialect in dialects for route in dialect.routes],
         redirect_slashes=False,
         default=_not_found,
         lifespan=lifespan,
     )
-    return Edge(router, settings.allowed_hosts)
+    return Edge(router, dialects, settings.allowed_hosts)
 
 
 def _probes(service: Service) -> list[Route]:
@@ -86,8 +92,9 @@ async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
 class Edge:
     """Around every request, whatever its route."""
 
-    def __init__(self, app: ASGIApp, allowed_hosts: Iterable[str]) -> None:
+    def __init__(self, app: ASGIApp, dialects: Sequence[Dialect], allowed_hosts: Iterable[str]) -> None:
         self._app = app
+        self._dialects = dialects
         self._allowed_hosts = frozenset(host.lower() for host in allowed_hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -115,9 +122,14 @@ class Edge:
                 record.error = error
                 if record.status is not None:
                     return  # too late for an answer: the server closes a connection whose reply stays incomplete
-                await errors.to_response(error, request_id)(scope, receive, send_with_id)
+                await self._to_response(error, scope, request_id)(scope, receive, send_with_id)
         finally:
             _log(scope, record)
+
+    def _to_response(self, error: Exception, scope: Scope, request_id: str) -> Response:
+        """In the shape of the dialect whose path was asked for, whether or not there is a route."""
+        speaking = (d.to_error_response for d in self._dialects if d.speaks(scope["path"]))
+        return next(speaking, errors.to_response)(error, request_id)
 
     def _admit(self, scope: Scope) -> None:
         """Decides on the ASGI scope, never on a reconstructed URL, whether a request may go on to its route.

@@ -9,31 +9,25 @@ What lies between them is the service's work.
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from sightline import metrics
 from sightline.api import access
 from sightline.api.chat_reply import Chunks, Head, to_completion, to_input_tokens
 from sightline.api.chat_schema import REFUSED_PREFIX, ChatBody
 from sightline.api.content import PictureDefaults, to_messages
-from sightline.api.disconnect import ClientDisconnected, unless_disconnected
+from sightline.api.exchange import Exchange, new_id
 from sightline.api.extension import to_headers
 from sightline.api.fields import invalid, read
-from sightline.api.sse import EventStream, first_event
-from sightline.api.wire import json_response, read_json
+from sightline.api.wire import json_response
 from sightline.config import HttpLimits, Settings
 from sightline.errors import UnsupportedFeature
-from sightline.service import Item, Prepared, Service
+from sightline.service import Service
 from sightline.types import ChatRequest, SamplingParams, Tool, ToolChoice
 
 
@@ -114,7 +108,7 @@ def _to_tools(body: ChatBody) -> tuple[tuple[Tool, ...], ToolChoice]:
 
 
 def routes(service: Service, settings: Settings) -> list[Route]:
-    api = _Chat(service, settings.http)
+    api = _Chat(Exchange(service, settings.http))
     return [
         Route("/v1/chat/completions", api.create_chat_completion, methods=["POST"]),
         Route("/v1/chat/completions/input_tokens", api.count_input_tokens, methods=["POST"]),
@@ -122,81 +116,38 @@ def routes(service: Service, settings: Settings) -> list[Route]:
 
 
 class _Chat:
-    def __init__(self, service: Service, limits: HttpLimits) -> None:
-        self._service = service
-        self._limits = limits
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
 
     async def create_chat_completion(self, request: Request) -> Response:
-        record = access.of(request.scope)
         head, body, chat = await self._read(request)
-        items = self._service.generate(chat)
         if not body.stream:
-            answer = await unless_disconnected(request.receive, _collect(items))
-            completion = to_completion(self._signed(head), answer, n=chat.n, logprobs=body.logprobs)
-            record.facts.update(access.to_facts(answer))
+            answer = await self._exchange.collect(request, chat)
+            completion = to_completion(self._signed(head), answer, logprobs=body.logprobs)
             headers = to_headers(completion.sightline.engine, completion.sightline.path)
             return json_response(completion, headers=headers)
-        first = await first_event(request.receive, items)
-        assert isinstance(first, Prepared), "the service yields Prepared first"
-        record.facts["ttft_s"] = record.elapsed_s()
+        first, rest = await self._exchange.begin(request, chat)
         chunks = Chunks(
             self._signed(head),
-            record.request_id,
+            access.of(request.scope).request_id,
             n=chat.n,
             include_usage=body.stream_options is not None and body.stream_options.include_usage,
             logprobs=body.logprobs,
         )
-        record.at_end = lambda: access.to_facts([first, *chunks.finished])
-        headers = to_headers(first.engine, first.path)
-        return EventStream(first, items, chunks, keepalive_s=self._limits.keepalive_s, headers=headers)
+        return self._exchange.stream(request, first, rest, chunks)
 
     async def count_input_tokens(self, request: Request) -> Response:
         _, _, chat = await self._read(request)
-        count, images = await unless_disconnected(request.receive, self._service.measure(chat))
-        access.of(request.scope).facts.update(prompt_tokens=count.prompt_tokens, images=len(images))
+        count, images = await self._exchange.measure(request, chat)
         return json_response(to_input_tokens(count, images))
 
     async def _read(self, request: Request) -> tuple[Head, ChatBody, ChatRequest]:
-        """Counts what it refuses, as the service counts what reaches it."""
-        record = access.of(request.scope)
-        try:
-            return await self._read_uncounted(request, record)
-        except Exception as error:
-            name = record.facts.get("model")
-            is_served = any(status.name == name for status in self._service.models())
-            metrics.REQUESTS.labels(name if is_served else "other", _outcome(error)).inc()
-            raise
-
-    async def _read_uncounted(self, request: Request, record: access.Record) -> tuple[Head, ChatBody, ChatRequest]:
-        raw = await read_json(request, self._limits)
-        if isinstance(model := raw.get("model"), str):
-            record.facts["model"] = model
-        body = read_chat_body(raw)
-        # Not the request's id, which a client may choose and send twice.
-        head = Head(f"chatcmpl-{os.urandom(12).hex()}", int(time.time()), body.model)
-        record.facts.update(completion=head.id, stream=body.stream)
-        return head, body, to_chat_request(body, head.id, self._limits)
+        with self._exchange.reading(request.scope):
+            body = read_chat_body(await self._exchange.read_json(request))
+            head = Head(new_id("chatcmpl-"), int(time.time()), body.model)
+            access.of(request.scope).facts.update(completion=head.id, stream=body.stream)
+            return head, body, to_chat_request(body, head.id, self._exchange.limits)
 
     def _signed(self, head: Head) -> Head:
-        """With the fingerprint of the weights that answer, known once the engine runs."""
-        infos = (status.info for status in self._service.models() if status.name == head.model)
-        digest = next((info.weights_digest for info in infos if info is not None), None)
-        if digest is None:
-            return head
-        return replace(head, system_fingerprint=f"fp_{digest.removeprefix('sha256:')[:12]}")
-
-
-def _outcome(error: Exception) -> str:
-    """The `outcome` label of a request that never reached the service."""
-    match error:
-        case ClientDisconnected():
-            return "cancelled"
-        case HTTPException():
-            return HTTPException.__name__
-        case _:
-            return metrics.outcome(error)
-
-
-async def _collect(items: AsyncGenerator[Item, None]) -> list[Item]:
-    async with aclosing(items):
-        return [item async for item in items]
+        fingerprint = self._exchange.fingerprint(head.model)
+        return head if fingerprint is None else replace(head, system_fingerprint=fingerprint)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,13 +27,13 @@ from sightline.api.chat_schema import (
     TopLogprob,
     UsageReply,
 )
+from sightline.api.collected import Collected, CollectedChoice, to_usage
 from sightline.api.errors import to_error
-from sightline.api.extension import to_extension, to_usage
+from sightline.api.extension import to_extension
 from sightline.api.sse import DONE, to_event
 from sightline.api.wire import encode
 from sightline.service import ChoiceEvent, Item, Prepared, ServedImage
 from sightline.types import (
-    Delta,
     Finish,
     ReasoningDelta,
     RefusalDelta,
@@ -60,62 +60,27 @@ class Head:
 # --- an answer in one piece -------------------------------------------------------------------------------------------
 
 
-def to_completion(head: Head, items: Iterable[Item], *, n: int = 1, logprobs: bool = False) -> ChatCompletion:
-    """A whole stream of the service as one reply."""
-    prepared: Prepared | None = None
-    events: list[list[Delta | Finish]] = [[] for _ in range(n)]
-    for item in items:
-        if isinstance(item, Prepared):
-            prepared = item
-        else:
-            events[item.index].append(item.event)
-    assert prepared is not None, "the service yields Prepared first"
-    finishes = [_finish(of_choice) for of_choice in events]
+def to_completion(head: Head, answer: Collected, *, logprobs: bool = False) -> ChatCompletion:
     return ChatCompletion(
         id=head.id,
         created=head.created,
         model=head.model,
         system_fingerprint=head.system_fingerprint,
-        choices=[_to_choice(index, of_choice, logprobs) for index, of_choice in enumerate(events)],
-        usage=to_usage_reply(to_usage(finishes)),
-        sightline=to_extension(prepared, finishes),
+        choices=[_to_choice(index, choice, logprobs) for index, choice in enumerate(answer.choices)],
+        usage=to_usage_reply(answer.usage),
+        sightline=to_extension(answer.prepared, answer.finishes),
     )
 
 
-def _finish(events: Sequence[Delta | Finish]) -> Finish:
-    assert events, "every choice ends with a Finish"
-    last = events[-1]
-    assert isinstance(last, Finish), "every choice ends with a Finish"
-    return last
-
-
-def _to_choice(index: int, events: Sequence[Delta | Finish], logprobs: bool) -> Choice:
-    texts = [e.text for e in events if isinstance(e, TextDelta)]
-    refusals = [e.text for e in events if isinstance(e, RefusalDelta)]
-    reasoning = [e.text for e in events if isinstance(e, ReasoningDelta)]
-    calls = _to_tool_calls([e for e in events if isinstance(e, ToolCallDelta)])
-    content = "".join(texts)
+def _to_choice(index: int, choice: CollectedChoice, logprobs: bool) -> Choice:
+    calls = [ToolCallReply(call.id, FunctionCall(call.arguments, call.name)) for call in choice.tool_calls]
     message = AssistantMessage(
-        content=content if content or not (calls or refusals) else None,
-        refusal="".join(refusals) if refusals else None,
+        content=choice.text if choice.text or not (calls or choice.refusal) else None,
+        refusal=choice.refusal or None,
         tool_calls=calls or msgspec.UNSET,
-        reasoning_content="".join(reasoning) if reasoning else msgspec.UNSET,
+        reasoning_content=choice.reasoning or msgspec.UNSET,
     )
-    tokens = [p for e in events if isinstance(e, TextDelta) for p in e.logprobs]
-    return Choice(index, message, to_logprobs(tokens) if logprobs else None, _finish(events).reason)
-
-
-def _to_tool_calls(deltas: Sequence[ToolCallDelta]) -> list[ToolCallReply]:
-    ids: dict[int, str] = {}
-    names: dict[int, str] = {}
-    arguments: dict[int, list[str]] = {}
-    for delta in deltas:
-        if delta.id is not None:
-            ids[delta.index] = delta.id
-        if delta.name is not None:
-            names[delta.index] = delta.name
-        arguments.setdefault(delta.index, []).append(delta.arguments)
-    return [ToolCallReply(ids[i], FunctionCall("".join(arguments[i]), names[i])) for i in sorted(arguments)]
+    return Choice(index, message, to_logprobs(choice.logprobs) if logprobs else None, choice.finish.reason)
 
 
 def to_logprobs(tokens: Sequence[TokenLogprob]) -> Logprobs:

@@ -127,6 +127,7 @@ def to_headers(error: Exception) -> dict[str, str]:
 
 
 def to_response(error: Exception, request_id: str) -> Response:
+    """In OpenAI's shape: what a client gets wherever no other dialect is spoken."""
     return json_response(to_error(error, request_id), to_status(error), to_headers(error))
 
 

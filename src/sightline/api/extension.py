@@ -13,8 +13,9 @@ from urllib.parse import quote
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from sightline.api.collected import to_usage
 from sightline.service import Prepared
-from sightline.types import Finish, Usage
+from sightline.types import Finish
 
 
 class ImageReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,20 +49,6 @@ class Extension(msgspec.Struct, frozen=True, kw_only=True):
     path: tuple[str, ...]
     images: list[ImageReport]
     timing: TimingReport
-
-
-def to_usage(finishes: Sequence[Finish]) -> Usage:
-    """The usage of a whole request. Its choices share one prompt, which is counted once; what only some of them found
-    in a cache was computed for this request all the same."""
-    usages = [f.usage for f in finishes]
-    return Usage(
-        prompt_tokens=usages[0].prompt_tokens,
-        completion_tokens=sum(u.completion_tokens for u in usages),
-        image_tokens=usages[0].image_tokens,
-        images_cached=tuple(all(hits) for hits in zip(*(u.images_cached for u in usages), strict=False)),
-        cached_tokens=min(u.cached_tokens for u in usages),
-        reasoning_tokens=sum(u.reasoning_tokens for u in usages),
-    )
 
 
 def to_extension(prepared: Prepared, finishes: Sequence[Finish]) -> Extension:

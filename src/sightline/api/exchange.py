@@ -1,0 +1,116 @@
+"""What every route that asks a model does around its own dialect: read, count what it refuses, generate, collect.
+
+A dialect's route is then three lines of its own: body -> request, answer -> reply, events -> frames.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
+from typing import Any, Protocol
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.types import Scope
+
+from sightline import metrics
+from sightline.api import access
+from sightline.api.collected import Collected, to_collected
+from sightline.api.disconnect import ClientDisconnected, unless_disconnected
+from sightline.api.extension import to_headers
+from sightline.api.sse import EventStream, Framer, first_event
+from sightline.api.wire import read_json
+from sightline.config import HttpLimits
+from sightline.service import ChoiceEvent, Item, Prepared, ServedImage, Service
+from sightline.types import ChatRequest, TokenCount
+
+
+class ItemFramer(Framer[Item], Protocol):
+    """How a dialect writes the service's items."""
+
+    finished: list[ChoiceEvent]
+    """The last event of each choice that has ended."""
+
+
+class Exchange:
+    """One for each dialect; knows no dialect."""
+
+    def __init__(self, service: Service, limits: HttpLimits) -> None:
+        self.service = service
+        self.limits = limits
+
+    @contextmanager
+    def reading(self, scope: Scope) -> Iterator[None]:
+        """Around all that may refuse a request before the service sees it, which counts the others."""
+        try:
+            yield
+        except Exception as error:
+            name = access.of(scope).facts.get("model")
+            is_served = any(status.name == name for status in self.service.models())
+            metrics.REQUESTS.labels(name if is_served else "other", _outcome(error)).inc()
+            raise
+
+    async def read_json(self, request: Request) -> dict[str, Any]:
+        """The body; the log will know its model. To be called inside `reading`."""
+        raw = await read_json(request, self.limits)
+        if isinstance(model := raw.get("model"), str):
+            access.of(request.scope).facts["model"] = model
+        return raw
+
+    async def collect(self, request: Request, chat: ChatRequest) -> Collected:
+        """The whole answer. A client that leaves ends the work (`ClientDisconnected`)."""
+        items = await unless_disconnected(request.receive, _all(self.service.generate(chat)))
+        access.of(request.scope).facts.update(access.to_facts(items))
+        return to_collected(items, n=chat.n)
+
+    async def measure(self, request: Request, chat: ChatRequest) -> tuple[TokenCount, tuple[ServedImage, ...]]:
+        """What the prompt would cost; nothing runs."""
+        count, images = await unless_disconnected(request.receive, self.service.measure(chat))
+        access.of(request.scope).facts.update(prompt_tokens=count.prompt_tokens, images=len(images))
+        return count, images
+
+    async def begin(self, request: Request, chat: ChatRequest) -> tuple[Prepared, AsyncGenerator[Item, None]]:
+        """The first item of a stream, and the rest. An error until then can still be a true status."""
+        items = self.service.generate(chat)
+        first = await first_event(request.receive, items)
+        assert isinstance(first, Prepared), "the service yields Prepared first"
+        record = access.of(request.scope)
+        record.facts["ttft_s"] = record.elapsed_s()
+        return first, items
+
+    def stream(
+        self, request: Request, first: Prepared, rest: AsyncGenerator[Item, None], framer: ItemFramer
+    ) -> EventStream[Item]:
+        """What `begin` gave, as a dialect's framer writes it."""
+        access.of(request.scope).at_end = lambda: access.to_facts([first, *framer.finished])
+        headers = to_headers(first.engine, first.path)
+        return EventStream(first, rest, framer, keepalive_s=self.limits.keepalive_s, headers=headers)
+
+    def fingerprint(self, model: str) -> str | None:
+        """`system_fingerprint`: of the weights that answer, known once the engine has run."""
+        infos = (status.info for status in self.service.models() if status.name == model)
+        digest = next((info.weights_digest for info in infos if info is not None), None)
+        return None if digest is None else f"fp_{digest.removeprefix('sha256:')[:12]}"
+
+
+def new_id(prefix: str) -> str:
+    """Unguessable and unique: `chatcmpl-` and 96 random bits. Not the request's id, which a client may choose and send
+    twice."""
+    return f"{prefix}{os.urandom(12).hex()}"
+
+
+async def _all(items: AsyncGenerator[Item, None]) -> list[Item]:
+    async with aclosing(items):
+        return [item async for item in items]
+
+
+def _outcome(error: Exception) -> str:
+    """The `outcome` label of a request that never reached the service."""
+    match error:
+        case ClientDisconnected():
+            return "cancelled"
+        case HTTPException():
+            return HTTPException.__name__
+        case _:
+            return metrics.outcome(error)
