@@ -12,10 +12,10 @@ SOURCE = Path(__file__).parent.parent / "src" / "sightline"
 
 LAYERS = [
     {"types", "errors"},
-    {"config", "metrics", "images", "peek"},
+    {"config", "metrics", "images", "audio", "peek"},
     {"engines"},
     {"routing", "models", "engine_request", "service", "jobs", "configfile"},
-    {"api", "cluster", "ui", "bench", "drift"},
+    {"api", "client", "cluster", "ui", "bench", "drift"},
     {"cli"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

@@ -19,6 +19,8 @@ from sightline.errors import InvalidRequest
 MIB = 1024 * 1024
 PEEK = "peek"
 """The name of the embedded model, and the source that means it."""
+DEFAULT_URL = "http://127.0.0.1:8000/v1"
+"""Where a server is that was told nothing else."""
 
 
 class ImageLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
