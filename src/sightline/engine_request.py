@@ -81,6 +81,14 @@ def refuse_unsupported(request: ChatRequest, info: EngineInfo) -> None:
             )
 
 
+def refuse_without(feature: str, model: str, info: EngineInfo) -> None:
+    """Raises `UnsupportedFeature` for a kind of work that the model's engine does not do."""
+    if feature not in info.features:
+        raise UnsupportedFeature(
+            f"The model {model!r} runs on the engine {info.engine!r}, which gives no {feature} with it.", param="model"
+        )
+
+
 def refuse_too_many_pictures(request: ChatRequest, info: EngineInfo, config: ModelConfig, everywhere: int) -> None:
     """Raises `UnsupportedFeature` for more pictures than the server, the model's configuration or its engine allows."""
     pictures = request.images

@@ -15,15 +15,17 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any, Generic, TypeVar
 
 from sightline import metrics
 from sightline.config import ModelConfig, Settings
 from sightline.engine_request import (
     refuse_too_many_pictures,
     refuse_unsupported,
+    refuse_without,
     smallest_picture,
     to_engine_request,
 )
@@ -90,6 +92,30 @@ class ChoiceEvent:
 
 Item = Prepared | ChoiceEvent
 
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """Work of an engine that ends in one value and is no answer in events: texts to embed, speech to write down."""
+
+    request_id: str
+    model: str
+    feature: str
+    """Of `FEATURES`: engines without it are not asked."""
+    run: Callable[[Engine], Awaitable[T]]
+    """Raises what an engine's `generate` may raise. Without effects: it may be run once more."""
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Called(Generic[T]):
+    value: T
+    engine: str
+    path: tuple[str, ...]
+    """As `Prepared.path`."""
+    queue_s: float = 0.0
+
 
 class Service:
     """Life: made -> `start` -> requests -> `close`. Used from one event loop."""
@@ -150,7 +176,7 @@ class Service:
         Raises what `generate` raises before its first item, but that nobody waits in line for this.
         """
         async with _deadline(timeout_s or self._settings.request_timeout_s):
-            model = self._model(request)
+            model = self._model(request.model)
             async with model.used() as info:
                 understood = await self._understand(request, model, info)
         return understood.token_count, understood.images
@@ -176,52 +202,77 @@ class Service:
             work.cancel()
             await asyncio.wait([work])
 
+    async def call(self, call: Call[T], *, timeout_s: float | None = None) -> Called[T]:
+        """What `call.run` returns, on its model or on one that stands in for it: admitted, counted, tried again and
+        ended by the deadline like an answer.
+
+        Raises what `generate` raises, and `UnsupportedFeature` for a model whose engine lacks the feature.
+        """
+        with self._observed(call.model):
+            async with _deadline(timeout_s or self._settings.request_timeout_s):
+                way = _Way(call.request_id)
+                return await self._in_turn(call.model, way, lambda model: self._admit_and_call(call, model, way))
+
     # --- one request ---------------------------------------------------------------------------------------------
 
     async def _work(self, request: ChatRequest, timeout_s: float, items: asyncio.Queue[Item | _End]) -> None:
-        started = time.perf_counter()
-        name = self._names.get(request.model, request.model)
-        label = name if name in self._models else "other"
         error: BaseException | None = None
+        stream = _Stream(request.request_id, items)
         try:
-            async with _deadline(timeout_s):
-                await self._answer(request, _Stream(items))
+            with self._observed(request.model):
+                async with _deadline(timeout_s):
+                    await self._in_turn(
+                        request.model, stream, lambda model: self._admit_and_run(request, model, stream)
+                    )
         except BaseException as caught:
             error = caught
-        metrics.REQUESTS.labels(label, metrics.outcome(error)).inc()
-        metrics.REQUEST_SECONDS.labels(label).observe(time.perf_counter() - started)
         if isinstance(error, asyncio.CancelledError):
             raise error
         await items.put(_End(error))
 
-    async def _answer(self, request: ChatRequest, stream: _Stream) -> None:
+    @contextmanager
+    def _observed(self, model: str) -> Iterator[None]:
+        """Counts a request by what became of it."""
+        started = time.perf_counter()
+        name = self._names.get(model, model)
+        label = name if name in self._models else "other"
+        error: BaseException | None = None
+        try:
+            yield
+        except BaseException as caught:
+            error = caught
+            raise
+        finally:
+            metrics.REQUESTS.labels(label, metrics.outcome(error)).inc()
+            metrics.REQUEST_SECONDS.labels(label).observe(time.perf_counter() - started)
+
+    async def _in_turn(self, name: str, way: _Way, attempt: Callable[[ServedModel], Coroutine[Any, Any, T]]) -> T:
         """Tries the model, then its fallbacks as they are written, until one has begun to answer.
 
         Raises what the model that was asked for raised, when none of the others could do better.
         """
-        first = self._model(request)
+        first = self._model(name)
         refusal: SightlineError | None = None
         for model in (first, *(self._models[name] for name in first.config.fallbacks)):
-            stream.path.append(model.replica)
+            way.path.append(model.replica)
             try:
-                await self._try(request, model, stream)
-                return
+                return await self._try(model, attempt)
             except SightlineError as error:
                 goes_on = falls_back(error) if model is first else passes_over(error)
-                if stream.begun or not goes_on or _is_cancelled():
+                if way.begun or not goes_on or _is_cancelled():
                     raise
                 refusal = refusal or error
                 metrics.FALLBACKS.labels(model.name).inc()
-                log.warning("request %s: model %s: %s", request.request_id, model.name, error)
+                log.warning("request %s: model %s: %s", way.request_id, model.name, error)
         assert refusal is not None
         raise refusal
 
-    async def _try(self, request: ChatRequest, model: ServedModel, stream: _Stream) -> None:
+    async def _try(self, model: ServedModel, attempt: Callable[[ServedModel], Coroutine[Any, Any, T]]) -> T:
         error: BaseException | None = None
         try:
             # In a task of its own: a group of tasks that fails leaves its task marked as cancelled (Python 3.11 and
             # 3.12), and then the deadline of the next try would not be told from a client that left.
-            await asyncio.create_task(self._admit_and_run(request, model, stream))
+            return await asyncio.create_task(attempt(model))
         except BaseExceptionGroup as group:
             error = _first(group)
             raise error from None
@@ -273,6 +324,27 @@ class Service:
                     for process in run.dead:
                         self._quarantine.suspect((image.digest for image in images), process)
 
+    async def _admit_and_call(self, call: Call[T], model: ServedModel, way: _Way) -> Called[T]:
+        with model.ask() as allowed:
+            async with model.admission.enter(priority=call.priority) as ticket, model.used() as info:
+                model.retries.earn()
+                refuse_without(call.feature, call.model, info)
+                queued = time.perf_counter()
+                await ticket.slot()
+                if not allowed.valid:
+                    raise model.left_alone()
+                queue_s = time.perf_counter() - queued
+                metrics.QUEUE_SECONDS.labels(model.name).observe(queue_s)
+                for retry in itertools.count():
+                    try:
+                        value = await call.run(model.engine)
+                    except EngineError as error:
+                        await self._before_retry(error, retry, model, allowed, way)
+                    else:
+                        allowed.succeeded()
+                        return Called(value, info.engine, tuple(way.path), queue_s)
+        raise AssertionError("it returns or raises")
+
     async def _run_choice(self, run: _Run, request: EngineRequest, index: int) -> None:
         """Runs one choice; once more if the engine broke before it had said anything and the budget has a retry."""
         model, stream = run.model, run.stream
@@ -293,16 +365,22 @@ class Service:
             except EngineError as error:
                 if error.died is not None:
                     run.dead.add(error.died)
-                elif model.state == "ready":
-                    # Of processes that die the supervisor keeps count; the breaker is for engines that are up and fail.
-                    run.allowed.failed()
-                again = not begun and retry < _RETRIES and error.retryable and run.allowed.valid
-                if not again or not model.retries.spend():
-                    raise
-                log.warning("model %s: %s; request %s is tried once more", model.name, error, request.request_id)
-                metrics.RETRIES.labels(model.name).inc()
-                await asyncio.sleep(backoff_s(retry))
-                stream.path.append(model.replica)
+                await self._before_retry(error, retry, model, run.allowed, stream, begun=begun)
+
+    async def _before_retry(
+        self, error: EngineError, retry: int, model: ServedModel, allowed: Pass, way: _Way, *, begun: bool = False
+    ) -> None:
+        """Tells the breaker of a failed try; returns when another may be made, raises the error where none may."""
+        if error.died is None and model.state == "ready":
+            # Of processes that die the supervisor keeps count; the breaker is for engines that are up and fail.
+            allowed.failed()
+        again = not begun and retry < _RETRIES and error.retryable and allowed.valid
+        if not again or not model.retries.spend():
+            raise error
+        log.warning("model %s: %s; request %s is tried once more", model.name, error, way.request_id)
+        metrics.RETRIES.labels(model.name).inc()
+        await asyncio.sleep(backoff_s(retry))
+        way.path.append(model.replica)
 
     def _refuse_quarantined(self, request: ChatRequest, resolved: Sequence[ResolvedImage]) -> None:
         for ref, picture in zip(request.images, resolved, strict=True):
@@ -338,22 +416,32 @@ class Service:
         _log(request, understood)
         return understood
 
-    def _model(self, request: ChatRequest) -> ServedModel:
+    def _model(self, name: str) -> ServedModel:
         try:
-            return self._models[self._names.get(request.model, request.model)]
+            return self._models[self._names.get(name, name)]
         except KeyError:
             raise ModelNotFound(
-                f"The model {request.model[:128]!r} does not exist. GET /v1/models lists what is served.", param="model"
+                f"The model {name[:128]!r} does not exist. GET /v1/models lists what is served.", param="model"
             ) from None
 
 
-class _Stream:
-    """Puts events in line for the consumer, `Prepared` before the first. Once it has begun, nothing is tried again."""
+@dataclass(slots=True)
+class _Way:
+    """What a request has been through."""
 
-    def __init__(self, items: asyncio.Queue[Item | _End]) -> None:
-        self.path: list[str] = []
+    request_id: str
+    path: list[str] = field(default_factory=list)
+    """Replicas tried."""
+    begun: bool = False
+    """The client has been told something: nothing is tried again."""
+
+
+class _Stream(_Way):
+    """Puts events in line for the consumer, `Prepared` before the first."""
+
+    def __init__(self, request_id: str, items: asyncio.Queue[Item | _End]) -> None:
+        super().__init__(request_id)
         self.prepared: Prepared | None = None
-        self.begun = False
         self._items = items
 
     async def put(self, index: int, event: Event) -> None:
