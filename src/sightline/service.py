@@ -38,11 +38,12 @@ from sightline.errors import (
     ModelNotFound,
     SightlineError,
 )
+from sightline.images.codec import Recompressed
 from sightline.images.intake import Intake, ResolvedImage
 from sightline.images.plan import Room, picture_budget
 from sightline.models import ModelStatus, ServedModel
 from sightline.routing import Pass, Quarantine, backoff_s, falls_back, passes_over
-from sightline.types import ChatRequest, EngineRequest, Event, Finish, TokenCount
+from sightline.types import ChatRequest, EngineRequest, Event, Finish, ImageRef, TokenCount
 
 log = logging.getLogger(__name__)
 
@@ -180,6 +181,16 @@ class Service:
             async with model.used() as info:
                 understood = await self._understand(request, model, info)
         return understood.token_count, understood.images
+
+    async def recompress(
+        self, ref: ImageRef, max_side: int, quality: int, *, timeout_s: float | None = None
+    ) -> tuple[Recompressed, bytes]:
+        """A client's picture as a JPEG whose longer side is at most `max_side` pixels, and what is known of both.
+
+        Raises an `ImageError`, `DeadlineExceeded`, or `EngineUnavailable` once closed.
+        """
+        async with _deadline(timeout_s or self._settings.request_timeout_s):
+            return await self._intake.recompress(ref, max_side, quality)
 
     async def generate(self, request: ChatRequest, *, timeout_s: float | None = None) -> AsyncGenerator[Item, None]:
         """Yields `Prepared` when the first event of an engine is there (an error before it can still be a true status),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import os
 import resource
 import signal
@@ -498,3 +499,42 @@ async def test_no_descriptor_is_left_open() -> None:
                 os.kill(pid, signal.SIGKILL)
             await decoders.decode(FILE, AS_IT_IS)
     assert psutil.Process().num_fds() == before
+
+
+# --- recompressing ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_picture_is_made_a_smaller_jpeg() -> None:
+    """In the decoder process; upright, and with nothing in it but the picture."""
+    halves = np.zeros((300, 2400, 3), np.uint8)
+    halves[:, :1200], halves[:, 1200:] = (255, 0, 0), (0, 0, 255)
+    file = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned right
+    exif[0x010F] = "a camera"
+    Image.fromarray(halves).save(file, "PNG", exif=exif)
+    async with pool() as decoders:
+        known, jpeg = await decoders.recompress(file.getvalue(), 800, 85)
+        assert (known.media_type, known.width, known.height) == ("image/png", 300, 2400)
+        assert (known.served_width, known.served_height, known.num_bytes) == (100, 800, len(jpeg))
+        again = Image.open(io.BytesIO(jpeg))
+        assert (again.format, again.size, again.mode) == ("JPEG", (100, 800), "RGB")
+        assert not again.getexif()
+        assert set(again.info) <= {"jfif", "jfif_version", "jfif_unit", "jfif_density"}
+        top, bottom = again.getpixel((50, 200)), again.getpixel((50, 600))
+        assert top[0] > 230 > 30 > top[2]  # type: ignore[index, operator]
+        assert bottom[2] > 230 > 30 > bottom[0]  # type: ignore[index, operator]
+        small = io.BytesIO()
+        Image.new("RGB", (64, 48), "green").save(small, "GIF")
+        known, jpeg = await decoders.recompress(small.getvalue(), 800, 85)
+        assert Image.open(io.BytesIO(jpeg)).size == (known.served_width, known.served_height) == (64, 48)
+        coarse, fine = [(await decoders.recompress(file.getvalue(), 800, quality))[0].num_bytes for quality in (10, 95)]
+        assert coarse < fine
+
+
+async def test_what_cannot_be_recompressed_is_refused() -> None:
+    async with pool() as decoders:
+        with pytest.raises(ImageUnreadable):
+            await decoders.recompress(encode(noise(64, 64), "PNG")[:900], 800, 85)
+        with pytest.raises(ImageTooLarge):
+            await decoders.recompress(BOMB, 800, 85)

@@ -8,6 +8,7 @@ the parser's. Errors do not say which picture they are about; the caller knows.
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -52,6 +53,19 @@ class Inspected(msgspec.Struct, frozen=True, tag=True):
     height: int
 
 
+class Recompressed(msgspec.Struct, frozen=True, tag=True):
+    """A picture that was made smaller, as a JPEG. Sizes in pixels, upright."""
+
+    media_type: MediaType
+    """Of the file that it was made from, as are width and height."""
+    width: int
+    height: int
+    served_width: int
+    served_height: int
+    num_bytes: int
+    """Of the JPEG."""
+
+
 def inspect(file: BinaryIO, limits: ImageLimits) -> Inspected:
     """What the one picture in a file is, from its header alone: no pixel is decoded.
 
@@ -76,23 +90,48 @@ def decode(file: BinaryIO, budget: VisionBudget, limits: ImageLimits) -> tuple[P
     """
     began = time.perf_counter()
     with _opened(file, limits) as (media_type, opened):
-        turn = _turn(opened)
-        size = _upright_size(opened, turn)
-        served = budget.serve(*size)[:2]
-        _scale_while_decoding(opened, served[::-1] if turn in _SWAPS_SIDES else served, limits)
-        _verify_pixels(*opened.size, limits)
-        claimed = opened.size
-        pixels, profile = flatten(opened, limits.background)
-        del opened  # and with it the file's own buffers
-        if pixels.size != claimed:
-            raise ImageUnreadable("this picture is not of the size that its header claims. Save it anew.")
-        if turn is not None:
-            pixels = pixels.transpose(turn)
+        size, served, flat = _upright(opened, lambda width, height: budget.serve(width, height)[:2], limits)
         decoded = time.perf_counter()
-        rgb = to_srgb(Flat(pixels.resize(served, _FILTERS[budget.resample]), profile))
+        rgb = to_srgb(Flat(flat.pixels.resize(served, _FILTERS[budget.resample]), flat.profile))
         resized = time.perf_counter()
         picture = Picture(media_type, *size, *served, decode_s=decoded - began, resize_s=resized - decoded)
         return picture, rgb.tobytes()
+
+
+def recompress(file: BinaryIO, max_side: int, quality: int, limits: ImageLimits) -> tuple[Recompressed, bytes]:
+    """The one picture in a file as a baseline JPEG without metadata, whose longer side is at most `max_side`; never
+    larger than it was. `quality` is libjpeg's, 1..95.
+
+    Raises what `decode` raises.
+    """
+
+    def fit(width: int, height: int) -> tuple[int, int]:
+        scale = min(1.0, max_side / max(width, height))
+        return max(2, round(width * scale)), max(2, round(height * scale))
+
+    with _opened(file, limits) as (media_type, opened):
+        size, served, flat = _upright(opened, fit, limits)
+        rgb = to_srgb(Flat(flat.pixels.resize(served, Image.Resampling.LANCZOS), flat.profile))
+        rgb.info = {}  # or a comment of the file would be written again
+        jpeg = io.BytesIO()
+        rgb.save(jpeg, "JPEG", quality=quality)
+        return Recompressed(media_type, *size, *served, jpeg.tell()), jpeg.getvalue()
+
+
+def _upright(
+    opened: ImageFile, fit: Callable[[int, int], tuple[int, int]], limits: ImageLimits
+) -> tuple[tuple[int, int], tuple[int, int], Flat]:
+    """Its upright size, the size that `fit` gives it, and its pixels, upright, of that size or larger."""
+    turn = _turn(opened)
+    size = _upright_size(opened, turn)
+    served = fit(*size)
+    _scale_while_decoding(opened, served[::-1] if turn in _SWAPS_SIDES else served, limits)
+    _verify_pixels(*opened.size, limits)
+    claimed = opened.size
+    pixels, profile = flatten(opened, limits.background)
+    if pixels.size != claimed:
+        raise ImageUnreadable("this picture is not of the size that its header claims. Save it anew.")
+    return size, served, Flat(pixels if turn is None else pixels.transpose(turn), profile)
 
 
 _FILTERS = {

@@ -32,8 +32,19 @@ from sightline.config import ImageLimits
 from sightline.errors import EngineUnavailable, ImageError, ImageTooLarge, ImageUnreadable
 from sightline.images import decoder_process
 from sightline.images.budget import VisionBudget
-from sightline.images.codec import Inspected, Picture
-from sightline.images.decoder_process import REPLIES, Inspect, Refused, Reply, Request, lay, opened, receive, send
+from sightline.images.codec import Inspected, Picture, Recompressed
+from sightline.images.decoder_process import (
+    REPLIES,
+    Inspect,
+    Recompress,
+    Refused,
+    Reply,
+    Request,
+    lay,
+    opened,
+    receive,
+    send,
+)
 from sightline.types import Pixels
 
 log = logging.getLogger(__name__)
@@ -46,6 +57,8 @@ _START_S = 30.0
 """Wall seconds a new process may take until it is ready; it takes 0.1 on an idle machine."""
 _END_S = 1.0
 """Wall seconds the kernel may take to end a process that has closed its socket."""
+_JPEG_OVERHEAD = 4096
+"""Bytes of a JPEG beside its pixels, at most: tables and headers."""
 _KEPT_VARIABLES = ("PATH", "PYTHONHOME", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG")
 """What a decoder needs of our environment. The rest (keys among it) is none of its business."""
 
@@ -87,6 +100,10 @@ class DecoderPool:
     async def inspect(self, file: bytes) -> Inspected:
         """What the file's header says of its picture; no pixel is decoded. Otherwise as `decode`."""
         return await self._run(file, lambda process: process.inspect(file))
+
+    async def recompress(self, file: bytes, max_side: int, quality: int) -> tuple[Recompressed, bytes]:
+        """What `codec.recompress` makes of the file. Otherwise as `decode`."""
+        return await self._run(file, lambda process: process.recompress(file, max_side, quality))
 
     async def _run(self, file: bytes, work: Callable[[_Process], T]) -> T:
         """Has a process do its work with a file when it is its turn."""
@@ -217,6 +234,18 @@ class _Process:
         if not isinstance(reply, Inspected) or min(reply.width, reply.height) < 1:
             raise _Died
         return reply
+
+    def recompress(self, file: bytes, max_side: int, quality: int) -> tuple[Recompressed, bytes]:
+        """Raises as `decode`."""
+        reply = self._ask(Recompress(max_side, quality), file)
+        if not isinstance(reply, Recompressed) or max(reply.served_width, reply.served_height) > max_side:
+            raise _Died
+        with opened(self._desk.fileno()) as desk:
+            jpeg = desk.read(3 * reply.served_width * reply.served_height + _JPEG_OVERHEAD)
+        if len(jpeg) != reply.num_bytes:
+            raise _Died
+        lay(self._desk.fileno(), b"")
+        return reply, jpeg
 
     def kill(self) -> None:
         self._process.kill()

@@ -6,7 +6,8 @@ Started by the pool in `decoder.py`; what both sides must agree on is defined he
 as frames of msgpack behind four bytes of length. File bytes and pixels lie on the *desk*, a file in memory that both
 sides hold: the parent lays the picture file there and sends a `VisionBudget`; the answer is a `Picture`, with its
 pixels now on the desk, or `Refused`. Sent `Inspect` instead, the answer is what the header says, `Inspected`, or
-`Refused`. A first frame, `Ready`, comes before any picture.
+`Refused`. Sent `Recompress`, the answer is `Recompressed`, with a JPEG on the desk. A first frame, `Ready`, comes
+before any picture.
 
 Imports little (no numpy, no asyncio), so that a new one is there in a tenth of a second.
 """
@@ -31,7 +32,7 @@ import msgspec
 from sightline.config import ImageLimits
 from sightline.errors import ImageError
 from sightline.images.budget import VisionBudget
-from sightline.images.codec import Inspected, Picture, decode, inspect
+from sightline.images.codec import Inspected, Picture, Recompressed, decode, inspect, recompress
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
@@ -42,6 +43,13 @@ class Inspect(msgspec.Struct, frozen=True, tag=True):
     """Asks what the picture is, not for its pixels."""
 
 
+class Recompress(msgspec.Struct, frozen=True, tag=True):
+    """Asks for a JPEG of at most this size."""
+
+    max_side: int
+    quality: int
+
+
 class Refused(msgspec.Struct, frozen=True, tag=True):
     """The picture is at fault."""
 
@@ -50,8 +58,8 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
-Request = VisionBudget | Inspect
-Reply = Ready | Picture | Inspected | Refused
+Request = VisionBudget | Inspect | Recompress
+Reply = Ready | Picture | Inspected | Recompressed | Refused
 
 REQUESTS: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
 REPLIES: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
@@ -111,16 +119,22 @@ def main() -> None:
 
 
 def _answer(request: Request, desk: int, limits: ImageLimits) -> Reply:
-    """Does as asked with what lies on the desk; on return, pixels do, where there are any."""
+    """Does as asked with what lies on the desk; on return, what it made of that does, if it made anything."""
+    made: tuple[Picture | Recompressed, bytes]
     try:
         with opened(desk) as file:
-            if isinstance(request, Inspect):
-                return inspect(file, limits)
-            picture, pixels = decode(file, request, limits)
+            match request:
+                case Inspect():
+                    return inspect(file, limits)
+                case Recompress(max_side=max_side, quality=quality):
+                    made = recompress(file, max_side, quality, limits)
+                case _:
+                    made = decode(file, request, limits)
     except ImageError as error:
         return Refused(type(error).__name__, error.message)
-    lay(desk, pixels)
-    return picture
+    reply, content = made
+    lay(desk, content)
+    return reply
 
 
 def _silence_parsers() -> None:

@@ -19,6 +19,7 @@ from sightline.config import FetchPolicy, ImageLimits
 from sightline.errors import ImageError, UnsupportedFeature
 from sightline.images.budget import VisionBudget
 from sightline.images.cache import Decoded, Key, PictureCache
+from sightline.images.codec import Recompressed
 from sightline.images.decoder import DecoderPool
 from sightline.images.fetch import Fetcher, File
 from sightline.images.plan import Size
@@ -102,6 +103,14 @@ class Intake:
                 self._decode(file, budget, tenant, shares, scaled_to_fit=budget is not own)
                 for file, own, budget in zip(fetched, budgets, fitted, strict=True)
             )
+
+    async def recompress(
+        self, ref: ImageRef, max_side: int, quality: int, *, tenant: str = ""
+    ) -> tuple[Recompressed, bytes]:
+        """The picture as a JPEG of at most that size, which is not kept. Raises as `resolve`."""
+        fetched = await self._fetch(ref, tenant)
+        with _named(ref):
+            return await self._decoders.recompress(fetched.file.content, max_side, quality)
 
     # --- one picture ---------------------------------------------------------------------------------------------
 
