@@ -8,6 +8,7 @@ the request id, the log gets the traceback.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -23,6 +24,8 @@ from sightline.routing import MAX_RETRY_AFTER_S
 
 INVALID_REQUEST = "invalid_request_error"
 SERVER_ERROR = "server_error"
+_WORD = re.compile(r"(?<![\w./'])/?\w+(?:/\w+)*(?![\w'])")
+"""A name as messages write it, or a path. What they quote is left alone: it is a client's."""
 _RETRIED_BY_SDKS = {409, 429}
 """And every status from 500, and 408, where that is right: OpenAI's SDKs repeat these unless `x-should-retry` says
 otherwise."""
@@ -107,6 +110,21 @@ def to_error(error: Exception, request_id: str) -> ErrorBody:
         case _:
             message = f"The server had an error while it processed the request. Its log tells more: {request_id}."
             return ErrorBody(ErrorObject(message, SERVER_ERROR, None, None))
+
+
+def to_message(error: Exception, request_id: str, words: Mapping[str, str] | None = None) -> str:
+    """For dialects whose errors are no more than a message: it names the field or the picture itself.
+
+    `words` has what a dialect calls things that OpenAI's calls otherwise, as messages of the service and of engines
+    do: `{"max_tokens": "options.num_predict"}`.
+    """
+    told = to_error(error, request_id).error
+    if not isinstance(error, SightlineError):
+        return told.message
+    words = words or {}
+    message = _WORD.sub(lambda found: words.get(found[0], found[0]), told.message)
+    place = words.get(told.param or "", told.param)
+    return message if place is None or place in message else f"{place}: {message}"
 
 
 def to_headers(error: Exception) -> dict[str, str]:

@@ -19,7 +19,7 @@ from sightline.api import access
 from sightline.api.collected import Collected, to_collected
 from sightline.api.disconnect import ClientDisconnected, unless_disconnected
 from sightline.api.extension import to_headers
-from sightline.api.sse import EventStream, Framer, first_event
+from sightline.api.sse import EVENTS, EventStream, Framer, Framing, first_event
 from sightline.api.wire import read_json
 from sightline.config import HttpLimits
 from sightline.service import ChoiceEvent, Item, Prepared, ServedImage, Service
@@ -80,12 +80,17 @@ class Exchange:
         return first, items
 
     def stream(
-        self, request: Request, first: Prepared, rest: AsyncGenerator[Item, None], framer: ItemFramer
+        self,
+        request: Request,
+        first: Prepared,
+        rest: AsyncGenerator[Item, None],
+        framer: ItemFramer,
+        framing: Framing = EVENTS,
     ) -> EventStream[Item]:
         """What `begin` gave, as a dialect's framer writes it."""
         access.of(request.scope).at_end = lambda: access.to_facts([first, *framer.finished])
         headers = to_headers(first.engine, first.path)
-        return EventStream(first, rest, framer, keepalive_s=self.limits.keepalive_s, headers=headers)
+        return EventStream(first, rest, framer, keepalive_s=self.limits.keepalive_s, headers=headers, framing=framing)
 
     def fingerprint(self, model: str) -> str | None:
         """`system_fingerprint`: of the weights that answer, known once the engine has run."""

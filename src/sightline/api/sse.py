@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -25,8 +26,19 @@ from sightline.api.wire import encode
 T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
 
+
+@dataclass(frozen=True, slots=True)
+class Framing:
+    """How a stream is declared, and what is sent on it while nothing else is."""
+
+    media_type: str
+    ping: bytes | None
+    """None: nothing may be sent between values."""
+
+
 DONE = b"data: [DONE]\n\n"
 PING = b": ping\n\n"
+EVENTS = Framing("text/event-stream", PING)
 _WRITE_STALL_S = 30.0
 """A client that reads nothing for this long, with the send buffer full, is taken for gone."""
 
@@ -34,6 +46,11 @@ _WRITE_STALL_S = 30.0
 def to_event(value: Any) -> bytes:
     """One event. JSON escapes line ends inside strings, so a value is always one line."""
     return b"data: " + encode(value) + b"\n\n"
+
+
+def to_named_event(name: str, value: Any) -> bytes:
+    """One event with a type of its own, which some dialects repeat in the value."""
+    return b"event: %b\n" % name.encode() + to_event(value)
 
 
 async def first_event(receive: Receive, events: AsyncGenerator[T, None]) -> T:
@@ -75,8 +92,6 @@ class EventStream(Response, Generic[T]):
     `first` is an event that has been taken from the source already (`first_event`).
     """
 
-    media_type = "text/event-stream"
-
     def __init__(
         self,
         first: T,
@@ -85,14 +100,17 @@ class EventStream(Response, Generic[T]):
         *,
         keepalive_s: float,
         headers: Mapping[str, str] | None = None,
+        framing: Framing = EVENTS,
     ) -> None:
         self.status_code = 200
+        self.media_type = framing.media_type
         self.background = None
         self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no", **(headers or {})})
         self._first = first
         self._rest = rest
         self._framer = framer
         self._keepalive_s = keepalive_s
+        self._ping = framing.ping
         self._writing = False
         self._since = 0.0
         """When the last write began, while there is one; else when it ended."""
@@ -130,10 +148,12 @@ class EventStream(Response, Generic[T]):
                 await asyncio.sleep(wait_s)
             elif self._writing:
                 return
+            elif self._ping is None:
+                self._since = monotonic()
             else:
                 try:
                     async with asyncio.timeout(_WRITE_STALL_S):
-                        await self._write(send, PING)
+                        await self._write(send, self._ping)
                 except (TimeoutError, ClientDisconnected):
                     return
 
