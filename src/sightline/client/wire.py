@@ -112,8 +112,8 @@ def to_body(
     return {**body, "stream": True, "stream_options": {"include_usage": True}} if stream else body
 
 
-def to_headers(api_key: str | None) -> dict[str, str]:
-    headers = {"User-Agent": "Sightline-Client", "Accept-Encoding": "identity"}
+def to_headers(api_key: str | None) -> dict[bytes | str, bytes | str]:
+    headers: dict[bytes | str, bytes | str] = {"User-Agent": "Sightline-Client", "Accept-Encoding": "identity"}
     return headers if api_key is None else {**headers, "Authorization": f"Bearer {api_key}"}
 
 
