@@ -5,6 +5,7 @@
     │  ├─ InvalidRequest           a field is missing, of the wrong type or out of range
     │  ├─ UnsupportedFeature       a field asks for what this model or engine cannot do
     │  ├─ ModelNotFound
+    │  ├─ ObjectNotFound           a stored object that is not there, or is another's
     │  ├─ ContextLengthExceeded
     │  ├─ BodyTooLarge
     │  └─ ImageError               a picture is at fault; `param` names it by its place in the request
@@ -82,6 +83,10 @@ class UnsupportedFeature(RequestError):
 
 class ModelNotFound(RequestError):
     code = "model_not_found"
+
+
+class ObjectNotFound(RequestError):
+    pass
 
 
 class ContextLengthExceeded(RequestError):

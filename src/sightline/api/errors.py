@@ -55,6 +55,7 @@ TABLE: Mapping[type[SightlineError], Row] = {
     e.InvalidRequest: Row(400),
     e.UnsupportedFeature: Row(400),
     e.ModelNotFound: Row(404, param="model"),
+    e.ObjectNotFound: Row(404),
     e.ContextLengthExceeded: Row(400, param="messages"),
     e.BodyTooLarge: Row(413),
     e.ImageError: Row(400),
