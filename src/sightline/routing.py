@@ -13,9 +13,9 @@ import random
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from sightline.errors import ContextLengthExceeded, EngineError, Overloaded, UnsupportedFeature
+from sightline.errors import ContextLengthExceeded, DeadlineExceeded, EngineError, Overloaded, UnsupportedFeature
 
 MAX_RETRY_AFTER_S = 120
 """SDKs obey a Retry-After up to this long; above it they give up (wire contract, section 0)."""
@@ -117,6 +117,39 @@ class Ticket:
     async def __aexit__(self, *_: object) -> None:
         self.left = True
         self._admission._leave(self)
+
+
+class Deadline:
+    """When a request is of no use any more. `async with` it: what is inside ends then, with `DeadlineExceeded`."""
+
+    def __init__(self, timeout_s: float, *, clock: Callable[[], float] | None = None) -> None:
+        self.timeout_s = timeout_s
+        self._clock = clock or asyncio.get_running_loop().time
+        self._until = self._clock() + timeout_s
+        self._scope: asyncio.Timeout | None = None
+
+    def left_s(self) -> float:
+        return max(0.0, self._until - self._clock())
+
+    def check(self) -> None:
+        """Raises `DeadlineExceeded` when it is over, also where the event loop was too busy to say so in time."""
+        if not self.left_s():
+            raise self._exceeded()
+
+    def _exceeded(self) -> DeadlineExceeded:
+        return DeadlineExceeded(f"The request took longer than its deadline of {self.timeout_s:g} s.")
+
+    async def __aenter__(self) -> Self:
+        self._scope = asyncio.timeout(self.left_s())
+        await self._scope.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: Any) -> None:
+        assert self._scope is not None
+        try:
+            await self._scope.__aexit__(*error)
+        except TimeoutError:
+            raise self._exceeded() from None
 
 
 # --- failures --------------------------------------------------------------------------------------------------------

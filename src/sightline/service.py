@@ -15,8 +15,8 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
@@ -31,7 +31,6 @@ from sightline.engine_request import (
 )
 from sightline.engines import Engine, EngineInfo, open_engine
 from sightline.errors import (
-    DeadlineExceeded,
     EngineError,
     ImageUnreadable,
     InvalidRequest,
@@ -42,7 +41,7 @@ from sightline.images.codec import Recompressed
 from sightline.images.intake import Intake, ResolvedImage
 from sightline.images.plan import Room, picture_budget
 from sightline.models import ModelStatus, ServedModel
-from sightline.routing import Pass, Quarantine, backoff_s, falls_back, passes_over
+from sightline.routing import Deadline, Pass, Quarantine, backoff_s, falls_back, passes_over
 from sightline.types import ChatRequest, EngineRequest, Event, Finish, ImageRef, TokenCount
 
 log = logging.getLogger(__name__)
@@ -176,7 +175,7 @@ class Service:
 
         Raises what `generate` raises before its first item, but that nobody waits in line for this.
         """
-        async with _deadline(timeout_s or self._settings.request_timeout_s):
+        async with self._deadline(timeout_s):
             model = self._model(request.model)
             async with model.used() as info:
                 understood = await self._understand(request, model, info)
@@ -189,11 +188,14 @@ class Service:
 
         Raises an `ImageError`, `DeadlineExceeded`, or `EngineUnavailable` once closed.
         """
-        async with _deadline(timeout_s or self._settings.request_timeout_s):
+        async with self._deadline(timeout_s):
             return await self._intake.recompress(ref, max_side, quality)
 
     async def generate(self, request: ChatRequest, *, timeout_s: float | None = None) -> AsyncGenerator[Item, None]:
-        """Yields `Prepared` when the first event of an engine is there (an error before it can still be a true status),
+        """`timeout_s`: within how many seconds from now; never more than the server's own deadline, which is also that
+        of a request without one.
+
+        Yields `Prepared` when the first event of an engine is there (an error before it can still be a true status),
         then `ChoiceEvent`s interleaved by index, one `Finish` for each choice.
 
         Raises only `SightlineError`, unless there is a bug. Closing it cancels everything that the request holds: its
@@ -203,7 +205,7 @@ class Service:
         deadline scope inside a generator does not survive.
         """
         items: asyncio.Queue[Item | _End] = asyncio.Queue(_BUFFERED_EVENTS)
-        work = asyncio.create_task(self._work(request, timeout_s or self._settings.request_timeout_s, items))
+        work = asyncio.create_task(self._work(request, timeout_s, items))
         try:
             while not isinstance(item := await items.get(), _End):
                 yield item
@@ -220,18 +222,22 @@ class Service:
         Raises what `generate` raises, and `UnsupportedFeature` for a model whose engine lacks the feature.
         """
         with self._observed(call.model):
-            async with _deadline(timeout_s or self._settings.request_timeout_s):
-                way = _Way(call.request_id)
+            async with self._deadline(timeout_s) as deadline:
+                way = _Way(call.request_id, deadline)
                 return await self._in_turn(call.model, way, lambda model: self._admit_and_call(call, model, way))
 
     # --- one request ---------------------------------------------------------------------------------------------
 
-    async def _work(self, request: ChatRequest, timeout_s: float, items: asyncio.Queue[Item | _End]) -> None:
+    def _deadline(self, timeout_s: float | None) -> Deadline:
+        ours = self._settings.request_timeout_s
+        return Deadline(ours if timeout_s is None else min(timeout_s, ours))
+
+    async def _work(self, request: ChatRequest, timeout_s: float | None, items: asyncio.Queue[Item | _End]) -> None:
         error: BaseException | None = None
-        stream = _Stream(request.request_id, items)
         try:
             with self._observed(request.model):
-                async with _deadline(timeout_s):
+                async with self._deadline(timeout_s) as deadline:
+                    stream = _Stream(request.request_id, deadline, items)
                     await self._in_turn(
                         request.model, stream, lambda model: self._admit_and_run(request, model, stream)
                     )
@@ -312,6 +318,7 @@ class Service:
                 choices = [to_engine_request(request, images, index) for index in range(request.n)]
                 queued = time.perf_counter()
                 await ticket.slot()
+                stream.deadline.check()
                 if not allowed.valid:
                     raise model.left_alone()
                 queue_s = time.perf_counter() - queued
@@ -342,6 +349,7 @@ class Service:
                 refuse_without(call.feature, call.model, info)
                 queued = time.perf_counter()
                 await ticket.slot()
+                way.deadline.check()
                 if not allowed.valid:
                     raise model.left_alone()
                 queue_s = time.perf_counter() - queued
@@ -363,7 +371,11 @@ class Service:
             begun = False
             try:
                 async with aclosing(
-                    metrics.observe(model.engine.generate(request), model.name, started=run.started)
+                    metrics.observe(
+                        model.engine.generate(replace(request, timeout_s=stream.deadline.left_s())),
+                        model.name,
+                        started=run.started,
+                    )
                 ) as events:
                     async for event in events:
                         if not begun:
@@ -441,6 +453,7 @@ class _Way:
     """What a request has been through."""
 
     request_id: str
+    deadline: Deadline
     path: list[str] = field(default_factory=list)
     """Replicas tried."""
     begun: bool = False
@@ -450,8 +463,8 @@ class _Way:
 class _Stream(_Way):
     """Puts events in line for the consumer, `Prepared` before the first."""
 
-    def __init__(self, request_id: str, items: asyncio.Queue[Item | _End]) -> None:
-        super().__init__(request_id)
+    def __init__(self, request_id: str, deadline: Deadline, items: asyncio.Queue[Item | _End]) -> None:
+        super().__init__(request_id, deadline)
         self.prepared: Prepared | None = None
         self._items = items
 
@@ -502,18 +515,6 @@ class _Understood:
             )
             for r, tokens in zip(self.resolved, self.token_count.image_tokens, strict=True)
         )
-
-
-@asynccontextmanager
-async def _deadline(timeout_s: float) -> AsyncIterator[None]:
-    """Raises `DeadlineExceeded` in place of what is inside when its time is over."""
-    try:
-        async with asyncio.timeout(timeout_s) as deadline:
-            yield
-    except TimeoutError:
-        if not deadline.expired():
-            raise
-        raise DeadlineExceeded(f"The request took longer than its deadline of {timeout_s:g} s.") from None
 
 
 def _is_cancelled() -> bool:

@@ -176,6 +176,10 @@ class ChatRequest(_Request[ImageRef]):
 class EngineRequest(_Request[Image]):
     """What an engine runs: one choice, pictures as pixels."""
 
+    timeout_s: float | None = None
+    """Seconds from now in which it is of use, for engines that can tell somebody; the service itself ends it then.
+    None: as long as the engine allows."""
+
 
 # --- what comes back -------------------------------------------------------------------------------------------------
 

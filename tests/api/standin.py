@@ -69,6 +69,8 @@ class ScriptedService:
     closed_at: list[float] = field(default_factory=list)
     life: list[str] = field(default_factory=list)
     measuring: float = 0.0
+    timeouts: list[float | None] = field(default_factory=list)
+    """Asked for with each request."""
 
     async def start(self, *, wait: bool = True) -> None:
         self.life.append(f"start wait={wait}")
@@ -82,8 +84,11 @@ class ScriptedService:
     def ready(self) -> bool:
         return all(s.state == "ready" for s in self.statuses)
 
-    async def measure(self, request: ChatRequest) -> tuple[TokenCount, tuple[ServedImage, ...]]:
+    async def measure(
+        self, request: ChatRequest, *, timeout_s: float | None = None
+    ) -> tuple[TokenCount, tuple[ServedImage, ...]]:
         self.requests.append(request)
+        self.timeouts.append(timeout_s)
         self.open += 1
         try:
             await asyncio.sleep(self.measuring)
@@ -93,6 +98,7 @@ class ScriptedService:
 
     async def generate(self, request: ChatRequest, *, timeout_s: float | None = None) -> AsyncGenerator[Item, None]:
         self.requests.append(request)
+        self.timeouts.append(timeout_s)
         self.open += 1
         try:
             async for item in self.script(request):

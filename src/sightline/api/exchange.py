@@ -6,6 +6,7 @@ A dialect's route is then three lines of its own: body -> request, answer -> rep
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
 from typing import Any, Protocol
@@ -22,8 +23,15 @@ from sightline.api.extension import to_headers
 from sightline.api.sse import EVENTS, EventStream, Framer, Framing, first_event
 from sightline.api.wire import read_json
 from sightline.config import HttpLimits
+from sightline.errors import InvalidRequest
 from sightline.service import ChoiceEvent, Item, Prepared, ServedImage, Service
 from sightline.types import ChatRequest, TokenCount
+
+TIMEOUT = "x-request-timeout"
+"""The header by which a client says for how long an answer is of use to it. The engine `remote` sends what is left of
+it. OpenAI's SDKs tell a limit too (`x-stainless-read-timeout`), but for the silence between two bytes; when that is
+over they leave, which ends the work as well."""
+_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 
 class ItemFramer(Framer[Item], Protocol):
@@ -53,6 +61,7 @@ class Exchange:
 
     async def read_json(self, request: Request) -> dict[str, Any]:
         """The body; the log will know its model. To be called inside `reading`."""
+        timeout_s(request)
         raw = await read_json(request, self.limits)
         if isinstance(model := raw.get("model"), str):
             access.of(request.scope).facts["model"] = model
@@ -60,19 +69,22 @@ class Exchange:
 
     async def collect(self, request: Request, chat: ChatRequest) -> Collected:
         """The whole answer. A client that leaves ends the work (`ClientDisconnected`)."""
-        items = await unless_disconnected(request.receive, _all(self.service.generate(chat)))
+        items = await unless_disconnected(
+            request.receive, _all(self.service.generate(chat, timeout_s=timeout_s(request)))
+        )
         access.of(request.scope).facts.update(access.to_facts(items))
         return to_collected(items, n=chat.n)
 
     async def measure(self, request: Request, chat: ChatRequest) -> tuple[TokenCount, tuple[ServedImage, ...]]:
         """What the prompt would cost; nothing runs."""
-        count, images = await unless_disconnected(request.receive, self.service.measure(chat))
+        measuring = self.service.measure(chat, timeout_s=timeout_s(request))
+        count, images = await unless_disconnected(request.receive, measuring)
         access.of(request.scope).facts.update(prompt_tokens=count.prompt_tokens, images=len(images))
         return count, images
 
     async def begin(self, request: Request, chat: ChatRequest) -> tuple[Prepared, AsyncGenerator[Item, None]]:
         """The first item of a stream, and the rest. An error until then can still be a true status."""
-        items = self.service.generate(chat)
+        items = self.service.generate(chat, timeout_s=timeout_s(request))
         first = await first_event(request.receive, items)
         assert isinstance(first, Prepared), "the service yields Prepared first"
         record = access.of(request.scope)
@@ -97,6 +109,23 @@ class Exchange:
         infos = (status.info for status in self.service.models() if status.name == model)
         digest = next((info.weights_digest for info in infos if info is not None), None)
         return None if digest is None else f"fp_{digest.removeprefix('sha256:')[:12]}"
+
+
+def timeout_s(request: Request) -> float | None:
+    """Within how many seconds the client wants its answer, by the header `TIMEOUT`; None: it does not say.
+
+    Raises `InvalidRequest` for what is no such number.
+    """
+    value = request.headers.get(TIMEOUT)
+    if value is None:
+        return None
+    if not _SECONDS.fullmatch(value) or not (seconds := float(value)):
+        raise InvalidRequest(
+            f"The header {TIMEOUT} is a number of seconds above 0, such as 30 or 2.5; after so long the request is "
+            "given up.",
+            param=TIMEOUT,
+        )
+    return seconds
 
 
 def new_id(prefix: str) -> str:

@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -202,14 +203,36 @@ async def test_reset_and_slow() -> None:
     async def is_silent(connection: Connection) -> None:
         await connection.left()
 
-    cases = [(resets, {}, UpstreamFailed), (drips, {"total_s": 0.4}, DeadlineExceeded)]
-    cases.append((is_silent, {"silence_s": 0.3}, UpstreamFailed))
-    for misbehave, limits, expected in cases:
+    async def drips_text(connection: Connection) -> None:
+        await connection.send(STREAM)
+        while True:
+            await connection.send(chunk("a"))
+            await asyncio.sleep(0.05)
+
+    async def runs_out_of_time(connection: Connection) -> None:
+        await asyncio.sleep(float(connection.headers["x-request-timeout"]) - 0.05)
+        await connection.reply(504, {"error": {"message": "", "type": "server_error", "code": "timeout"}})
+
+    short = 0.3
+    cases = [
+        (resets, {}, None, UpstreamFailed),
+        (is_silent, {"silence_s": short}, None, UpstreamFailed),
+        # The engine's own limit: before anything was said another model may do better, afterwards it is too late.
+        (drips, {"total_s": short}, None, UpstreamFailed),
+        (drips_text, {"total_s": short}, None, DeadlineExceeded),
+        # The request's: nobody's fault.
+        (is_silent, {}, short, DeadlineExceeded),
+        (drips, {}, short, DeadlineExceeded),
+        (runs_out_of_time, {}, short, DeadlineExceeded),
+    ]
+    for misbehave, limits, timeout_s, expected in cases:
         async with upstream(**limits) as (server, engine):
             server.misbehave = misbehave
             began = time.perf_counter()
-            assert type(await ends(engine, ask("hello"))) is expected
+            assert type(await ends(engine, replace(ask("hello"), timeout_s=timeout_s))) is expected
             assert time.perf_counter() - began < 3.0
+            if timeout_s is not None:
+                assert 0 < float(server.chats[0].headers["x-request-timeout"]) <= timeout_s
 
 
 async def test_who_leaves_is_noticed_there_at_once() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
@@ -21,10 +22,11 @@ from sightline.engines.remote.failures import Refusal, in_success, read_refusal,
 from sightline.engines.remote.options import AS_IS, RemoteOptions, read_budget, read_key, read_options, read_specials
 from sightline.engines.remote.pictures import Held, Pictures
 from sightline.engines.remote.sse import MalformedStream, ServerEvents
-from sightline.engines.remote.upstream import Address, Incoming, Limits, Upstream, stopped
+from sightline.engines.remote.upstream import Address, Incoming, Limits, Upstream, stopped, too_late
 from sightline.errors import (
     CapacityError,
     ContextLengthExceeded,
+    DeadlineExceeded,
     EngineError,
     EngineUnavailable,
     InvalidRequest,
@@ -37,6 +39,8 @@ log = logging.getLogger(__name__)
 
 _POLL_S = 0.25
 _POLL_TIMEOUT_S = 5.0
+_LAST_MOMENT_S = 0.1
+"""Of a request's time: what fails then has failed for want of time."""
 _SPARE_CONNECTIONS = 8
 """For counting and looking, beside those that answer."""
 
@@ -203,11 +207,29 @@ class RemoteEngine:
     # --- answering -----------------------------------------------------------------------------------------------
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[Event, None]:
-        """As `Engine.generate`; raises `UpstreamFailed` where the server broke."""
+        """As `Engine.generate`; raises `UpstreamFailed` where the server broke, `DeadlineExceeded` for want of time.
+
+        The server is told in how many seconds nobody will wait for the answer any more.
+        """
         self._check(request)
-        upstream = self.open()
-        deadline = upstream.deadline()
-        await upstream.within(self._turn.acquire(), deadline)
+        loop = asyncio.get_running_loop()
+        wanted_until = math.inf if request.timeout_s is None else loop.time() + request.timeout_s
+        deadline = self.open().deadline(request.timeout_s)
+        begun = False
+        try:
+            async with aclosing(self._in_turn(request, deadline)) as events:
+                async for event in events:
+                    begun = True
+                    yield event
+        except (EngineError, DeadlineExceeded) as error:
+            if loop.time() >= wanted_until - _LAST_MOMENT_S:  # a server that was told stops just before we do
+                raise too_late() from None
+            if isinstance(error, DeadlineExceeded) and not begun:
+                raise UpstreamFailed("The server behind this model has not answered in time.") from None
+            raise
+
+    async def _in_turn(self, request: EngineRequest, deadline: float) -> AsyncGenerator[Event, None]:
+        await self.open().within(self._turn.acquire(), deadline)
         try:
             await self._check_room(request)
             for by_name in (True, False) if self._named(request) else (False,):

@@ -114,9 +114,10 @@ class Upstream:
         """Of whatever waits for the server."""
         self._closed = False
 
-    def deadline(self) -> float:
-        """Of a request that begins now, on the event loop's clock."""
-        return asyncio.get_running_loop().time() + self._limits.total_s
+    def deadline(self, timeout_s: float | None = None) -> float:
+        """Of a request that begins now and may itself take `timeout_s`, on the event loop's clock."""
+        most = self._limits.total_s if timeout_s is None else min(timeout_s, self._limits.total_s)
+        return asyncio.get_running_loop().time() + most
 
     async def get(self, path: str, deadline: float) -> Reply:
         async with self.open("GET", path, None, deadline) as incoming:
@@ -180,7 +181,7 @@ class Upstream:
         if self._closed:
             return stopped()
         if asyncio.get_running_loop().time() >= deadline:
-            return DeadlineExceeded(f"The request took longer than the {self._limits.total_s:g} s it may take.")
+            return too_late()
         return UpstreamFailed("The server behind this model has not answered in time.")
 
     def _broken(self, error: Exception) -> SightlineError:
@@ -196,6 +197,10 @@ class Upstream:
             scope.reschedule(asyncio.get_running_loop().time())
         await asyncio.sleep(0)  # they end by that, and not by finding their connection closed
         await self._pool.aclose()
+
+
+def too_late() -> DeadlineExceeded:
+    return DeadlineExceeded("The request took longer than it may take.")
 
 
 def stopped() -> EngineUnavailable:

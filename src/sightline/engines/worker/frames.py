@@ -87,6 +87,7 @@ class WireRequest(msgspec.Struct, frozen=True):
     response_format: ResponseFormat
     priority: int
     tenant: str
+    timeout_s: float | None
 
 
 _PLAIN_FIELDS = [f.name for f in fields(EngineRequest) if f.name != "messages"]
