@@ -20,7 +20,7 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sightline import metrics
-from sightline.api import access, chat, errors, models
+from sightline.api import access, chat, errors, messages, models
 from sightline.api.dialect import Dialect
 from sightline.api.disconnect import ClientDisconnected
 from sightline.api.wire import json_response
@@ -57,6 +57,7 @@ def create_app(service: Service, settings: Settings, *, wait: bool = False) -> A
 
     dialects = [
         Dialect(chat.routes(service, settings)),
+        messages.dialect(service, settings),
         Dialect(models.routes(service)),
         Dialect(_probes(service)),
     ]
