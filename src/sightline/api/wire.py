@@ -13,7 +13,7 @@ import json
 import math
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any, NoReturn
 
 import msgspec
@@ -249,32 +249,41 @@ def _outside_strings(body: Body, mark: bytes) -> int:
 
 
 async def _read_body(request: Request, max_bytes: int) -> Body:
+    body = bytearray()  # grows with what arrives: joining the chunks of a photograph would take the loop milliseconds
+    async for chunk in body_chunks(request, max_bytes):
+        body += chunk
+    return body
+
+
+async def body_chunks(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
+    """A request's body as it arrives.
+
+    Raises `HTTPException` 408 for one that is too slow, `BodyTooLarge` behind the first `max_bytes`, which have been
+    given out by then; `ClientDisconnected` if nobody waits any more.
+    """
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > _LINGER_BYTES:
         raise _too_large(max_bytes)
-    body = bytearray()  # grows with what arrives: joining the chunks of a photograph would take the loop milliseconds
     size = 0
-    try:
-        async with asyncio.timeout(_BODY_TIMEOUT_S):
-            more = True
-            while more:
+    deadline = asyncio.get_running_loop().time() + _BODY_TIMEOUT_S
+    more = True
+    while more:
+        try:
+            async with asyncio.timeout_at(deadline):
                 message = await request.receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientDisconnected
-                chunk: bytes = message.get("body", b"")
-                size += len(chunk)
-                if size <= max_bytes:
-                    body += chunk
-                else:
-                    body.clear()
-                    if size > _LINGER_BYTES:
-                        break
-                more = message.get("more_body", False)
-    except TimeoutError:
-        raise HTTPException(408, f"The body did not arrive within {_BODY_TIMEOUT_S:g} s.") from None
+        except TimeoutError:
+            raise HTTPException(408, f"The body did not arrive within {_BODY_TIMEOUT_S:g} s.") from None
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnected
+        chunk: bytes = message.get("body", b"")
+        size += len(chunk)
+        if size <= max_bytes:
+            yield chunk
+        elif size > _LINGER_BYTES:
+            break
+        more = message.get("more_body", False)
     if size > max_bytes:
         raise _too_large(max_bytes)
-    return body
 
 
 def _too_large(max_bytes: int) -> BodyTooLarge:
