@@ -145,6 +145,15 @@ class HttpLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Between `: ping` comments on an idle event stream."""
 
 
+class ResponseLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How much is kept of the Responses API's responses, in memory, for those who go on from one."""
+
+    max_bytes: Annotated[int, msgspec.Meta(ge=0)] = 256 * MIB
+    """With their pictures, each counted once. What was used longest ago goes first."""
+    max_age_s: Annotated[float, msgspec.Meta(gt=0)] = 86_400.0
+    """After the last use."""
+
+
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One served model: a name, the engine that runs it, where it lives."""
 
@@ -209,6 +218,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """For every model; a model's own narrows it further."""
     fetch: FetchPolicy = FetchPolicy()
     http: HttpLimits = HttpLimits()
+    responses: ResponseLimits = ResponseLimits()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 
