@@ -12,7 +12,16 @@ from typing import Any
 
 import msgspec
 
-from sightline.config import FetchPolicy, HttpLimits, ImageLimits, ModelConfig, PictureSize, Settings
+from sightline.config import (
+    CorsPolicy,
+    FetchPolicy,
+    HttpLimits,
+    ImageLimits,
+    ModelConfig,
+    OptimizedPictures,
+    PictureSize,
+    Settings,
+)
 from sightline.configfile import OPTIONS, options_type, schema
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "sightline.yaml"
@@ -87,6 +96,8 @@ def configuration_page() -> str:
         ("`images`", ImageLimits),
         ("`fetch`", FetchPolicy),
         ("`http`", HttpLimits),
+        ("`cors`", CorsPolicy),
+        ("`optimized`", OptimizedPictures),
     )
     return PAGE.format(
         example=EXAMPLE.read_text(),

@@ -154,6 +154,37 @@ class ResponseLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """After the last use."""
 
 
+class OptimizedPictures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What `POST /analyze/optimized` makes of a picture before a model sees it."""
+
+    max_side: Annotated[int, msgspec.Meta(ge=64, le=16_384)] = 1024
+    """Pixels of the longer side, at most."""
+    jpeg_quality: Annotated[int, msgspec.Meta(ge=1, le=95)] = 85
+
+
+class CorsPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which web pages may use this server from a browser. As it stands: none."""
+
+    origins: tuple[str, ...] = ()
+    """`https://app.example.com`, `http://localhost:5173`, each as browsers write it; `*` for any."""
+
+    def __post_init__(self) -> None:
+        for origin in self.origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise InvalidRequest(
+                    f"{origin[:128]!r} is no origin of a web page. Write it as browsers do, such as "
+                    "https://app.example.com or http://localhost:5173: in lower case, without a path, a slash at the "
+                    "end or the scheme's own port.",
+                    param="cors",
+                )
+
+
+_ORIGIN = re.compile(
+    r"(?:http(?!.*:80$)|https(?!.*:443$))://(?:[a-z0-9_-]+(?:\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\])(?::[1-9][0-9]{0,4})?"
+)
+"""RFC 6454, section 6.2: a default port is left out. Not `null`, which every sandboxed frame and local file is."""
+
+
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One served model: a name, the engine that runs it, where it lives."""
 
@@ -219,6 +250,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     fetch: FetchPolicy = FetchPolicy()
     http: HttpLimits = HttpLimits()
     responses: ResponseLimits = ResponseLimits()
+    cors: CorsPolicy = CorsPolicy()
+    optimized: OptimizedPictures = OptimizedPictures()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 

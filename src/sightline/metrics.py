@@ -73,6 +73,14 @@ TRIES = _counter("tries", "Times a model was turned to, by what came of it, as f
 RETRIES = _counter("retries", "Tries that were made once more on the same engine.", "model")
 FALLBACKS = _counter("fallbacks", "Requests that went on to another model, by the one that was left.", "model")
 BREAKER = _gauge("breaker_open", "Whether the engine is left alone: 0 no, 0.5 for all but a probe, 1 yes.", "model")
+# Under the names that dashboards of other services know, and without labels: of the simple service (/analyze) alone.
+VLM_REQUESTS = Counter("vlm_requests", "Requests to the simple service, however they ended.", registry=REGISTRY)
+VLM_REQUEST_LATENCY_SECONDS = Histogram(
+    "vlm_request_latency_seconds", "A whole request to the simple service.", buckets=_LATENCY, registry=REGISTRY
+)
+VLM_IMAGE_SIZE_BYTES = Histogram(
+    "vlm_image_size_bytes", "Size of the picture files sent to the simple service.", buckets=_BYTES, registry=REGISTRY
+)
 EVENT_LOOP_LAG_SECONDS = _histogram("event_loop_lag_seconds", "How late the event loop woke from a short sleep.", _STEP)
 
 

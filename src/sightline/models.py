@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 from sightline import metrics
 from sightline.config import ModelConfig
@@ -29,6 +30,10 @@ class ModelStatus:
     """Unix seconds when it was configured."""
     info: EngineInfo | None
     """None until the engine has been ready once."""
+    available: bool = False
+    """Whether a request would be served: at once, or when it has loaded the model."""
+    phase: Literal["serving", "closing", "closed"] = "serving"
+    """Of its life as a whole: a model that is unloaded for want of requests still serves."""
 
 
 class ServedModel:
@@ -54,6 +59,7 @@ class ServedModel:
         self._idle: asyncio.TimerHandle | None = None
         self._users = 0
         self._closed = False
+        self._phase: Literal["serving", "closing", "closed"] = "serving"
         metrics.RUNNING.labels(self.name).set_function(lambda: self.admission.running)
         metrics.WAITING.labels(self.name).set_function(lambda: self.admission.waiting)
         metrics.BREAKER.labels(self.name).set_function(lambda: _OPENNESS[self.breaker.state])
@@ -130,6 +136,7 @@ class ServedModel:
 
     async def close(self) -> None:
         self._closed = True
+        self._phase = "closing"
         if self._idle is not None:
             self._idle.cancel()
         if self._starting is not None and not self._starting.done():
@@ -138,6 +145,7 @@ class ServedModel:
         if self._unloading is not None:
             await asyncio.wait([self._unloading])
         await self.engine.close()
+        self._phase = "closed"
 
     # --- what is known of it -------------------------------------------------------------------------------------
 
@@ -163,7 +171,7 @@ class ServedModel:
     def status(self) -> ModelStatus:
         loaded = self._starting is not None and self._starting.done() and self.state != "failed"
         info = self.engine.info if loaded else None
-        return ModelStatus(self.name, self.state, self.config.engine, self._created, info)
+        return ModelStatus(self.name, self.state, self.config.engine, self._created, info, self.available, self._phase)
 
     def _restarts(self) -> float:
         return self.engine.restarts if isinstance(self.engine, Supervised) else 0

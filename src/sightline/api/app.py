@@ -20,7 +20,7 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sightline import metrics
-from sightline.api import access, chat, errors, messages, models
+from sightline.api import access, analyze, chat, errors, messages, models, ovms
 from sightline.api.dialect import Dialect
 from sightline.api.disconnect import ClientDisconnected
 from sightline.api.wire import json_response
@@ -30,7 +30,7 @@ from sightline.service import Service
 log = logging.getLogger(__name__)
 access_log = logging.getLogger("sightline.access")
 
-PUBLIC = frozenset({"/health", "/ready"})
+PUBLIC = frozenset({"/health", "/ready"}) | ovms.PROBES
 """Paths that anyone may ask for: orchestrators probe them under whatever name or address they know. Every other path,
 also one that does not exist, is for those whom `Edge._admit` lets in."""
 CLIENT_CLOSED_REQUEST = 499
@@ -60,7 +60,9 @@ def create_app(service: Service, settings: Settings, *, wait: bool = False) -> A
         messages.dialect(service, settings),
         Dialect(models.routes(service)),
         Dialect(_probes(service)),
+        analyze.dialect(service, settings),
     ]
+    dialects.append(ovms.dialect(service, settings, [route for dialect in dialects for route in dialect.routes]))
     router = Router(
         [route for dialect in dialects for route in dialect.routes],
         redirect_slashes=False,

@@ -107,8 +107,9 @@ def _to_tools(body: ChatBody) -> tuple[tuple[Tool, ...], ToolChoice]:
 # --- routes ----------------------------------------------------------------------------------------------------------
 
 
-def routes(service: Service, settings: Settings) -> list[Route]:
-    api = _Chat(Exchange(service, settings.http))
+def routes(service: Service, settings: Settings, *, chunks: type[Chunks] = Chunks) -> list[Route]:
+    """`chunks`: how a stream is written, where a dialect with these routes has it otherwise."""
+    api = _Chat(Exchange(service, settings.http), chunks)
     return [
         Route("/v1/chat/completions", api.create_chat_completion, methods=["POST"]),
         Route("/v1/chat/completions/input_tokens", api.count_input_tokens, methods=["POST"]),
@@ -116,8 +117,9 @@ def routes(service: Service, settings: Settings) -> list[Route]:
 
 
 class _Chat:
-    def __init__(self, exchange: Exchange) -> None:
+    def __init__(self, exchange: Exchange, chunks: type[Chunks]) -> None:
         self._exchange = exchange
+        self._chunks = chunks
 
     async def create_chat_completion(self, request: Request) -> Response:
         head, body, chat = await self._read(request)
@@ -127,7 +129,7 @@ class _Chat:
             headers = to_headers(completion.sightline.engine, completion.sightline.path)
             return json_response(completion, headers=headers)
         first, rest = await self._exchange.begin(request, chat)
-        chunks = Chunks(
+        chunks = self._chunks(
             self._signed(head),
             access.of(request.scope).request_id,
             n=chat.n,

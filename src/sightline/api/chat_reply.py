@@ -118,6 +118,9 @@ class Chunks:
     A chunk's head and tail are the same throughout, so they are encoded once; each event encodes only its choice.
     """
 
+    opening = DeltaReply(role="assistant", content="")
+    """What each choice begins with."""
+
     def __init__(self, head: Head, request_id: str, *, n: int, include_usage: bool, logprobs: bool) -> None:
         self.finished: list[ChoiceEvent] = []
         """The last event of each choice that has ended."""
@@ -136,7 +139,7 @@ class Chunks:
         """The frames that an item becomes: none, one, or for `Prepared` one for each choice."""
         if isinstance(item, Prepared):
             self._prepared = item
-            return b"".join(self._frame(i, DeltaReply(role="assistant", content="")) for i in range(self._n))
+            return b"".join(self._frame(i, self.opening) for i in range(self._n))
         index, event = item.index, item.event
         match event:
             case TextDelta(text=text, logprobs=tokens):

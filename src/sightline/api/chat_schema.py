@@ -315,7 +315,7 @@ class ToolCallPiece(msgspec.Struct, frozen=True, kw_only=True):
 
 class DeltaReply(msgspec.Struct, frozen=True, kw_only=True):
     role: str | UnsetType = UNSET
-    content: str | UnsetType = UNSET
+    content: str | UnsetType | None = UNSET
     refusal: str | UnsetType = UNSET
     reasoning_content: str | UnsetType = UNSET
     tool_calls: tuple[ToolCallPiece, ...] | UnsetType = UNSET

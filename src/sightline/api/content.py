@@ -187,7 +187,7 @@ def _to_image_ref(part: PicturePart, kind: str, at: str, defaults: PictureDefaul
         case ImageUrl():
             source, detail, place = given.url, given.detail, f"{place}.url"
         case str():
-            source = given if kind == "image_url" else _to_url(given, place)
+            source = given if kind == "image_url" else to_url(given, place)
     max_pixels, min_pixels = part.max_pixels or defaults.max_pixels, part.min_pixels or defaults.min_pixels
     if max_pixels is not None and min_pixels is not None and min_pixels > max_pixels:
         raise InvalidRequest(
@@ -203,7 +203,7 @@ _BASE64_JPEG = "/9j/"
 """Base64 of the bytes that every JPEG begins with: the one picture whose base64 looks like a path."""
 
 
-def _to_url(source: str, at: str) -> str:
+def to_url(source: str, at: str) -> str:
     """The string of an `image` part, a URL or bare base64, as a URL. Never a path: other servers open those.
 
     Raises `ImageForbidden` for what looks like a path.

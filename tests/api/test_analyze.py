@@ -1,0 +1,218 @@
+"""The simple service: a prompt and a picture, a text back."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from PIL import Image as PILImage
+from starlette.types import ASGIApp
+
+from sightline import metrics
+from sightline.api.analyze import default_model, to_num_bytes
+from sightline.api.app import create_app
+from sightline.config import ModelConfig, OptimizedPictures, Settings
+from sightline.errors import UnsupportedFeature
+from sightline.models import ModelStatus
+from sightline.service import Service
+from sightline.types import ImageRef
+from tests.api.standin import FINISH, INFO, ScriptedService, app_of, get, post, say
+
+pytestmark = pytest.mark.anyio
+
+SETTINGS = Settings(
+    models=(ModelConfig(name="fake", engine="fake", max_concurrent=4, max_queue=4),),
+    optimized=OptimizedPictures(max_side=512),
+)
+
+
+def file_of(width: int, height: int, colour: str, kind: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    PILImage.new("RGB", (width, height), colour).save(file, kind)
+    return file.getvalue()
+
+
+def base64_of(*picture: Any) -> str:
+    return base64.b64encode(file_of(*picture)).decode()
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@asynccontextmanager
+async def running(settings: Settings = SETTINGS) -> AsyncIterator[ASGIApp]:
+    """The application on the real service and the fake engine, which tells what it sees."""
+    service = Service(settings)
+    await service.start()
+    try:
+        yield create_app(service, settings)
+    finally:
+        await service.close()
+
+
+def body(**fields: Any) -> dict[str, Any]:
+    return {"prompt": "What is this?", "image_base64": base64_of(64, 48, "red"), **fields}
+
+
+# --- what is answered ------------------------------------------------------------------------------------------------
+
+
+async def test_the_model_sees_the_picture() -> None:
+    async with running() as app:
+        bare = await post(app, body(), "/analyze")
+        assert bare.status == 200
+        assert set(bare.json) == {"result"}
+        assert "1 picture: 64x48 mostly red" in bare.json["result"]
+        assert bare.json["result"].endswith("What is this?")
+        assert bare.headers["x-sightline-engine"] == "fake"
+        uri = f"data:image/jpeg;base64,{base64_of(640, 32, 'blue')}"
+        assert (
+            "640x32 mostly blue" in (await post(app, body(image_base64=uri, model="fake"), "/analyze")).json["result"]
+        )
+
+
+async def test_the_model_sees_the_smaller_jpeg() -> None:
+    async with running() as app:
+        large = await post(app, body(image_base64=base64_of(2000, 1000, "green")), "/analyze/optimized")
+        assert large.status == 200
+        assert "512x256 mostly green" in large.json["result"], "the picture that was served, not the one that was sent"
+        served = large.json["served"]
+        assert (served["width"], served["height"]) == (512, 256)
+        assert 500 < served["bytes"] < 20_000
+        small = await post(app, body(), "/analyze/optimized")
+        assert (small.json["served"]["width"], small.json["served"]["height"]) == (64, 48), "never enlarged"
+
+
+async def test_answers_are_greedy() -> None:
+    service = ScriptedService()
+    reply = await post(app_of(service), body(), "/analyze")
+    assert reply.json == {"result": "A cat"}
+    (request,) = service.requests
+    assert request.sampling.temperature == 0
+    assert [type(part).__name__ for part in request.messages[0].content] == ["ImageRef", "Text"]
+
+
+# --- which model -----------------------------------------------------------------------------------------------------
+
+SEES = ModelStatus("sees", "ready", "scripted", 1, INFO)
+BLIND = ModelStatus("blind", "ready", "scripted", 1, replace(INFO, vision=None))
+LOADS = ModelStatus("loads", "loading", "scripted", 1, None)
+FAILED = ModelStatus("failed", "failed", "scripted", 1, None)
+
+
+@pytest.mark.parametrize(
+    ("statuses", "chosen"),
+    [((BLIND, SEES), "sees"), ((LOADS, SEES), "loads"), ((FAILED, BLIND, SEES), "sees"), ((BLIND, FAILED), "failed")],
+)
+def test_the_first_model_that_sees_is_asked(statuses: tuple[ModelStatus, ...], chosen: str) -> None:
+    assert default_model(statuses) == chosen
+
+
+async def test_without_a_model_that_sees_it_says_so() -> None:
+    with pytest.raises(UnsupportedFeature):
+        default_model([BLIND])
+    reply = await post(app_of(ScriptedService(statuses=(BLIND,))), body(), "/analyze")
+    assert (reply.status, reply.json["detail"]) == (
+        400,
+        "No model here can see pictures. GET /v1/models lists what is served.",
+    )
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+ROUTES = ["/analyze", "/analyze/optimized"]
+
+
+@pytest.mark.parametrize("path", ROUTES)
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"prompt": None}, "prompt"),
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": 5}, "prompt"),
+        ({"image_base64": None}, "image_base64"),
+        ({"image_base64": ["a"]}, "image_base64"),
+        ({"image_base64": ""}, "image_base64"),
+        ({"image_base64": "/etc/passwd"}, "opens no paths"),
+        ({"image_base64": "file:///a.png"}, "opens no paths"),
+        ({"image_base64": "https://127.0.0.1/a.png"}, "no URL is opened"),
+        ({"model": ""}, "model"),
+    ],
+)
+async def test_a_field_at_fault_is_named(path: str, fields: dict[str, Any], said: str) -> None:
+    service = ScriptedService()
+    reply = await post(app_of(service), body(**fields), path)
+    assert (reply.status, set(reply.json)) == (400, {"detail"})
+    assert said in reply.json["detail"]
+    assert not service.requests
+
+
+async def test_a_picture_at_fault_is_named() -> None:
+    async with running() as app:
+        for path in ROUTES:
+            for bad in ("not base64!", "aGVsbG8=", "data:,hello", body()["image_base64"][:120]):
+                reply = await post(app, body(image_base64=bad), path)
+                assert (reply.status, set(reply.json)) == (400, {"detail"})
+                assert reply.json["detail"].startswith("image_base64: ")
+            unknown = await post(app, body(model="other"), path)
+            assert (unknown.status, unknown.json["detail"][:11]) == (404, "The model '")
+
+
+async def test_every_error_below_the_path_has_the_shape() -> None:
+    app = app_of(ScriptedService(), max_body_bytes=100)
+    replies = [
+        (await post(app, b"{", "/analyze"), 400),
+        (await post(app, body(), "/analyze"), 413),
+        (await post(app, b"a=b", "/analyze", content_type="text/plain"), 415),
+        (await get(app, "/analyze"), 405),
+        (await get(app, "/analyze/elsewhere"), 404),
+    ]
+    for reply, status in replies:
+        assert reply.status == status
+        assert list(reply.json) == ["detail"]
+        assert isinstance(reply.json["detail"], str)
+        assert reply.headers["x-request-id"]
+    assert set((await get(app, "/analyzer")).json) == {"error"}, "another path"
+
+
+async def test_a_bug_says_nothing_but_its_number() -> None:
+    async def broken(request: Any) -> Any:
+        raise RuntimeError("secret")
+        yield
+
+    reply = await post(app_of(ScriptedService(script=broken)), body(), "/analyze")
+    assert reply.status == 500
+    assert "secret" not in reply.json["detail"]
+    assert reply.headers["x-request-id"] in reply.json["detail"]
+
+
+# --- what is counted -------------------------------------------------------------------------------------------------
+
+
+def sample(name: str) -> float:
+    return metrics.REGISTRY.get_sample_value(name) or 0.0
+
+
+async def test_requests_are_counted_under_the_names_that_dashboards_know() -> None:
+    file = file_of(64, 48, "red")
+    names = "vlm_requests_total", "vlm_request_latency_seconds_count", "vlm_image_size_bytes_sum"
+    before = [sample(name) for name in names]
+    app = app_of(ScriptedService(script=say(FINISH)))
+    await post(app, body(), "/analyze")
+    await post(app, body(prompt=""), "/analyze")
+    assert [sample(name) - b for name, b in zip(names, before, strict=True)] == [2, 2, len(file)]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 100])
+def test_the_size_of_a_file_is_known_before_it_is_decoded(size: int) -> None:
+    digits = base64.b64encode(bytes(size)).decode()
+    for source in (f"data:;base64,{digits}", f"data:image/png;base64,{digits}", bytes(size)):
+        assert to_num_bytes(ImageRef(source, "image_base64")) == size
