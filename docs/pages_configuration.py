@@ -22,7 +22,8 @@ from sightline.config import (
     PictureSize,
     Settings,
 )
-from sightline.configfile import OPTIONS, options_type, schema
+from sightline.configfile import options_type, schema
+from sightline.engines import ENGINES
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "sightline.yaml"
 
@@ -104,7 +105,9 @@ def configuration_page() -> str:
         table=_TABLE,
         server=_table(Settings),
         sections="\n\n".join(f"## {title}\n\n{_table(kind)}" for title, kind in sections),
-        engines="\n\n".join(f"### {engine}\n\n{_table(options_type(engine))}" for engine in OPTIONS),
+        engines="\n\n".join(
+            f"### {name}\n\n{_table(options_type(entry.options))}" for name, entry in ENGINES.items() if entry.options
+        ),
     )
 
 

@@ -191,7 +191,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     name: str
     engine: str = "openvino"
     source: str = PEEK
-    """`peek`, or a directory that holds the model."""
+    """`peek`, or where the model is: a directory; for some engines a GGUF file, a hub's id, or a name they know."""
     options: Mapping[str, Any] = {}
     """The engine's own options, checked by the engine."""
     max_concurrent: Annotated[int, msgspec.Meta(ge=1)] = 16
@@ -230,8 +230,13 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return self.limit_mm_per_prompt.get("image")
 
     @property
+    def known_as(self) -> str:
+        """What a server that runs the model calls it, where no option says so: the source, or this model's name."""
+        return self.name if self.source == PEEK else self.source
+
+    @property
     def path(self) -> Path:
-        """The directory of the model's files."""
+        """Of a source that is a file or a directory."""
         return Path(__file__).parent / "peek" / "model" if self.source == PEEK else Path(self.source)
 
 

@@ -23,30 +23,10 @@ import msgspec
 import yaml
 
 from sightline.config import PEEK, ModelConfig, Settings, variable
-from sightline.engines import ENGINES, load_engine
+from sightline.engines import EngineEntry, engine_names, find_entry, load_engine
+from sightline.engines.sources import check_source
 from sightline.errors import InvalidRequest, SightlineError
 
-OPTIONS: Mapping[str, str] = {
-    "openvino": "sightline.engines.openvino:Options",
-    "vllm": "sightline.engines.vllm:VllmOptions",
-    "llamacpp": "sightline.engines.llamacpp.options:LlamaCppOptions",
-    "remote": "sightline.engines.remote.options:RemoteOptions",
-    "ollama": "sightline.engines.ollama.options:OllamaOptions",
-    "litellm": "sightline.engines.litellm_provider:LiteLLMOptions",
-    "transformers": "sightline.engines.transformers:Options",
-    "fake": "sightline.engines.fake:FakeOptions",
-}
-"""Where each engine says which options it has; none of these modules needs the engine's library to be imported."""
-
-NEEDS: Mapping[str, tuple[str, ...]] = {
-    "llamacpp": ("xllamacpp",),
-    "litellm": ("litellm",),
-    "transformers": ("torch", "transformers", "accelerate"),
-}
-"""Modules of the extra of the engine's name, without which it cannot start."""
-
-_DIRECTORY_ENGINES = frozenset({"openvino", "transformers", "llamacpp"})
-"""Their source is a directory; that of others may be a name that only they know."""
 _PATH_OPTIONS = frozenset({"checkpoint", "ca_file"})
 _VARIABLE = re.compile(r"\$(\$\{)|\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _ONLY_VARIABLE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}")
@@ -302,24 +282,30 @@ def _with_fallbacks(reading: _Reading, model: ModelConfig, path: str, owners: Ma
 
 
 def _to_model(reading: _Reading, model: ModelConfig, path: str) -> ModelConfig:
-    if model.engine not in ENGINES:
-        near = difflib.get_close_matches(model.engine, ENGINES, n=1)
-        hint_text = f" Did you mean {near[0]}?" if near else ""
-        reading.wrong(
-            f"{path}.engine", f"there is no engine {model.engine!r}.{hint_text} Engines: {', '.join(sorted(ENGINES))}."
-        )
+    try:
+        entry = find_entry(model.engine)
+    except InvalidRequest as error:
+        reading.wrong(f"{path}.engine", _within(error.message))
         return model
+    given = model.source
     model = _anchored(reading, model)
-    if model.engine in _DIRECTORY_ENGINES and not model.path.is_dir():
-        reading.wrong(f"{path}.source", f"there is no model here: neither `{PEEK}` nor a directory {model.source!r}.")
-    _check_options(reading, model, path)
+    try:
+        check_source(model.source, model.engine, entry, shown=given)
+    except InvalidRequest as error:
+        reading.wrong(f"{path}.source", _within(error.message))
+    _check_options(reading, model, entry, path)
     return model
+
+
+def _within(sentence: str) -> str:
+    """A sentence as what follows a colon."""
+    return sentence[:1].lower() + sentence[1:]
 
 
 def _anchored(reading: _Reading, model: ModelConfig) -> ModelConfig:
     """With paths that are relative to the file made absolute."""
     source, here = model.source, reading.directory
-    is_path = model.engine in _DIRECTORY_ENGINES or source.startswith(("./", "../")) or (here / source).is_dir()
+    is_path = source.startswith(("./", "../")) or (here / source).exists()
     options = {
         key: str(here / value) if key in _PATH_OPTIONS and isinstance(value, str) else value
         for key, value in model.options.items()
@@ -329,19 +315,19 @@ def _anchored(reading: _Reading, model: ModelConfig) -> ModelConfig:
     )
 
 
-def _check_options(reading: _Reading, model: ModelConfig, path: str) -> None:
-    known = options_type(model.engine).__struct_fields__
-    unknown = [name for name in model.options if name not in known]
-    for name in unknown:
-        reading.wrong(f"{path}.options.{name}", _unknown(name, known))
-    missing = [name for name in NEEDS.get(model.engine, ()) if find_spec(name) is None]
+def _check_options(reading: _Reading, model: ModelConfig, entry: EngineEntry, path: str) -> None:
+    if entry.options is not None:
+        known = options_type(entry.options).__struct_fields__
+        for name in [name for name in model.options if name not in known]:
+            reading.wrong(f"{path}.options.{name}", _unknown(name, known))
+    missing = [name for name in entry.needs if find_spec(name) is None]
     if missing and not (model.engine == "llamacpp" and model.options.get("executable")):
         names = ", ".join(missing)
         reading.wrong(f"{path}.engine", f"{model.engine} needs {names}: pip install 'sightline[{model.engine}]'.")
     if any(problem.path.startswith(f"{path}.options") for problem in reading.problems):
         return
     try:
-        load_engine(model)  # made, not started: that is where every engine checks what it is told
+        load_engine(model, entry.target)  # made, not started: that is where every engine checks what it is told
     except SightlineError as error:
         reading.wrong(f"{path}.options", error.message)
 
@@ -362,19 +348,27 @@ def _refuse_cycles(reading: _Reading, models: Mapping[str, ModelConfig]) -> None
 # ---- the schema
 
 
-def options_type(engine: str) -> type[msgspec.Struct]:
-    """The struct of an engine's options. Raises `KeyError` for one that is not in `ENGINES`."""
-    module, _, name = OPTIONS[engine].partition(":")
+def options_type(where: str) -> type[msgspec.Struct]:
+    """The struct of an engine's options: `where` is `EngineEntry.options`."""
+    module, _, name = where.partition(":")
     found: type[msgspec.Struct] = getattr(import_module(module), name)
     return found
 
 
+def _options_of(engine: str) -> str | None:
+    try:
+        return find_entry(engine).options
+    except InvalidRequest:  # another package's, which cannot be used: whoever names it is told why
+        return None
+
+
 def schema() -> dict[str, Any]:
-    """The file's JSON schema (2020-12), the options of each engine by the engine's name."""
-    kinds = [Settings, *(options_type(engine) for engine in OPTIONS)]
+    """The file's JSON schema (2020-12), the options of each engine by the engine's name: of those that are here."""
+    told = {name: where for name in engine_names() if (where := _options_of(name)) is not None}
+    kinds = [Settings, *map(options_type, told.values())]
     schemas, parts = msgspec.json.schema_components(kinds, ref_template="#/$defs/{name}")
     model = parts["ModelConfig"]
-    model["properties"]["engine"]["enum"] = sorted(ENGINES)
+    model["properties"]["engine"]["enum"] = sorted(engine_names())
     # The default engine is `openvino`: its rule holds where `engine` is left out, too; others want it written.
     model["allOf"] = [
         {
@@ -384,7 +378,7 @@ def schema() -> dict[str, Any]:
             },
             "then": {"properties": {"options": options}},
         }
-        for engine, options in zip(OPTIONS, schemas[1:], strict=True)
+        for engine, options in zip(told, schemas[1:], strict=True)
     ]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

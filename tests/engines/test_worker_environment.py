@@ -24,7 +24,7 @@ OURS = {
 
 
 def seen(**options: Any) -> dict[str, str] | None:
-    return child_environment(ModelConfig(name="m", engine="litellm", options=options), OURS)
+    return child_environment(ModelConfig(name="m", engine="litellm", options=options), ENGINES["litellm"], OURS)
 
 
 def test_only_what_is_named_and_what_any_program_needs() -> None:
@@ -45,7 +45,7 @@ def test_what_is_no_list_of_names_names_nothing(env: object) -> None:
 
 
 def test_other_engines_see_all() -> None:
-    assert child_environment(ModelConfig(name="m", engine="fake"), OURS) is None
+    assert child_environment(ModelConfig(name="m", engine="fake"), ENGINES["fake"], OURS) is None
 
 
 @pytest.mark.anyio

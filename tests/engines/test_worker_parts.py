@@ -138,8 +138,10 @@ def test_every_event_has_a_frame() -> None:
 def test_the_other_frames() -> None:
     info = EngineInfo("fake", 100, CellBudget(28, 1, 2), 3, frozenset({"seed"}), "sha256:0")
     config = ModelConfig(name="m", options={"a": 1, "b": [None, 1.5, {"c": "d"}]})
-    for frame in (frames.Start(config), frames.Cancel(1), frames.Credit(2, 128), frames.Ping(3), frames.Close(),
-                  frames.Ready(info), frames.Pong(4)):  # fmt: skip
+    for frame in (
+        frames.Start(config, "module:Class"), frames.Cancel(1), frames.Credit(2, 128), frames.Ping(3), frames.Close(),
+        frames.Ready(info), frames.Pong(4),
+    ):  # fmt: skip
         assert there(frame) == frame
 
 

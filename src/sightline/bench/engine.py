@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sightline.config import PEEK, ModelConfig
-from sightline.engines import ENGINES, Engine, open_engine
+from sightline.engines import Engine, engine_names, open_engine
 from sightline.types import EngineRequest, Finish, Image, Message, SamplingParams, Text
 
 QUESTION = "What colour is the circle?"
@@ -99,8 +99,8 @@ async def main(args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--engine", default="openvino", choices=sorted(ENGINES))
-    parser.add_argument("--model", default=PEEK, help="`peek`, or a directory")
+    parser.add_argument("--engine", default="openvino", help=f"one of {', '.join(engine_names())}")
+    parser.add_argument("--model", default=PEEK, help="as of `sightline serve`")
     parser.add_argument("--clients", type=lambda text: [int(n) for n in text.split(",")], default=[1, 4, 16])
     parser.add_argument("--answers", type=int, default=8, help="answers each client asks for")
     parser.add_argument("--max-tokens", type=int, default=64)

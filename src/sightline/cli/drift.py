@@ -17,7 +17,8 @@ from sightline.drift.compare import MEANING, Agreement, compare_all
 from sightline.drift.drawing import drawn
 from sightline.drift.questions import DEFAULT_QUESTIONS, Question, each_of_each, read_pictures, read_texts
 from sightline.drift.report import Report, thumbnails, to_html, to_json
-from sightline.engines import ENGINES
+from sightline.engines import engine_names, find_entry
+from sightline.engines.sources import check_source
 from sightline.errors import InvalidRequest
 
 _LISTED = 10
@@ -31,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         metavar="A,B",
         help="two or more, the first is what the others are compared with; LABEL=ENGINE runs one engine twice, with "
-        f"other options. Engines: {', '.join(sorted(ENGINES))}",
+        f"other options. Engines: {', '.join(engine_names())}",
     )
     parser.add_argument(
         "--engine-option",
@@ -92,8 +93,6 @@ def to_engines(names: str, pairs: Sequence[str], model: str) -> list[ModelConfig
             f"--engines takes two or more, each under its own name, not {names!r}. "
             "Write openvino,transformers, or exact=openvino,int8=openvino for one engine twice."
         )
-    if unknown := [engine for engine in labelled.values() if engine not in ENGINES]:
-        raise InvalidRequest(f"There is no engine {unknown[0]!r}. Engines: {', '.join(sorted(ENGINES))}.")
     options: dict[str, list[str]] = {label: [] for label in labelled}
     for pair in pairs:
         label, dot, option = pair.partition(".")
@@ -108,8 +107,7 @@ def to_engines(names: str, pairs: Sequence[str], model: str) -> list[ModelConfig
 def _config(label: str, engine: str, options: dict[str, object], model: str) -> ModelConfig:
     given = options.pop("source", None)
     source = model if given is None else str(given)
-    if given is None and source != PEEK and not Path(source).is_dir():
-        raise InvalidRequest(f"There is no model {source!r}: it is neither `{PEEK}` nor a directory.")
+    check_source(source, engine, find_entry(engine))
     return ModelConfig(name=label, engine=engine, source=source, options=options)
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from sightline.config import PEEK, ModelConfig, PictureSize, environment
-from sightline.engines import ENGINES
+from sightline.engines import ENGINES, find_entry
+from sightline.engines.sources import check_source, name_of
 from sightline.errors import InvalidRequest
 
 
@@ -19,11 +19,17 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         default=environment("MODEL", PEEK),
-        help="the embedded model `peek` (default), or a directory that holds an OpenVINO model",
+        help="the embedded model `peek` (default), a directory, a GGUF file, a hub's id (ORGANISATION/NAME), or a name "
+        "that the engine knows",
     )
     engines = "; ".join(f"{name}: {entry.summary}" for name, entry in ENGINES.items())
-    parser.add_argument("--engine", choices=sorted(ENGINES), default=environment("ENGINE", "openvino"), help=engines)
-    parser.add_argument("--name", help="the name clients use for the model (default: the directory's, or `peek`)")
+    parser.add_argument(
+        "--engine",
+        metavar="NAME",
+        default=environment("ENGINE", "openvino"),
+        help=f"what runs the model (default: openvino). {engines}; and those of other packages",
+    )
+    parser.add_argument("--name", help="the name clients use for the model (default: the source's, or `peek`)")
     parser.add_argument(
         "--option",
         action="append",
@@ -64,7 +70,7 @@ def to_picture_size(args: argparse.Namespace, prefix: str = "") -> PictureSize:
 
 
 def to_model_config(args: argparse.Namespace) -> ModelConfig:
-    """Raises `InvalidRequest` for a directory that is not there or an option that cannot be meant."""
+    """Raises `InvalidRequest` for an engine or a source that is not there, and for an option that cannot be meant."""
     config = _to_source(args)
     return msgspec.structs.replace(
         config,
@@ -75,14 +81,11 @@ def to_model_config(args: argparse.Namespace) -> ModelConfig:
 
 
 def _to_source(args: argparse.Namespace) -> ModelConfig:
+    entry = find_entry(args.engine)
     if args.engine == "fake" and args.model == PEEK:
         return ModelConfig(name=args.name or "fake", engine="fake")
-    if args.model != PEEK and not Path(args.model).is_dir():
-        raise InvalidRequest(
-            f"There is no model {args.model!r}: it is neither `{PEEK}` nor a directory.", param="model"
-        )
-    name = args.name or (PEEK if args.model == PEEK else Path(args.model).resolve().name)
-    return ModelConfig(name=name, engine=args.engine, source=args.model)
+    check_source(args.model, args.engine, entry)
+    return ModelConfig(name=args.name or name_of(args.model), engine=args.engine, source=args.model)
 
 
 def to_options(pairs: Sequence[str]) -> dict[str, object]:

@@ -1,20 +1,35 @@
 """Engines: what runs a model.
 
-The contract fits this screen. Engines know nothing of HTTP; everything above knows only this protocol.
+The contract fits this screen; `table.py` says which engines there are. Engines know nothing of HTTP; everything above
+knows only this protocol.
 `tests/engines/conformance.py` is the contract as tests, a function per clause, and every engine passes it.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 from sightline.config import ModelConfig
-from sightline.errors import InvalidRequest
+from sightline.engines.table import ENGINES, EngineEntry, engine_names, find_entry
 from sightline.images.budget import VisionBudget
 from sightline.types import EngineRequest, Event, TokenCount
+
+__all__ = [
+    "ENGINES",
+    "FEATURES",
+    "Engine",
+    "EngineEntry",
+    "EngineInfo",
+    "EngineState",
+    "Supervised",
+    "engine_names",
+    "find_entry",
+    "load_engine",
+    "open_engine",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +37,7 @@ class EngineInfo:
     """What is known of a running engine: data, so that callers decide without asking it."""
 
     engine: str
-    """Its name in `ENGINES`."""
+    """The name it is chosen by."""
     context_length: int
     """Prompt and completion tokens together."""
     vision: VisionBudget | None = None
@@ -97,78 +112,21 @@ class Supervised(Protocol):
     def restarts(self) -> int: ...
 
 
-@dataclass(frozen=True, slots=True)
-class EngineEntry:
-    """A row of the engine table: where the class is, imported only when it is wanted."""
+def load_engine(config: ModelConfig, target: str | None = None) -> Engine:
+    """The engine itself, in this process; `target`: that of its row, where it has been found already.
 
-    target: str
-    """`module:Class`; called with a `ModelConfig`, gives an `Engine` that runs in this process."""
-    isolated: bool = True
-    """Runs in a supervised child process (`worker.py`). False for engines that only talk to another process."""
-    summary: str = ""
-    environment: Mapping[str, str] | None = None
-    """Of an isolated engine that must not see our secrets: variables that its process gets, beside those that the
-    operator names in the option `env` and what any program needs. None: it gets all of ours."""
-
-
-ENGINES: dict[str, EngineEntry] = {
-    "openvino": EngineEntry(
-        "sightline.engines.openvino:OpenVINOEngine", summary="our own, on OpenVINO's runtime; fastest on a CPU"
-    ),
-    "vllm": EngineEntry(
-        "sightline.engines.vllm:VllmEngine", isolated=False, summary="vLLM, in an environment of its own"
-    ),
-    "llamacpp": EngineEntry(
-        "sightline.engines.llamacpp:LlamaCppEngine", isolated=False, summary="llama.cpp, from GGUF files"
-    ),
-    "remote": EngineEntry(
-        "sightline.engines.remote:RemoteEngine", isolated=False, summary="any OpenAI-compatible server, by its address"
-    ),
-    "ollama": EngineEntry(
-        "sightline.engines.ollama:OllamaEngine", isolated=False, summary="a model behind Ollama, by its own API"
-    ),
-    "litellm": EngineEntry(
-        "sightline.engines.litellm_provider:LiteLLMEngine",
-        summary="a provider (OpenAI, Anthropic, Gemini, Bedrock, Azure ...), by LiteLLM's SDK",
-        environment={
-            # No files of keys (dotenv, ~/.aws, ~/.config/gcloud), no machine's own credentials, nothing downloaded.
-            "LITELLM_MODE": "PRODUCTION",
-            "LITELLM_LOCAL_MODEL_COST_MAP": "True",
-            "LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS": "True",
-            "LITELLM_LOCAL_BLOG_POSTS": "True",
-            "AWS_EC2_METADATA_DISABLED": "true",
-            "NO_GCE_CHECK": "true",
-            "HOME": "/nonexistent",
-        },
-    ),
-    "transformers": EngineEntry(
-        "sightline.engines.transformers:TransformersEngine", summary="Hugging Face transformers: any model it can open"
-    ),
-    "fake": EngineEntry(
-        "sightline.engines.fake:FakeEngine", summary="deterministic, no model; for tests, load tests and docs"
-    ),
-}
-
-
-def load_engine(config: ModelConfig) -> Engine:
-    """The engine itself, in this process. Raises `InvalidRequest` for an unknown engine name."""
-    module, _, name = _entry(config).target.partition(":")
+    Raises as `find_entry`, and as the engine for options that cannot be meant.
+    """
+    module, _, name = (target or find_entry(config.engine).target).partition(":")
     factory: Any = getattr(import_module(module), name)
     return cast(Engine, factory(config))
 
 
 def open_engine(config: ModelConfig) -> Engine:
     """The engine as everything above uses it: in its own supervised process where its row says so. Not yet started."""
-    if _entry(config).isolated:
+    entry = find_entry(config.engine)
+    if entry.isolated:
         from sightline.engines.worker import WorkerEngine
 
         return WorkerEngine(config)
-    return load_engine(config)
-
-
-def _entry(config: ModelConfig) -> EngineEntry:
-    try:
-        return ENGINES[config.engine]
-    except KeyError:
-        known = ", ".join(sorted(ENGINES))
-        raise InvalidRequest(f"There is no engine {config.engine!r}. Engines: {known}.", param="engine") from None
+    return load_engine(config, entry.target)

@@ -51,7 +51,9 @@ class Facts:
 
 def find(config: ModelConfig, options: LlamaCppOptions) -> ModelFiles:
     """Raises `InvalidRequest` where there is none, or a choice that is the operator's."""
-    directory = config.path
+    if config.path.suffix.lower() == ".gguf" and options.model_file is None:
+        options = msgspec.structs.replace(options, model_file=config.path.name)
+    directory = config.path if config.path.is_dir() else config.path.parent
     found = [path for path in sorted(directory.glob("*.gguf")) if not _LATER_PART.search(path.name)]
     towers = [path for path in found if "mmproj" in path.name.lower()]
     models = [path for path in found if path not in towers]

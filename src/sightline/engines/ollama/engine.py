@@ -59,7 +59,7 @@ class OllamaEngine:
         """Raises `InvalidRequest` for options that cannot be meant."""
         self._config = config
         self._options = read_options(config)
-        self._model = self._options.model or config.name
+        self._model = self._options.model or config.known_as
         self._key = read_key(self._options)
         self._pictures = Pictures()
         self._turn = asyncio.Semaphore(config.max_concurrent)

@@ -61,7 +61,7 @@ class RemoteEngine:
         self._config = config
         self._options = options or read_options(config, RemoteOptions)
         self._kind = self._options.row
-        self._model = self._options.model or config.name
+        self._model = self._options.model or config.known_as
         self._budget = read_budget(self._options)
         self._key = read_key(self._options)
         self._specials = Specials(read_specials(self._options))

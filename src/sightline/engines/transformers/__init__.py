@@ -22,6 +22,7 @@ from sightline.config import ModelConfig
 from sightline.engines import FEATURES, EngineInfo
 from sightline.engines.checkpoint import CheckpointError
 from sightline.engines.delivery import Events, room_for_answer, verify_logit_bias
+from sightline.engines.sources import model_directory
 from sightline.engines.steps import generated
 from sightline.errors import EngineUnavailable, InvalidRequest
 from sightline.images.checkpoint import BudgetError
@@ -143,7 +144,7 @@ class TransformersEngine:
         from sightline.engines.transformers.loop import StepLoop
         from sightline.engines.transformers.prompt import PromptBuilder
 
-        options, model_dir = self._options, self._config.path
+        options, model_dir = self._options, model_directory(self._config)
         if not model_dir.is_dir():
             raise CheckpointError("there is no such directory")
         loaded = load(model_dir, options)

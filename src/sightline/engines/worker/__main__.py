@@ -106,8 +106,8 @@ class Worker:
                     task.cancel()
             case frames.Ping(number):
                 self._send(frames.Pong(number))
-            case frames.Start(config):
-                self._begin(0, self._start(config))
+            case frames.Start(config, target):
+                self._begin(0, self._start(config, target))
             case frames.Close():
                 self._closing.set()
 
@@ -117,9 +117,9 @@ class Worker:
 
     # --- what they ask for ---------------------------------------------------------------------------------------
 
-    async def _start(self, config: ModelConfig) -> None:
+    async def _start(self, config: ModelConfig, target: str) -> None:
         try:
-            engine = load_engine(config)
+            engine = load_engine(config, target)
             await engine.start()
         except SightlineError as error:
             self._send(frames.NotReady(frames.to_wire_error(error)))

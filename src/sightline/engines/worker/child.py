@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from sightline.config import ModelConfig
-from sightline.engines import EngineInfo
+from sightline.engines import EngineEntry, EngineInfo
 from sightline.engines.worker import frames
 from sightline.engines.worker.environment import child_environment
 from sightline.engines.worker.output import printable_lines
@@ -45,7 +45,9 @@ class Child:
     Used from one event loop.
     """
 
-    def __init__(self, config: ModelConfig, *, ping_timeout_s: float, on_lost: Callable[[Child], None]) -> None:
+    def __init__(
+        self, config: ModelConfig, entry: EngineEntry, *, ping_timeout_s: float, on_lost: Callable[[Child], None]
+    ) -> None:
         """`on_lost` is called as soon as it is known that nothing can be asked of it any more."""
         self.pid: int | None = None
         self.lost = False
@@ -55,6 +57,7 @@ class Child:
         """It said why it cannot load, or took too long: another one would fare no better."""
         self.last_lines: deque[str] = deque(maxlen=_LAST_LINES)
         self._config = config
+        self._entry = entry
         self._ping_timeout_s = ping_timeout_s
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
@@ -79,7 +82,7 @@ class Child:
         except OSError as error:
             log.error("model %s: no process could be started: %s", self._config.name, error)
             raise EngineUnavailable("The engine's process could not be started.") from None
-        self._send(frames.Start(self._config))
+        self._send(frames.Start(self._config, self._entry.target))
         timeout_s = self._config.start_timeout_s
         await self._first_of(self._ready, self._ended, timeout_s=timeout_s)
         if self._ready.done():
@@ -286,7 +289,7 @@ class Child:
                 sys.executable, "-P", "-u", "-X", "faulthandler", "-m", "sightline.engines.worker",
                 *map(str, fds), self._config.name,
                 stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-                pass_fds=fds, start_new_session=True, env=child_environment(self._config, os.environ),
+                pass_fds=fds, start_new_session=True, env=child_environment(self._config, self._entry, os.environ),
             )  # fmt: skip
             theirs.close()  # before we listen: a copy of the child's end here would hide its death
             self.pid = self._process.pid

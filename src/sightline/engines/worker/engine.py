@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from sightline.config import ModelConfig
-from sightline.engines import EngineInfo, EngineState
+from sightline.engines import EngineInfo, EngineState, find_entry
 from sightline.engines.worker.child import Child
 from sightline.engines.worker.restarts import RestartPolicy
 from sightline.errors import EngineUnavailable
@@ -29,8 +29,12 @@ class WorkerEngine:
     def __init__(
         self, config: ModelConfig, *, ping_timeout_s: float = 30.0, restarts: RestartPolicy | None = None
     ) -> None:
-        """`ping_timeout_s`: a child whose event loop does not answer for so long is killed."""
+        """`ping_timeout_s`: a child whose event loop does not answer for so long is killed.
+
+        Raises as `find_entry`.
+        """
         self._config = config
+        self._entry = find_entry(config.engine)
         self._ping_timeout_s = ping_timeout_s
         self._policy = restarts or RestartPolicy()
         self._restarts = 0
@@ -130,7 +134,9 @@ class WorkerEngine:
 
     async def _run_children(self) -> EngineUnavailable:
         while True:
-            child = self._child = Child(self._config, ping_timeout_s=self._ping_timeout_s, on_lost=self._on_lost)
+            child = self._child = Child(
+                self._config, self._entry, ping_timeout_s=self._ping_timeout_s, on_lost=self._on_lost
+            )
             problem = None
             ready_at = None
             try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from sightline.config import ModelConfig
-from sightline.engines import ENGINES
+from sightline.engines import EngineEntry
 
 KEPT_VARIABLES = (
     "PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "SSL_CERT_FILE",
@@ -19,10 +19,9 @@ KEPT_VARIABLES = (
 """What any program needs, where it is set."""
 
 
-def child_environment(config: ModelConfig, ours: Mapping[str, str]) -> dict[str, str] | None:
+def child_environment(config: ModelConfig, entry: EngineEntry, ours: Mapping[str, str]) -> dict[str, str] | None:
     """None: all of `ours`. What the option `env` names and is not set is left out; the engine says so."""
-    entry = ENGINES.get(config.engine)
-    if entry is None or entry.environment is None:
+    if entry.environment is None:
         return None
     named = config.options.get("env")
     names = [*KEPT_VARIABLES, *(named if isinstance(named, list | tuple) else ())]

@@ -168,6 +168,8 @@ class Start(_Frame, frozen=True):
     """The first frame, once."""
 
     config: ModelConfig
+    target: str
+    """`EngineEntry.target`: the parent has looked it up."""
 
 
 class Generate(_Frame, frozen=True):
