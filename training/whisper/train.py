@@ -1,0 +1,182 @@
+"""Trains the tiny Whisper.
+
+    python -m training.whisper.train --minutes 50 --out runs/whisper [--threads 1] [--resume]
+
+Writes `log.jsonl` (loss and error rates against time), `state.pt` every few minutes, and continues from it with
+`--resume`. `training.whisper.checkpoint` makes the files of it that engines load.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import queue
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from training.whisper import tokens
+from training.whisper.evaluate import error_rate
+from training.whisper.lessons import Lesson, Teacher
+from training.whisper.model import Size, Whisper
+from training.whisper.speech import Studio
+
+BATCH_S = 64.0
+"""Seconds of sound in a step."""
+POOL = 1500
+"""Takes kept of each language; a step adds a few."""
+SHORT_WINDOWS_S = (1.6, 2.4, 3.2, 4.8)
+EXAM_EVERY_S = 300.0
+EMA = 0.998
+_IGNORED = -100
+
+
+class Batch:
+    def __init__(self, lessons: list[Lesson]) -> None:
+        longest = max(len(lesson.tokens) for lesson in lessons)
+        self.mel = torch.from_numpy(np.stack([lesson.mel for lesson in lessons]))
+        self.tokens = torch.zeros(len(lessons), longest - 1, dtype=torch.long)
+        self.targets = torch.full((len(lessons), longest - 1), _IGNORED, dtype=torch.long)
+        self.frames = torch.from_numpy(np.stack([lesson.frames for lesson in lessons]))
+        for row, lesson in enumerate(lessons):
+            self.tokens[row, : len(lesson.tokens) - 1] = torch.tensor(lesson.tokens[:-1])
+            for index in range(lesson.asked_from + 1, len(lesson.tokens)):
+                if index not in lesson.not_asked:
+                    self.targets[row, index - 1] = lesson.tokens[index]
+
+
+def token_loss(logits: Tensor, targets: Tensor, first_timestamp: int) -> Tensor:
+    """Cross entropy. A moment near the right one is nearly right: its weight falls as a Gaussian of 40 ms."""
+    logs = logits.log_softmax(-1)
+    asked = targets != _IGNORED
+    is_time = asked & (targets >= first_timestamp)
+    text = -logs[asked & ~is_time].gather(-1, targets[asked & ~is_time][:, None]).sum()
+    around = torch.arange(-4, 5)
+    weights = torch.exp(-(around**2) / 8.0)
+    near = (targets[is_time][:, None] + around).clamp(first_timestamp, logits.shape[-1] - 1)
+    times = -(logs[is_time].gather(-1, near) * (weights / weights.sum())).sum()
+    return (text + 0.5 * times) / asked.sum().clamp(min=1)
+
+
+class Feed:
+    """Batches, made in a thread while the step before is computed."""
+
+    def __init__(self, teacher: Teacher, seed: int) -> None:
+        self._teacher = teacher
+        self._random = np.random.default_rng(seed)
+        self.full_windows = 0.2
+        """Share of batches whose windows are as long as the model's."""
+        self._ready: queue.Queue[Batch] = queue.Queue(3)
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        self._teacher.stock(400, POOL)
+        while True:
+            self._teacher.stock(3, POOL)
+            is_full = self._random.random() < self.full_windows
+            window_s = float(tokens.WINDOW_S) if is_full else float(self._random.choice(SHORT_WINDOWS_S))
+            count = max(4, round(BATCH_S / window_s))
+            self._ready.put(Batch([self._teacher.lesson(window_s) for _ in range(count)]))
+
+    def next(self) -> Batch:
+        return self._ready.get()
+
+
+def train(minutes: float, out: Path, *, resume: bool, seed: int = 6) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)
+    tokenizer = tokens.build()
+    tokenizer.save(str(out / "tokenizer.json"))
+    size = Size(tokenizer.get_vocab_size())
+    first_timestamp = tokenizer.token_to_id("<|0.00|>")
+    model = Whisper(size, first_timestamp)
+    average = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+    others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}], betas=(0.9, 0.98)
+    )
+    before_s, step = 0.0, 0
+    if resume and (out / "state.pt").exists():
+        state = torch.load(out / "state.pt", weights_only=False)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        average, before_s, step = state["average"], state["elapsed_s"], state["step"]
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
+    feed = Feed(Teacher(tokenizer, Studio("train", seed + step), size.bands, seed + step), seed + step)
+    began, total_s, exam_at = time.monotonic(), minutes * 60, before_s + EXAM_EVERY_S
+    shown: list[dict[str, float]] = []
+    log = (out / "log.jsonl").open("a" if resume else "w")
+
+    def note(**facts: Any) -> None:
+        print(facts, flush=True)
+        log.write(json.dumps(facts) + "\n")
+        log.flush()
+
+    while (elapsed := before_s + time.monotonic() - began) < total_s:
+        done = elapsed / total_s
+        feed.full_windows = 0.15 if done < 0.5 else 0.4 if done < 0.75 else 0.8
+        rate = (
+            2e-3
+            * min(1.0, (step + 1) / 150)
+            * (1.0 if done < 0.3 else 0.5 + 0.5 * math.cos(math.pi * (done - 0.3) / 0.7))
+        )
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        batch = feed.next()
+        memory = model.encoder(batch.mel)
+        heard = F.cross_entropy(model.frames(memory).flatten(0, 1), batch.frames.flatten())
+        said = token_loss(model.decoder(batch.tokens, memory), batch.targets, first_timestamp)
+        loss = said + (1.0 if done < 0.25 else 0.3) * heard
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        step += 1
+        decay = min(EMA, (step + 1) / (step + 20))
+        with torch.no_grad():
+            for name, value in model.state_dict().items():
+                average[name].lerp_(value, 1 - decay)
+        shown.append({"said": said.item(), "heard": heard.item()})
+        if len(shown) == 50:
+            means = {key: round(float(np.mean([s[key] for s in shown])), 4) for key in shown[0]}
+            note(minute=round(elapsed / 60, 2), step=step, **means)
+            shown.clear()
+        if elapsed >= exam_at or elapsed + 5 > total_s:
+            exam_at = elapsed + EXAM_EVERY_S
+            note(minute=round(elapsed / 60, 2), step=step, **examine(size, first_timestamp, average, out))
+            torch.save(
+                {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": average,
+                 "elapsed_s": elapsed, "step": step, "size": size},
+                out / "unfinished.pt",
+            )  # fmt: skip
+            (out / "unfinished.pt").replace(out / "state.pt")
+
+
+def examine(size: Size, first_timestamp: int, weights: dict[str, Tensor], out: Path) -> dict[str, float]:
+    """Word error rates of the averaged weights on voices and speeds of neither the step nor the run."""
+    model = Whisper(size, first_timestamp)
+    model.load_state_dict(weights)
+    return error_rate(model.eval(), out / "tokenizer.json", count=48, seed=77)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--resume", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    train(arguments.minutes, arguments.out, resume=arguments.resume)
+
+
+if __name__ == "__main__":
+    main()
