@@ -11,7 +11,7 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src" / "sightline"
 
 LAYERS = [
-    {"types", "errors"},
+    {"types", "errors", "schemas"},
     {"config", "metrics", "images", "audio", "peek"},
     {"engines"},
     {"routing", "models", "engine_request", "service", "jobs", "configfile"},

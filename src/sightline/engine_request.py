@@ -56,6 +56,7 @@ def refuse_unsupported(request: ChatRequest, info: EngineInfo) -> None:
             param=pictures[0].param,
         )
     s = request.sampling
+    has_tools = bool(request.tools) and request.tool_choice.mode != "none"
     wanted = {
         "seed": s.seed is not None,
         "top_k": s.top_k != 0,
@@ -68,7 +69,8 @@ def refuse_unsupported(request: ChatRequest, info: EngineInfo) -> None:
         "min_tokens": s.min_tokens != 0,
         "ignore_eos": s.ignore_eos,
         "stop_token_ids": bool(s.stop_token_ids),
-        "tools": bool(request.tools) and request.tool_choice.mode != "none",
+        "tools": has_tools,
+        "parallel_tool_calls": has_tools and not request.tool_choice.parallel,
         "response_format": request.response_format.kind != "text",
     }
     for param, is_wanted in wanted.items():

@@ -7,6 +7,7 @@
     │  ├─ ModelNotFound
     │  ├─ ObjectNotFound           a stored object that is not there, or is another's
     │  ├─ ContextLengthExceeded
+    │  ├─ SchemaInvalid            a JSON schema that cannot be used
     │  ├─ BodyTooLarge
     │  └─ ImageError               a picture is at fault; `param` names it by its place in the request
     │     ├─ ImageEncodingInvalid  a data: URL or base64 text that cannot be decoded
@@ -91,6 +92,10 @@ class ObjectNotFound(RequestError):
 
 class ContextLengthExceeded(RequestError):
     code = "context_length_exceeded"
+
+
+class SchemaInvalid(RequestError):
+    code = "invalid_json_schema"
 
 
 class BodyTooLarge(RequestError):

@@ -42,6 +42,7 @@ from sightline.images.intake import Intake, ResolvedImage
 from sightline.images.plan import Room, picture_budget
 from sightline.models import ModelStatus, ServedModel
 from sightline.routing import Deadline, Pass, Quarantine, backoff_s, falls_back, passes_over
+from sightline.schemas import verify_schemas
 from sightline.types import ChatRequest, EngineRequest, Event, Finish, ImageRef, TokenCount
 
 log = logging.getLogger(__name__)
@@ -421,6 +422,7 @@ class Service:
         Only where pictures of any size might not fit are their sizes looked at before they are decoded.
         """
         refuse_unsupported(request, info)
+        verify_schemas(request)
         refuse_too_many_pictures(request, info, model.config, self._settings.images.max_images)
         vision = info.vision
         if vision is None or not request.images:

@@ -101,6 +101,9 @@ class Tool:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     """A JSON schema."""
     strict: bool = False
+    """Calls must have arguments of that schema."""
+    param: str | None = None
+    """Where the schema stood in the request, as the error object names it; None: `tools[i].function.parameters`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +111,18 @@ class ToolChoice:
     mode: Literal["none", "auto", "required"] = "auto"
     names: tuple[str, ...] = ()
     """With `required`: the tools allowed; empty means any."""
+    parallel: bool = True
+    """False: at most one call in an answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class ResponseFormat:
     kind: Literal["text", "json_object", "json_schema"] = "text"
     schema: Mapping[str, Any] | None = None
+    strict: bool = False
+    """False: what an engine cannot enforce of the schema is left to the model."""
+    param: str = "response_format.json_schema.schema"
+    """Where the schema stood in the request, as the error object names it."""
 
 
 # --- how it is to be said --------------------------------------------------------------------------------------------

@@ -223,7 +223,6 @@ BAD: list[tuple[dict[str, Any], str | None, str]] = [
     (tools({"type": "function", "function": {"name": "f", "parameters": []}}), TYPE, "tools[0].function.parameters"),
     (tools(FUNCTION, FUNCTION), None, "tools"),
     (tools(*[{"type": "function", "function": {"name": f"f{i}"}} for i in range(129)]), None, "tools"),
-    (tools(FUNCTION, parallel_tool_calls=False), UNSUPPORTED, "parallel_tool_calls"),
     (tools(FUNCTION, parallel_tool_calls="no"), TYPE, "parallel_tool_calls"),
     (tools(FUNCTION, tool_choice="always"), None, "tool_choice"),
     (tools(FUNCTION, tool_choice=1), TYPE, "tool_choice"),
@@ -381,7 +380,8 @@ def test_a_path_is_forbidden_whatever_it_looks_like(path: str) -> None:
 
 
 def test_tools_and_choices() -> None:
-    f, g = Tool("f", "", {"type": "object"}), Tool("g")
+    at = "tools[{}].function.parameters"
+    f, g = Tool("f", "", {"type": "object"}, param=at.format(0)), Tool("g", param=at.format(1))
     named = {"type": "function", "function": {"name": "g"}}
 
     def chosen(choice: Any) -> tuple[tuple[Tool, ...], ToolChoice]:
@@ -398,12 +398,15 @@ def test_tools_and_choices() -> None:
     assert chosen(allowed) == ((g,), ToolChoice("auto"))
     assert to_request(chat(tools=[], tool_choice="auto")).tool_choice == ToolChoice("none")
     strict = {"type": "function", "function": {"name": "h", "description": "d", "strict": True}}
-    assert to_request(tools(strict)).tools == (Tool("h", "d", {}, True),)
+    assert to_request(tools(strict)).tools == (Tool("h", "d", {}, True, at.format(0)),)
+    for one in (to_request(tools(FUNCTION, tool_choice=c, parallel_tool_calls=False)) for c in (None, "required")):
+        assert not one.tool_choice.parallel
 
 
 def test_structured_output() -> None:
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
     assert to_request(schema_format(name="x", schema=schema, strict=True)).response_format == ResponseFormat(
-        "json_schema", schema
+        "json_schema", schema, strict=True
     )
+    assert not to_request(schema_format(name="x", schema=schema)).response_format.strict
     assert to_request(chat(response_format={"type": "text"})).response_format == ResponseFormat()

@@ -94,13 +94,11 @@ def _to_tools(body: ChatBody) -> tuple[tuple[Tool, ...], ToolChoice]:
         if choice is not None and choice.mode == "required":
             raise invalid("tool_choice", "needs 'tools'")
         return (), ToolChoice("none")
-    if not body.parallel_tool_calls:
-        raise UnsupportedFeature("Calls cannot be held to one at a time.", param="parallel_tool_calls")
-    choice = choice or ToolChoice("auto")
+    choice = replace(choice or ToolChoice("auto"), parallel=body.parallel_tool_calls)
     if unknown := sorted(set(choice.names) - names):
         raise invalid("tool_choice", f"names a function that is not in 'tools': {unknown[0]!r}")
     if choice.mode == "auto" and choice.names:
-        return tuple(t for t in body.tools if t.name in choice.names), ToolChoice("auto")
+        return tuple(t for t in body.tools if t.name in choice.names), replace(choice, names=())
     return body.tools, choice
 
 

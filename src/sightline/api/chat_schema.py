@@ -98,7 +98,7 @@ def _response_format(value: Any, at: str) -> ResponseFormat:
         return ResponseFormat(body.type)
     if body.json_schema is None:
         raise missing(f"{at}.json_schema")
-    return ResponseFormat("json_schema", body.json_schema.schema)
+    return ResponseFormat("json_schema", body.json_schema.schema, body.json_schema.strict, f"{at}.json_schema.schema")
 
 
 class Function(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,7 +120,7 @@ def _tool(value: Any, at: str) -> Tool:
     if body.function is None:
         raise missing(f"{at}.function")
     f = body.function
-    return Tool(f.name, f.description, f.parameters, f.strict)
+    return Tool(f.name, f.description, f.parameters, f.strict, f"{at}.function.parameters")
 
 
 class FunctionName(msgspec.Struct, frozen=True, kw_only=True):

@@ -57,6 +57,7 @@ TABLE: Mapping[type[SightlineError], Row] = {
     e.ModelNotFound: Row(404, param="model"),
     e.ObjectNotFound: Row(404),
     e.ContextLengthExceeded: Row(400, param="messages"),
+    e.SchemaInvalid: Row(400, param="response_format.json_schema.schema"),
     e.BodyTooLarge: Row(413),
     e.ImageError: Row(400),
     e.ImageEncodingInvalid: Row(400),

@@ -54,7 +54,7 @@ class EngineInfo:
 FEATURES = frozenset(
     {
         "seed", "top_k", "min_p", "penalties", "logit_bias", "logprobs",
-        "min_tokens", "ignore_eos", "stop_token_ids", "tools", "json_object", "json_schema",
+        "min_tokens", "ignore_eos", "stop_token_ids", "tools", "parallel_tool_calls", "json_object", "json_schema",
     }
 )  # fmt: skip
 

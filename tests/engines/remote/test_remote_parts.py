@@ -167,8 +167,15 @@ def test_structured_output() -> None:
         "type": "json_object"
     }
     schema = {"type": "object"}
-    wanted = body(replace(ask("a"), response_format=ResponseFormat("json_schema", schema)))["response_format"]
+    wanted = body(replace(ask("a"), response_format=ResponseFormat("json_schema", schema, True)))["response_format"]
     assert wanted["json_schema"] == {"name": "answer", "schema": schema, "strict": True}
+
+
+def test_one_call_at_a_time_is_passed_on() -> None:
+    request = replace(ask("a"), tools=(TOOL,))
+    assert "parallel_tool_calls" not in body(request)
+    one = replace(request, tool_choice=ToolChoice("auto", parallel=False))
+    assert body(one)["parallel_tool_calls"] is False
 
 
 def test_no_special_token_is_made_of_what_clients_write() -> None:

@@ -157,7 +157,7 @@ class OpenVINOEngine:
             engine=self._config.engine,
             context_length=context,
             vision=preprocessor.budget,
-            features=FEATURES - {"tools", "json_object", "json_schema"},
+            features=FEATURES - {"tools", "parallel_tool_calls", "json_object", "json_schema"},
             weights_digest=models.weights_digest,
         )
         loop = StepLoop(runner, encoder, max_running=self._config.max_concurrent, step_tokens=options.step_tokens)

@@ -196,6 +196,7 @@ def _tools(request: EngineRequest, specials: Specials) -> dict[str, Any]:
     return {
         "tools": [{"type": "function", "function": function} for function in functions],
         "tool_choice": _tool_choice(choice),
+        **({} if choice.parallel else {"parallel_tool_calls": False}),
     }
 
 
@@ -216,5 +217,5 @@ def _response_format(request: EngineRequest) -> dict[str, Any]:
         return {}
     if wanted.kind == "json_object":
         return {"response_format": {"type": "json_object"}}
-    schema = {"name": "answer", "schema": wanted.schema or {}, "strict": True}
+    schema = {"name": "answer", "schema": wanted.schema or {}, "strict": wanted.strict}
     return {"response_format": {"type": "json_schema", "json_schema": schema}}

@@ -346,7 +346,8 @@ _FIELDS = frozenset(
     {
         "messages", "model", "temperature", "top_p", "max_tokens", "max_completion_tokens", "seed", "stop", "logprobs",
         "top_logprobs", "logit_bias", "presence_penalty", "frequency_penalty", "repetition_penalty", "top_k", "min_p",
-        "min_tokens", "ignore_eos", "stop_token_ids", "tools", "tool_choice", "response_format",
+        "min_tokens", "ignore_eos", "stop_token_ids", "tools", "tool_choice", "parallel_tool_calls",
+        "response_format",
     }
 )  # fmt: skip
 """What an error of the server may name, because a client may have written it."""

@@ -154,7 +154,7 @@ class TransformersEngine:
             engine=self._config.engine,
             context_length=context,
             vision=loaded.pictures.budget,
-            features=FEATURES - {"tools", "json_object", "json_schema"},
+            features=FEATURES - {"tools", "parallel_tool_calls", "json_object", "json_schema"},
             weights_digest=loaded.weights_digest,
         )
         concurrent = self._config.max_concurrent
