@@ -149,6 +149,7 @@ class Call:
     body: bytes = b""
     headers: dict[str, str] = field(default_factory=lambda: dict(JSON_HEADERS))
     chunk: int = 1 << 20
+    query: str = ""
     reply: Reply = field(default_factory=Reply)
     left: asyncio.Event = field(default_factory=asyncio.Event)
     on_body: Callable[[bytes], Any] | None = None
@@ -163,7 +164,7 @@ class Call:
             "scheme": "http",
             "path": self.path,
             "raw_path": self.path.encode(),
-            "query_string": b"",
+            "query_string": self.query.encode(),
             "root_path": "",
             "headers": [(k.encode("latin-1"), v.encode("latin-1")) for k, v in self.headers.items()],
             "client": ("127.0.0.1", 1),

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
+import httpx2
 import pytest
 from PIL import Image as PILImage
 from starlette.types import ASGIApp
@@ -21,7 +22,7 @@ from sightline.errors import UnsupportedFeature
 from sightline.models import ModelStatus
 from sightline.service import Service
 from sightline.types import ImageRef
-from tests.api.standin import FINISH, INFO, ScriptedService, app_of, get, post, say
+from tests.api.standin import FINISH, INFO, Call, Reply, ScriptedService, app_of, get, post, say
 
 pytestmark = pytest.mark.anyio
 
@@ -88,6 +89,62 @@ async def test_the_model_sees_the_smaller_jpeg() -> None:
         assert 500 < served["bytes"] < 20_000
         small = await post(app, body(), "/analyze/optimized")
         assert (small.json["served"]["width"], small.json["served"]["height"]) == (64, 48), "never enlarged"
+
+
+# --- a file in a form ------------------------------------------------------------------------------------------------
+
+
+async def upload(
+    app: ASGIApp, fields: dict[str, str], file: bytes | None, query: str = "", *, name: str = "file"
+) -> Reply:
+    files = {} if file is None else {name: ("../../etc/passwd", file, "text/html")}
+    parts: Any = {key: (None, value) for key, value in fields.items()} | files
+    sent = httpx2.Request("POST", "http://localhost", files=parts or {"": ""})
+    headers = {"host": "localhost", "content-type": sent.headers["content-type"]}
+    return await Call("POST", "/analyze/upload", sent.read(), headers, query=query).run(app)
+
+
+async def test_a_file_is_seen_with_its_prompt_in_the_form_or_the_query() -> None:
+    file = file_of(64, 48, "red", "WEBP")
+    async with running() as app:
+        for fields, query in (
+            ({"prompt": "What is this?"}, ""),
+            ({}, "prompt=What+is%20this%3F"),
+            ({"model": "fake"}, "prompt=What%20is%20this%3F"),
+            ({"prompt": "What is this?"}, "model=fake&other=1"),
+        ):
+            reply = await upload(app, fields, file, query)
+            assert reply.status == 200, reply.body
+            assert "64x48 mostly red" in reply.json["result"]
+            assert reply.json["result"].endswith("What is this?")
+        damaged = await upload(app, {"prompt": "?"}, file[:60])
+        assert (damaged.status, damaged.json["detail"][:6]) == (400, "file: ")
+
+
+@pytest.mark.parametrize(
+    ("fields", "query", "name", "said"),
+    [
+        ({}, "", "file", "'prompt'"),
+        ({"prompt": ""}, "", "file", "'prompt'"),
+        ({}, "prompt=", "file", "'prompt'"),
+        ({"prompt": "a"}, "prompt=a", "file", "'prompt': it was sent twice"),
+        ({}, "prompt=a&prompt=b", "file", "'prompt': it was sent twice"),
+        ({"prompt": "a", "model": ""}, "", "file", "'model'"),
+        ({"prompt": "a"}, "", "picture", "'file'"),
+        ({"prompt": "a", "file": "b"}, "", "", "'file'"),
+    ],
+)
+async def test_what_is_wrong_with_a_form_is_named(fields: dict[str, str], query: str, name: str, said: str) -> None:
+    service = ScriptedService()
+    reply = await upload(app_of(service), fields, file_of(8, 8, "red") if name else None, query, name=name)
+    assert (reply.status, set(reply.json)) == (400, {"detail"})
+    assert said in reply.json["detail"]
+    assert not service.requests
+
+
+async def test_an_upload_is_a_form() -> None:
+    reply = await post(app_of(ScriptedService()), body(), "/analyze/upload")
+    assert (reply.status, set(reply.json)) == (415, {"detail"})
 
 
 async def test_answers_are_greedy() -> None:

@@ -1,6 +1,7 @@
 """The simple service: a prompt and a picture, and a text back (wire contract, section 12).
 
     POST /analyze              {"prompt", "image_base64", "model"?}  ->  {"result"}
+    POST /analyze/upload       the picture as the file of a form; prompt and model as its fields, or in the query
     POST /analyze/optimized    the same; the model sees a smaller JPEG of the picture, and the reply says which
 
 Answers are greedy: the same question about the same picture gets the same text. Errors are `{"detail": text}`.
@@ -9,10 +10,10 @@ Answers are greedy: the same question about the same picture gets the same text.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -25,9 +26,10 @@ from sightline.api import access, errors
 from sightline.api.content import to_url
 from sightline.api.dialect import Dialect
 from sightline.api.disconnect import unless_disconnected
-from sightline.api.exchange import Exchange, new_id
+from sightline.api.exchange import Exchange, new_id, timeout_s
 from sightline.api.extension import to_headers
-from sightline.api.fields import read, string
+from sightline.api.fields import invalid, read, string
+from sightline.api.forms import reading_form
 from sightline.api.wire import json_response
 from sightline.config import Settings
 from sightline.errors import ImageForbidden, UnsupportedFeature
@@ -46,6 +48,13 @@ class AnalyzeBody(msgspec.Struct, frozen=True, kw_only=True):
     """Bare base64 or a data: URI."""
     model: Annotated[str | None, string(min_length=1)] = None
     """The first configured model that sees, where it is left out."""
+
+
+class UploadBody(msgspec.Struct, frozen=True, kw_only=True):
+    """The text fields of the form, each of which may stand in the query instead."""
+
+    prompt: Annotated[str, string(min_length=1)]
+    model: Annotated[str | None, string(min_length=1)] = None
 
 
 class ServedPicture(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,6 +99,20 @@ def to_picture(image_base64: str, at: str = "image_base64") -> ImageRef:
     return ImageRef(source, at)
 
 
+def with_query(fields: Mapping[str, Any], query: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """A form's fields, and beside them those that stand in the query: each in one place only.
+
+    Raises `InvalidRequest` for one that was sent twice.
+    """
+    merged = dict(fields)
+    for name, value in query:
+        if name in UploadBody.__struct_fields__:
+            if name in merged:
+                raise invalid(name, "was sent twice; send it once, in the query or as a field of the form")
+            merged[name] = value
+    return merged
+
+
 def to_num_bytes(picture: ImageRef) -> int:
     """Bytes of the file in a data: URI of well-formed base64, or of the file itself."""
     if isinstance(picture.source, bytes):
@@ -126,6 +149,7 @@ def dialect(service: Service, settings: Settings) -> Dialect:
     api = _Analyze(Exchange(service, settings.http), settings)
     routes = [
         Route("/analyze", api.analyze, methods=["POST"]),
+        Route("/analyze/upload", api.analyze_upload, methods=["POST"]),
         Route("/analyze/optimized", api.analyze_optimized, methods=["POST"]),
     ]
     return Dialect(routes, paths=("/analyze",), to_error_response=to_error_response)
@@ -140,11 +164,24 @@ class _Analyze:
         with _counted():
             return await self._answer(request, await self._read(request))
 
+    async def analyze_upload(self, request: Request) -> Response:
+        with _counted():
+            with self._exchange.reading(request.scope):
+                timeout_s(request)
+                async with reading_form(request, self._exchange.limits) as form:
+                    body = read(UploadBody, with_query(form.fields, request.query_params.multi_items()))
+                    picture = ImageRef(await form.file("file").read(), "file")
+                question = self._to_question(request, body.prompt, picture, body.model)
+            return await self._answer(request, question)
+
     async def analyze_optimized(self, request: Request) -> Response:
         with _counted():
             question = await self._read(request)
             smaller = self._exchange.service.recompress(
-                question.picture, self._optimized.max_side, self._optimized.jpeg_quality
+                question.picture,
+                self._optimized.max_side,
+                self._optimized.jpeg_quality,
+                timeout_s=timeout_s(request),
             )
             with self._exchange.reading(request.scope):
                 known, jpeg = await unless_disconnected(request.receive, smaller)

@@ -1,6 +1,6 @@
 """The ASGI application: routes, and what happens to every request before and after its own route.
 
-    Edge: request id -> who may ask -> route -> errors become answers -> one line in the log
+    Edge: request id -> who may ask, from which pages -> route -> errors become answers -> one line in the log
 
 Pure ASGI, so that a stream passes through untouched and a cancelled request is cancelled all the way down.
 """
@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sightline import metrics
 from sightline.api import access, analyze, chat, errors, messages, models, ovms
+from sightline.api.cors import Cors
 from sightline.api.dialect import Dialect
 from sightline.api.disconnect import ClientDisconnected
 from sightline.api.wire import json_response
@@ -69,7 +70,7 @@ def create_app(service: Service, settings: Settings, *, wait: bool = False) -> A
         default=_not_found,
         lifespan=lifespan,
     )
-    return Edge(router, dialects, settings.allowed_hosts)
+    return Edge(router, dialects, settings.allowed_hosts, Cors(settings.cors))
 
 
 def _probes(service: Service) -> list[Route]:
@@ -95,8 +96,9 @@ async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
 class Edge:
     """Around every request, whatever its route."""
 
-    def __init__(self, app: ASGIApp, dialects: Sequence[Dialect], allowed_hosts: Iterable[str]) -> None:
+    def __init__(self, app: ASGIApp, dialects: Sequence[Dialect], allowed_hosts: Iterable[str], cors: Cors) -> None:
         self._app = app
+        self._cors = cors
         self._dialects = dialects
         self._allowed_hosts = frozenset(host.lower() for host in allowed_hosts)
 
@@ -108,24 +110,27 @@ class Edge:
         scope["app"] = self  # so that Starlette raises for a wrong method, where it would answer in its own words
         request_id = _request_id(scope)
         record = access.open_record(scope, request_id)
+        edge_headers = [(b"x-request-id", request_id.encode()), *self._cors.to_headers(scope)]
 
-        async def send_with_id(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+                message["headers"] = [*message["headers"], *edge_headers]
             await send(message)
 
         try:
             try:
                 self._admit(scope)
-                await self._app(scope, receive, send_with_id)
+                answer = self._cors.preflight(scope) or self._app  # a preflight has no key to show
+                self._cors.refuse_foreign_form(scope)
+                await answer(scope, receive, send_with_headers)
             except ClientDisconnected:
                 record.status = CLIENT_CLOSED_REQUEST
             except Exception as error:
                 record.error = error
                 if record.status is not None:
                     return  # too late for an answer: the server closes a connection whose reply stays incomplete
-                await self._to_response(error, scope, request_id)(scope, receive, send_with_id)
+                await self._to_response(error, scope, request_id)(scope, receive, send_with_headers)
         finally:
             _log(scope, record)
 

@@ -19,7 +19,7 @@ from sightline.cli.models import (
     add_picture_size_arguments,
     to_model_config,
 )
-from sightline.config import MIB, FetchPolicy, ImageLimits, PictureSize, Settings, environment
+from sightline.config import MIB, CorsPolicy, FetchPolicy, ImageLimits, PictureSize, Settings, environment
 from sightline.configfile import load
 from sightline.errors import InvalidRequest
 from sightline.service import Service
@@ -58,6 +58,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="CIDR",
         help="a network of private addresses that those hosts may be in, such as 10.1.0.0/16",
+    )
+    parser.add_argument(
+        "--cors-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="web pages that may use the server from a browser, beside those of the file, such as "
+        "https://app.example.com or http://localhost:5173; * for any (default: none)",
     )
     add_picture_size_arguments(parser, "image-", "to any model")
     parser.set_defaults(image_detail=None)
@@ -130,6 +138,7 @@ def to_settings(args: argparse.Namespace) -> Settings:
         images=images,
         picture_size=_to_picture_size(args, base.picture_size),
         fetch=fetch,
+        cors=CorsPolicy(origins=(*base.cors.origins, *args.cors_origin)),
         log_level=args.log_level or base.log_level,
     )
 
