@@ -80,7 +80,7 @@ async def test_input_tokens() -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
-        ("GET", "/", 404), ("GET", "/v1", 404), ("GET", "/v1/models/", 404), ("GET", "/v1/chat/completions/", 404),
+        ("GET", "/nothing", 404), ("GET", "/v1", 404), ("GET", "/v1/models/", 404), ("GET", "/v1/chat/completions/", 404),
         ("POST", "/v1/chat", 404), ("GET", "/health/", 404), ("GET", "/../etc/passwd", 404), ("GET", "/V1/MODELS", 404),
         ("GET", "/v1/chat/completions", 405), ("DELETE", "/v1/chat/completions", 405), ("POST", "/v1/models", 405),
         ("DELETE", "/v1/models/m", 405), ("POST", "/health", 405), ("OPTIONS", "/v1/chat/completions", 405),
