@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from sightline.config import (
+    AudioLimits,
     CorsPolicy,
     FetchPolicy,
     HttpLimits,
@@ -95,6 +96,7 @@ def configuration_page() -> str:
         ("A model, in `models`", ModelConfig),
         ("`picture_size`, of the server and of a model", PictureSize),
         ("`images`", ImageLimits),
+        ("`audio`", AudioLimits),
         ("`fetch`", FetchPolicy),
         ("`http`", HttpLimits),
         ("`cors`", CorsPolicy),

@@ -45,6 +45,21 @@ class ImageLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Of decoded pictures kept for the next request that sends the same file; 0: none are."""
 
 
+class AudioLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a recording may cost before an engine hears it."""
+
+    max_bytes: Annotated[int, msgspec.Meta(ge=1)] = 32 * MIB
+    """Of the file; `http.max_body_bytes` bounds the whole request."""
+    max_s: Annotated[int, msgspec.Meta(ge=1, le=86_400)] = 1800
+    """Seconds, counted while it is decoded: a few kilobytes can hold hours of silence."""
+    decoders: Annotated[int, msgspec.Meta(ge=1)] = 2
+    """Decoder processes at once."""
+    decoder_memory_bytes: Annotated[int, msgspec.Meta(ge=256 * MIB)] = 1024 * MIB
+    """Address space of one decoder."""
+    decoder_cpu_s: Annotated[int, msgspec.Meta(ge=1)] = 60
+    """CPU seconds for one recording."""
+
+
 class PictureSize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How large an operator lets pictures reach a model. `images/plan.py` says what becomes of it."""
 
@@ -252,6 +267,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     images: ImageLimits = ImageLimits()
     picture_size: PictureSize = PictureSize()
     """For every model; a model's own narrows it further."""
+    audio: AudioLimits = AudioLimits()
     fetch: FetchPolicy = FetchPolicy()
     http: HttpLimits = HttpLimits()
     responses: ResponseLimits = ResponseLimits()

@@ -9,16 +9,23 @@
     │  ├─ ContextLengthExceeded
     │  ├─ SchemaInvalid            a JSON schema that cannot be used
     │  ├─ BodyTooLarge
-    │  └─ ImageError               a picture is at fault; `param` names it by its place in the request
-    │     ├─ ImageEncodingInvalid  a data: URL or base64 text that cannot be decoded
-    │     ├─ ImageFormatUnsupported
-    │     ├─ ImageUnreadable       truncated or corrupt
-    │     ├─ ImageEmpty
-    │     ├─ ImageFileTooLarge     too many bytes
-    │     ├─ ImageTooLarge         too many pixels
-    │     ├─ ImageTooSmall         a side under 2 px, or a ratio over 200
-    │     ├─ ImageForbidden        a scheme, host or address that the operator does not allow
-    │     └─ ImageFetchFailed
+    │  ├─ ImageError               a picture is at fault; `param` names it by its place in the request
+    │  │  ├─ ImageEncodingInvalid  a data: URL or base64 text that cannot be decoded
+    │  │  ├─ ImageFormatUnsupported
+    │  │  ├─ ImageUnreadable       truncated or corrupt
+    │  │  ├─ ImageEmpty
+    │  │  ├─ ImageFileTooLarge     too many bytes
+    │  │  ├─ ImageTooLarge         too many pixels
+    │  │  ├─ ImageTooSmall         a side under 2 px, or a ratio over 200
+    │  │  ├─ ImageForbidden        a scheme, host or address that the operator does not allow
+    │  │  └─ ImageFetchFailed
+    │  └─ AudioError              a recording is at fault
+    │     ├─ AudioFormatUnsupported
+    │     ├─ AudioUnreadable       truncated or corrupt, or without sound
+    │     ├─ AudioEmpty
+    │     ├─ AudioFileTooLarge     too many bytes
+    │     ├─ AudioTooLong          too many seconds, once decoded
+    │     └─ AudioTooShort
     ├─ AccessError
     │  ├─ Unauthenticated
     │  ├─ Forbidden
@@ -140,6 +147,34 @@ class ImageForbidden(ImageError):
 
 class ImageFetchFailed(ImageError):
     code = "failed_to_download_image"
+
+
+class AudioError(RequestError):
+    pass
+
+
+class AudioFormatUnsupported(AudioError):
+    code = "invalid_audio_format"
+
+
+class AudioUnreadable(AudioError):
+    code = "audio_parse_error"
+
+
+class AudioEmpty(AudioError):
+    code = "empty_audio_file"
+
+
+class AudioFileTooLarge(AudioError):
+    code = "audio_file_too_large"
+
+
+class AudioTooLong(AudioError):
+    code = "audio_too_long"
+
+
+class AudioTooShort(AudioError):
+    code = "audio_too_short"
 
 
 class AccessError(SightlineError):

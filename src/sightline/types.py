@@ -20,6 +20,9 @@ import numpy.typing as npt
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 """RGB, shape [height, width, 3], C-contiguous, 0..255 sRGB."""
 
+Samples: TypeAlias = npt.NDArray[np.float32]
+"""Sound: mono at 16 kHz, shape [samples], -1..1."""
+
 Role = Literal["system", "user", "assistant", "tool"]
 Detail = Literal["auto", "low", "high", "original"]
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
@@ -286,3 +289,76 @@ class Finish:
 
 Delta: TypeAlias = TextDelta | ReasoningDelta | ToolCallDelta | RefusalDelta
 Event: TypeAlias = Delta | Finish
+
+
+# --- speech ----------------------------------------------------------------------------------------------------------
+
+SpeechTask = Literal["transcribe", "translate"]
+
+
+@dataclass(frozen=True, slots=True)
+class AudioRef:
+    """A recording as a client sent it, not yet decoded or believed."""
+
+    file: bytes
+    param: str
+    """Where it stood in the request: `file`."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TranscriptionRequest:
+    """Speech that an engine is to write down."""
+
+    request_id: str
+    model: str
+    samples: Samples
+    task: SpeechTask = "transcribe"
+    """`translate`: into English, whatever is spoken."""
+    language: str | None = None
+    """ISO 639-1 code of what is spoken (`en`); None: the engine finds out."""
+    prompt: str = ""
+    """What was said before, or names and a style to go by."""
+    temperature: float = 0.0
+    """0: greedy, and warmer where that fails by the engine's own measures."""
+    word_times: bool = False
+    logprobs: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SpokenWord:
+    text: str
+    """As it stands in the text, with the space before it."""
+    start: float
+    """Seconds from the recording's beginning."""
+    end: float
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A stretch of speech that is final. Times in seconds from the recording's beginning."""
+
+    start: float
+    end: float
+    text: str
+    tokens: tuple[int, ...]
+    temperature: float
+    """At which it was heard."""
+    avg_logprob: float
+    compression_ratio: float
+    """Bytes of the text by bytes of it compressed: high where a model repeats itself."""
+    no_speech_prob: float
+    seek: int = 0
+    """Where the window began in which it was heard, in hundredths of a second."""
+    words: tuple[SpokenWord, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Transcribed:
+    """The last event of every transcription that did not fail."""
+
+    language: str
+    """ISO 639-1 code of what is spoken."""
+
+
+TranscriptionEvent: TypeAlias = Segment | Transcribed

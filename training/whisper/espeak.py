@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from sightline.audio.mel import SAMPLE_RATE, Samples
+from sightline.audio.mel import SAMPLE_RATE
+from sightline.types import Samples
 
 _RETRIEVAL = 1  # AUDIO_OUTPUT_RETRIEVAL: samples come to the callback
 _RATE, _VOLUME, _PITCH, _RANGE = 1, 2, 3, 4

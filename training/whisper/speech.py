@@ -12,7 +12,8 @@ from typing import Final, Literal
 
 import numpy as np
 
-from sightline.audio.mel import SAMPLE_RATE, Samples
+from sightline.audio.mel import SAMPLE_RATE
+from sightline.types import Samples
 from training.whisper.espeak import Voice, espeak
 from training.whisper.words import NUM_WORDS, SPOKEN, Language
 

@@ -13,8 +13,8 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-Samples: TypeAlias = npt.NDArray[np.float32]
-"""Mono at `SAMPLE_RATE`, shape [samples], -1..1."""
+from sightline.types import Samples
+
 Mel: TypeAlias = npt.NDArray[np.float32]
 """Shape [mel bands, frames]."""
 
