@@ -14,8 +14,8 @@ from PIL import Image as PILImage
 from sightline.config import PEEK, ModelConfig
 from sightline.engines import Engine, load_engine, open_engine
 from sightline.engines.worker import WorkerEngine
+from sightline.testing import CLAUSES, ISOLATED_CLAUSES, Clause, Subject, answer, ask, picture
 from sightline.types import Image
-from tests.engines.conformance import CLAUSES, ISOLATED_CLAUSES, Clause, Subject, answer, ask, picture
 
 PICTURES = Path(__file__).parent.parent.parent / "examples" / "pictures"
 

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import psutil
 import pytest
 
+from sightline import testing as conformance
 from sightline.config import ModelConfig
 from sightline.engines import ENGINES, Engine, open_engine
 from sightline.engines.worker import WorkerEngine
@@ -34,9 +35,8 @@ from sightline.errors import (
     UnsupportedFeature,
     UpstreamFailed,
 )
+from sightline.testing import Clause, Subject, answer, ask, collect, picture
 from sightline.types import Finish, Message, ResponseFormat, Text, Tool, ToolCallDelta, ToolChoice
-from tests.engines import conformance
-from tests.engines.conformance import Clause, Subject, answer, ask, collect, picture
 from tests.engines.endless import Endless
 from tests.engines.provider_standin import CONTEXT, Provider, provider
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from sightline import testing as conformance
 from sightline.config import ModelConfig
 from sightline.engines import Engine
 from sightline.engines.ollama import OllamaEngine
@@ -32,6 +33,7 @@ from sightline.errors import (
     UnsupportedFeature,
     UpstreamFailed,
 )
+from sightline.testing import Clause, Subject, answer, ask, collect, ends, picture
 from sightline.types import (
     Finish,
     Image,
@@ -45,8 +47,6 @@ from sightline.types import (
     ToolCallDelta,
     ToolChoice,
 )
-from tests.engines import conformance
-from tests.engines.conformance import Clause, Subject, answer, ask, collect, ends, picture
 from tests.engines.endless import Endless
 
 BUDGET = {"type": "CellBudget", "cell": 28, "min_pixels": 3136, "max_pixels": 1003520}

@@ -20,7 +20,7 @@ from sightline.engines import Supervised
 from sightline.engines.remote.upstream import Address
 from sightline.engines.server_process import Launch, ServerProcess
 from sightline.errors import EngineUnavailable
-from tests.engines.conformance import lives, patience
+from sightline.testing import lives, patience
 
 pytestmark = pytest.mark.anyio
 

@@ -22,8 +22,8 @@ from sightline.engines import Supervised
 from sightline.engines.remote.upstream import Address
 from sightline.engines.vllm import REFUSED, VllmEngine, VllmOptions, to_command, to_environment
 from sightline.errors import ContextLengthExceeded, EngineUnavailable, InvalidRequest, UpstreamFailed
+from sightline.testing import answer, ask, ends
 from sightline.types import Image
-from tests.engines.conformance import answer, ask, ends
 
 pytestmark = pytest.mark.anyio
 

@@ -18,7 +18,7 @@ from sightline.config import PEEK, ModelConfig
 from sightline.engines import Engine, load_engine
 from sightline.engines.remote import RemoteEngine
 from sightline.engines.vllm import VllmEngine
-from tests.engines.conformance import CLAUSES, Clause, Subject, answer, ask, long, picture
+from sightline.testing import CLAUSES, Clause, Subject, answer, ask, long, picture
 from tests.engines.test_conformance import QWEN2_SPECIALS, peek_sees
 
 SWITCH = "SIGHTLINE_VLLM_PYTHON"

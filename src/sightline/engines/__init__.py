@@ -2,7 +2,7 @@
 
 The contract fits this screen; `table.py` says which engines there are. Engines know nothing of HTTP; everything above
 knows only this protocol.
-`tests/engines/conformance.py` is the contract as tests, a function per clause, and every engine passes it.
+`sightline.testing` is the contract as tests, a function per clause, and every engine passes it.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import pytest
 from sightline.config import PEEK, ModelConfig
 from sightline.engines import Engine, open_engine
 from sightline.engines.llamacpp.convert import convert
-from tests.engines.conformance import CLAUSES, Clause, Subject
+from sightline.testing import CLAUSES, Clause, Subject
 from tests.engines.test_conformance import QWEN2_SPECIALS, peek_sees
 
 pytestmark = pytest.mark.engine_reference

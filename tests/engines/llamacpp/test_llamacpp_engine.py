@@ -22,8 +22,8 @@ from sightline.engines.llamacpp import LlamaCppEngine
 from sightline.engines.llamacpp.convert import WEIGHT_TYPES, convert
 from sightline.engines.openvino.export import export
 from sightline.errors import EngineError, EngineUnavailable
+from sightline.testing import answer, ask, collect, lives, long, patience, picture, served
 from sightline.types import EngineRequest, Image, Message, ResponseFormat, Role, Text, TextDelta
-from tests.engines.conformance import answer, ask, collect, lives, long, patience, picture, served
 from tests.engines.llamacpp.test_gguf import checkpoint_with
 from tests.engines.test_conformance import peek_sees
 

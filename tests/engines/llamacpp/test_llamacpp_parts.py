@@ -25,8 +25,8 @@ from sightline.engines.llamacpp.launch import Setup, to_command, to_setup
 from sightline.engines.llamacpp.options import LlamaCppOptions, read_options
 from sightline.errors import ContextLengthExceeded, EngineUnavailable, InvalidRequest
 from sightline.images.budget import CellBudget
+from sightline.testing import answer, ask, picture
 from sightline.types import ResponseFormat, Tool
-from tests.engines.conformance import answer, ask, picture
 from tests.engines.test_conformance import QWEN2_SPECIALS
 
 STANDIN = Path(__file__).parent / "standin.py"

@@ -14,7 +14,7 @@ from sightline.config import PEEK, ModelConfig
 from sightline.engines import Engine, open_engine
 from sightline.engines.fake import FakeEngine
 from sightline.images.budget import CellBudget
-from tests.engines.conformance import CLAUSES, Clause, Subject, answer, ask, picture
+from sightline.testing import CLAUSES, Clause, Subject, answer, ask, picture
 from tests.engines.remote.serving import serving
 from tests.engines.test_conformance import FAKE, FAKE_SPECIALS, PEEK_CONFIG, QWEN2_SPECIALS, peek_sees
 

@@ -31,8 +31,8 @@ from sightline.errors import (
     UnsupportedFeature,
     UpstreamFailed,
 )
+from sightline.testing import answer, ask, ends, patience
 from sightline.types import Finish, Image
-from tests.engines.conformance import answer, ask, ends, patience
 from tests.engines.remote.toxic import ANSWER, DONE, STREAM, TEXT, USAGE, Connection, Toxic, chunk, toxic
 
 pytestmark = pytest.mark.anyio

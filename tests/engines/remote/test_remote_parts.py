@@ -25,6 +25,7 @@ from sightline.engines.remote.upstream import Address
 from sightline.errors import InvalidRequest, UnsupportedFeature, UpstreamFailed
 from sightline.images.budget import CellBudget
 from sightline.images.published import published_budget
+from sightline.testing import ask
 from sightline.types import (
     Delta,
     EngineRequest,
@@ -40,7 +41,6 @@ from sightline.types import (
     ToolCallDelta,
     ToolChoice,
 )
-from tests.engines.conformance import ask
 
 NONE = Specials(())
 TOOL = Tool("look", "looks", {"type": "object"})
