@@ -20,7 +20,7 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sightline import metrics
-from sightline.api import access, analyze, chat, errors, messages, models, ollama, ovms
+from sightline.api import access, analyze, chat, errors, messages, models, ollama, ovms, responses
 from sightline.api.cors import Cors
 from sightline.api.dialect import Dialect
 from sightline.api.disconnect import ClientDisconnected
@@ -58,6 +58,7 @@ def create_app(service: Service, settings: Settings, *, wait: bool = False) -> A
 
     dialects = [
         Dialect(chat.routes(service, settings)),
+        responses.dialect(service, settings),
         messages.dialect(service, settings),
         ollama.dialect(service, settings),
         Dialect(models.routes(service)),
