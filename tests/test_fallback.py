@@ -11,6 +11,7 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 from PIL import Image as PILImage
 
@@ -30,6 +31,7 @@ from sightline.errors import (
 )
 from sightline.images.budget import CellBudget
 from sightline.metrics import REGISTRY
+from sightline.routing import Breaker
 from sightline.service import ChoiceEvent, Item, Prepared, Service
 from sightline.types import (
     ChatRequest,
@@ -221,17 +223,73 @@ async def test_an_open_breaker_answers_at_once_and_asks_nobody() -> None:
     local = Engine("local")
     local.failure = EngineFailed("broke")
     async with serving(local) as service:
-        for _ in range(3):
+        for _ in range(5):
             with pytest.raises(EngineFailed):
                 await ask(service, request())
-        assert len(local.asked) == 5  # the sixth try was not made
+        assert len(local.asked) == 9  # each twice, but for the one that opened it
         assert REGISTRY.get_sample_value("sightline_breaker_open", {"model": "local"}) == 1
         began = time.perf_counter()
         for _ in range(20):
             with pytest.raises(EngineUnavailable, match="left alone"):
                 await ask(service, request())
         assert (time.perf_counter() - began) / 20 < 0.010
-        assert len(local.asked) == 5
+        assert len(local.asked) == 9
+
+
+async def test_a_request_that_breaks_the_engine_closes_nobody_elses_way() -> None:
+    class Fragile(Engine):
+        async def generate(self, request: EngineRequest) -> AsyncGenerator[Event, None]:
+            if request.messages[0].content == (Text("bad"),):
+                raise EngineFailed("broke")
+            async for event in super().generate(request):
+                yield event
+
+    async with serving(Fragile("local")) as service:
+        for _ in range(20):
+            with pytest.raises(EngineFailed):
+                await ask(service, request(Text("bad"), n=4))
+            assert (await ask(service, request(Text("good"))))[1] == "local"
+
+
+async def test_counting_is_tried_once_more_at_the_same_price() -> None:
+    class Miscounting(Engine):
+        counted = 0
+
+        async def count_tokens(self, request: EngineRequest) -> TokenCount:
+            self.counted += 1
+            if self.failure is not None:
+                raise self.failure
+            return await super().count_tokens(request)
+
+    local = Miscounting("local")
+    local.failure = EngineFailed("broke")
+    async with serving(local) as service:
+        service._models["local"].breaker = Breaker(failures=1_000)
+        for _ in range(50):
+            with pytest.raises(EngineFailed):
+                await ask(service, request())
+        assert local.counted <= 1.2 * 50 + 10
+        local.failure = None
+        assert (await ask(service, request()))[1] == "local"
+
+
+async def test_an_engine_is_told_what_is_left_of_the_time_at_each_try() -> None:
+    local, remote = Engine("local"), Engine("remote")
+    local.failure = EngineFailed("broke")
+    async with serving(local, remote) as service:
+        await ask(service, request(), timeout_s=5.0)
+    left = [asked.timeout_s for asked in (*local.asked, *remote.asked)]
+    assert len(left) == 3
+    assert 5.0 >= left[0] > left[1] > left[2] > 4.0  # type: ignore[operator]
+
+
+async def test_a_client_cannot_ask_for_more_time_than_the_operator_gives() -> None:
+    local = Engine("local")
+    local.gate.clear()
+    async with serving(local) as service:
+        service._settings = msgspec.structs.replace(service._settings, request_timeout_s=0.05)
+        with pytest.raises(DeadlineExceeded, match=r"0\.05 s"):
+            await ask(service, request(), timeout_s=60.0)
 
 
 async def test_a_model_that_failed_to_load_is_passed_over() -> None:

@@ -167,11 +167,11 @@ def test_second_tries_are_a_fifth_of_requests_in_an_outage() -> None:
     assert sum(budget.spend() for _ in range(100)) == 10
 
 
-def fail(breaker: Breaker) -> None:
+def fail(breaker: Breaker, request: str | None = None) -> None:
     allowed = breaker.enter()
     assert allowed is not None
     with allowed:
-        allowed.failed()
+        allowed.failed(request)
 
 
 def test_five_failures_within_ten_seconds_open_the_breaker() -> None:
@@ -229,6 +229,51 @@ def test_a_probe_that_leaves_makes_way_for_the_next() -> None:
         pass
     assert breaker.state == "half_open"
     assert breaker.enter() is not None
+
+
+def test_a_request_counts_once_however_often_it_is_tried() -> None:
+    breaker = Breaker(clock=Clock())
+    for _ in range(4):
+        allowed = breaker.enter()
+        assert allowed is not None
+        with allowed:
+            for _ in range(16):  # eight choices, two tries
+                allowed.failed()
+    assert breaker.state == "closed"
+    fail(breaker)
+    assert breaker.state == "open"
+
+
+def answer(breaker: Breaker) -> None:
+    allowed = breaker.enter()
+    assert allowed is not None
+    with allowed:
+        allowed.succeeded()
+
+
+def test_one_bad_request_sent_again_and_again_closes_nobody_out_while_others_are_answered() -> None:
+    clock = Clock()
+    breaker = Breaker(clock=clock)
+    for number in range(1_000):
+        fail(breaker, "bad")
+        answer(breaker)
+        assert breaker.state == "closed", number
+        clock.now += 0.1
+    for number in range(4):  # four others as well: that is no longer one request's fault
+        assert breaker.state == "closed"
+        fail(breaker, f"other {number}")
+    assert breaker.state == "open"
+
+
+def test_while_nobody_is_answered_requests_that_are_alike_count_each() -> None:
+    clock = Clock()
+    breaker = Breaker(clock=clock)
+    answer(breaker)
+    clock.now += 1
+    for _ in range(5):
+        assert breaker.state == "closed"
+        fail(breaker, "ping")
+    assert breaker.state == "open"
 
 
 def test_requests_from_before_it_opened_decide_nothing() -> None:

@@ -24,6 +24,7 @@ _BACKOFF_S = 0.1
 _BACKOFF_MOST_S = 2.0
 _ROUNDING = 1e-9
 """Five fifths are not quite one."""
+_FAILURES_KEPT = 256
 _SUSPECTS = 4096
 """Pictures remembered as suspects; the oldest are forgotten."""
 
@@ -208,6 +209,10 @@ BreakerState = Literal["closed", "half_open", "open"]
 class Breaker:
     """Keeps requests from an engine that fails: five failures within ten seconds open it.
 
+    A request counts once, however often and in however many choices it was tried. Requests that are alike count once
+    together as long as others are answered meanwhile: then it is they that are bad, and one client that sends the same
+    again and again must not close the engine to everybody. While nobody is answered, all count.
+
     Five seconds later it is half-open: one request is let through as a probe, and what becomes of it closes the
     breaker or opens it again. A probe that leaves without an outcome makes way for the next.
     """
@@ -220,7 +225,9 @@ class Breaker:
         probe_after_s: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._failed: deque[float] = deque(maxlen=failures)
+        self._failures = failures
+        self._failed: deque[tuple[float, Hashable]] = deque(maxlen=_FAILURES_KEPT)
+        self._answered = -math.inf
         self._within_s = within_s
         self._probe_after_s = probe_after_s
         self._clock = clock
@@ -249,18 +256,22 @@ class Breaker:
         return self._opened is None or ticket is self._probe
 
     def _succeeded(self, ticket: Pass) -> None:
+        self._answered = self._clock()
         if ticket is self._probe:
             self._opened = self._probe = None
             self._failed.clear()
 
-    def _failed_once(self, ticket: Pass) -> None:
+    def _failed_once(self, ticket: Pass, request: Hashable) -> None:
         now = self._clock()
         if self._opened is not None:
             if ticket is self._probe:
                 self._opened, self._probe = now, None
             return  # others began before it opened, and say nothing new
-        self._failed.append(now)
-        if len(self._failed) == self._failed.maxlen and now - self._failed[0] <= self._within_s:
+        self._failed.append((now, request))
+        while now - self._failed[0][0] > self._within_s:
+            self._failed.popleft()
+        others_do_well = self._answered >= self._failed[0][0]
+        if len({alike for _, alike in self._failed} if others_do_well else self._failed) >= self._failures:
             self._opened = now
 
     def _left(self, ticket: Pass) -> None:
@@ -273,6 +284,7 @@ class Pass:
 
     def __init__(self, breaker: Breaker) -> None:
         self._breaker = breaker
+        self._has_failed = False
 
     @property
     def valid(self) -> bool:
@@ -283,9 +295,12 @@ class Pass:
         """The engine has begun to answer."""
         self._breaker._succeeded(self)
 
-    def failed(self) -> None:
-        """The engine broke, whether it had begun or not. Once for every try."""
-        self._breaker._failed_once(self)
+    def failed(self, request: Hashable = None) -> None:
+        """The engine broke, whether it had begun to answer or not. `request`: equal for requests that are alike; None:
+        like no other."""
+        if not self._has_failed:
+            self._has_failed = True
+            self._breaker._failed_once(self, self if request is None else request)
 
     def __enter__(self) -> Self:
         return self

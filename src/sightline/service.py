@@ -15,7 +15,7 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Hashable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
@@ -23,6 +23,7 @@ from typing import Any, Generic, TypeVar
 from sightline import metrics
 from sightline.config import ModelConfig, Settings
 from sightline.engine_request import (
+    likeness,
     refuse_too_many_pictures,
     refuse_unsupported,
     refuse_without,
@@ -224,7 +225,7 @@ class Service:
         """
         with self._observed(call.model):
             async with self._deadline(timeout_s) as deadline:
-                way = _Way(call.request_id, deadline)
+                way = _Way(call.request_id, deadline, call.request_id)
                 return await self._in_turn(call.model, way, lambda model: self._admit_and_call(call, model, way))
 
     # --- one request ---------------------------------------------------------------------------------------------
@@ -238,7 +239,7 @@ class Service:
         try:
             with self._observed(request.model):
                 async with self._deadline(timeout_s) as deadline:
-                    stream = _Stream(request.request_id, deadline, items)
+                    stream = _Stream(request, deadline, items)
                     await self._in_turn(
                         request.model, stream, lambda model: self._admit_and_run(request, model, stream)
                     )
@@ -308,12 +309,7 @@ class Service:
                 model.used() as info,
             ):
                 model.retries.earn()
-                try:
-                    understood = await self._understand(request, model, info)
-                except EngineError:
-                    if model.state == "ready":
-                        allowed.failed()
-                    raise
+                understood = await self._understood(request, model, info, allowed, stream)
                 resolved = understood.resolved
                 images = [r.image for r in resolved]
                 choices = [to_engine_request(request, images, index) for index in range(request.n)]
@@ -397,7 +393,7 @@ class Service:
         """Tells the breaker of a failed try; returns when another may be made, raises the error where none may."""
         if error.died is None and model.state == "ready":
             # Of processes that die the supervisor keeps count; the breaker is for engines that are up and fail.
-            allowed.failed()
+            allowed.failed(way.alike)
         again = not begun and retry < _RETRIES and error.retryable and allowed.valid
         if not again or not model.retries.spend():
             raise error
@@ -405,6 +401,17 @@ class Service:
         metrics.RETRIES.labels(model.name).inc()
         await asyncio.sleep(backoff_s(retry))
         way.path.append(model.replica)
+
+    async def _understood(
+        self, request: ChatRequest, model: ServedModel, info: EngineInfo, allowed: Pass, way: _Way
+    ) -> _Understood:
+        """As `_understand`; once more where counting failed, at the same price as any other try."""
+        for retry in itertools.count():
+            try:
+                return await self._understand(request, model, info)
+            except EngineError as error:
+                await self._before_retry(error, retry, model, allowed, way)
+        raise AssertionError("it returns or raises")
 
     def _refuse_quarantined(self, request: ChatRequest, resolved: Sequence[ResolvedImage]) -> None:
         for ref, picture in zip(request.images, resolved, strict=True):
@@ -426,11 +433,11 @@ class Service:
         refuse_too_many_pictures(request, info, model.config, self._settings.images.max_images)
         vision = info.vision
         if vision is None or not request.images:
-            return _Understood(await _count_tokens(model.engine, to_engine_request(request, (), 0)))
+            return _Understood(await _count_tokens(model, to_engine_request(request, (), 0)))
         configured = model.config.picture_size, self._settings.picture_size
         budgets = [picture_budget(vision, ref, *configured) for ref in request.images]
         standing_in = to_engine_request(request, [smallest_picture(budget) for budget in budgets], 0)
-        count = await _count_tokens(model.engine, standing_in)
+        count = await _count_tokens(model, standing_in)
         room = Room(info.context_length, count.text_tokens, request.sampling.max_tokens, count.exact)
         fit = None if room.holds_any(budgets) else lambda sizes: room.fit(sizes, budgets)
         resolved = await self._intake.resolve(request.images, budgets, tenant=request.tenant, fit=fit)
@@ -456,6 +463,8 @@ class _Way:
 
     request_id: str
     deadline: Deadline
+    alike: Hashable
+    """Equal for requests that are alike."""
     path: list[str] = field(default_factory=list)
     """Replicas tried."""
     begun: bool = False
@@ -465,8 +474,8 @@ class _Way:
 class _Stream(_Way):
     """Puts events in line for the consumer, `Prepared` before the first."""
 
-    def __init__(self, request_id: str, deadline: Deadline, items: asyncio.Queue[Item | _End]) -> None:
-        super().__init__(request_id, deadline)
+    def __init__(self, request: ChatRequest, deadline: Deadline, items: asyncio.Queue[Item | _End]) -> None:
+        super().__init__(request.request_id, deadline, likeness(request))
         self.prepared: Prepared | None = None
         self._items = items
 
@@ -563,12 +572,14 @@ def _log(request: ChatRequest, understood: _Understood) -> None:
     log.info("request %s: %s", request.request_id, "; ".join(pictures))
 
 
-async def _count_tokens(engine: Engine, request: EngineRequest) -> TokenCount:
-    """Counting has no effects, so an engine that dies under it is simply asked again once it is back."""
+async def _count_tokens(model: ServedModel, request: EngineRequest) -> TokenCount:
+    """Counting has no effects, so where the engine's process died under it, the next one is simply asked."""
     try:
-        return await engine.count_tokens(request)
+        return await model.engine.count_tokens(request)
     except EngineError:
-        return await engine.count_tokens(request)
+        if model.state != "loading":
+            raise
+        return await model.engine.count_tokens(request)
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
