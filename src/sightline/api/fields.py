@@ -10,6 +10,9 @@ A rule takes a value and its place in the request (`messages[0].content[1].image
 struct holds it, or raises `InvalidRequest` (`UnsupportedFeature` from `refused`). Fields that no struct names are
 ignored. msgspec could check types itself, but it tells where and what was wrong only in prose, and clients are owed
 `param` and `code`.
+
+Rules made here also say what they take as JSON schema (`to_schema`), of which the OpenAPI document is made. A rule of a
+dialect's own says so by `@described`.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Annotated, Any, NoReturn, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
+from weakref import WeakKeyDictionary
 
 import msgspec
 
@@ -26,8 +30,28 @@ T = TypeVar("T")
 S = TypeVar("S", bound=msgspec.Struct)
 Rule: TypeAlias = Callable[[Any, str], T]
 
+R = TypeVar("R", bound=Callable[..., Any])
+Schema: TypeAlias = Mapping[str, Any] | type[msgspec.Struct]
+"""A JSON schema, in which a struct may stand for the schema of what `read` makes one of."""
+
 _SHOWN = 64
 """Characters of a client's text that a message may repeat."""
+_SCHEMAS: WeakKeyDictionary[Rule[Any], Schema] = WeakKeyDictionary()
+
+
+def described(schema: Schema) -> Callable[[R], R]:
+    """Says what a rule takes."""
+
+    def describe(rule: R) -> R:
+        _SCHEMAS[rule] = schema
+        return rule
+
+    return describe
+
+
+def to_schema(rule: Rule[Any]) -> Schema:
+    """What a rule takes; `{}`, anything, for one that does not say."""
+    return _SCHEMAS.get(rule, {})
 
 
 def read(schema: type[S], value: Any, at: str = "") -> S:
@@ -37,7 +61,7 @@ def read(schema: type[S], value: Any, at: str = "") -> S:
     """
     if not isinstance(value, dict):
         raise wrong_type(at, "an object", value)
-    rules = _rules(schema)
+    rules = to_rules(schema)
     checked = {}
     for name, given in value.items():
         if given is not None and (rule := rules.get(name)) is not None:
@@ -50,7 +74,8 @@ def read(schema: type[S], value: Any, at: str = "") -> S:
 
 
 @cache
-def _rules(schema: type[msgspec.Struct]) -> Mapping[str, Rule[Any]]:
+def to_rules(schema: type[msgspec.Struct]) -> Mapping[str, Rule[Any]]:
+    """The rule of each checked field."""
     hints = get_type_hints(schema, include_extras=True)
     return {name: get_args(hint)[1] for name, hint in hints.items() if get_origin(hint) is Annotated}
 
@@ -64,6 +89,7 @@ def _required(schema: type[msgspec.Struct]) -> tuple[str, ...]:
 
 
 def string(*, min_length: int = 0, max_length: int | None = None) -> Rule[str]:
+    @described({"type": "string", **_bounds(minLength=min_length or None, maxLength=max_length)})
     def rule(value: Any, at: str) -> str:
         if not isinstance(value, str):
             raise wrong_type(at, "a string", value)
@@ -79,6 +105,7 @@ def string(*, min_length: int = 0, max_length: int | None = None) -> Rule[str]:
 def one_of(*allowed: str) -> Rule[Any]:
     choices = ", ".join(repr(a) for a in allowed)
 
+    @described({"type": "string", "enum": list(allowed)})
     def rule(value: Any, at: str) -> str:
         if not isinstance(value, str):
             raise wrong_type(at, "a string", value)
@@ -89,6 +116,7 @@ def one_of(*allowed: str) -> Rule[Any]:
     return rule
 
 
+@described({"type": "boolean"})
 def boolean(value: Any, at: str) -> bool:
     if not isinstance(value, bool):
         raise wrong_type(at, "a boolean", value)
@@ -96,6 +124,7 @@ def boolean(value: Any, at: str) -> bool:
 
 
 def integer(low: int | None = None, high: int | None = None) -> Rule[int]:
+    @described({"type": "integer", **_bounds(minimum=low, maximum=high)})
     def rule(value: Any, at: str) -> int:
         if not isinstance(value, int) or isinstance(value, bool):
             raise wrong_type(at, "an integer", value)
@@ -110,6 +139,7 @@ def number(low: float, high: float, *, above: bool = False) -> Rule[float]:
     """`above`: the lower bound itself is out."""
     bounds = f"above {low:g} and at most {high:g}" if above else _range(low, high)
 
+    @described({"type": "number", "exclusiveMinimum" if above else "minimum": low, "maximum": high})
     def rule(value: Any, at: str) -> float:
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise wrong_type(at, "a number", value)
@@ -120,6 +150,7 @@ def number(low: float, high: float, *, above: bool = False) -> Rule[float]:
     return rule
 
 
+@described({"type": "object"})
 def mapping(value: Any, at: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise wrong_type(at, "an object", value)
@@ -127,6 +158,9 @@ def mapping(value: Any, at: str) -> dict[str, Any]:
 
 
 def array(item: Rule[T], *, min_length: int = 0, max_length: int | None = None) -> Rule[tuple[T, ...]]:
+    bounds = _bounds(minItems=min_length or None, maxItems=max_length)
+
+    @described({"type": "array", "items": to_schema(item), **bounds})
     def rule(value: Any, at: str) -> tuple[T, ...]:
         if not isinstance(value, list):
             raise wrong_type(at, "an array", value)
@@ -140,7 +174,11 @@ def array(item: Rule[T], *, min_length: int = 0, max_length: int | None = None) 
 
 
 def struct(schema: type[S]) -> Rule[S]:
-    return lambda value, at: read(schema, value, at)
+    @described(schema)
+    def rule(value: Any, at: str) -> S:
+        return read(schema, value, at)
+
+    return rule
 
 
 def anything(value: Any, at: str) -> Any:
@@ -151,6 +189,7 @@ def anything(value: Any, at: str) -> Any:
 def refused(reason: str) -> Rule[None]:
     """A field that would change the answer and that this server does not honour."""
 
+    @described({"type": "null", "description": f"Not supported: {reason}"})
     def rule(value: Any, at: str) -> NoReturn:
         raise UnsupportedFeature(f"'{at}' is not supported: {reason}", param=at)
 
@@ -188,6 +227,10 @@ def _kind(value: Any) -> str:
             return "an array"
         case _:
             return "an object"
+
+
+def _bounds(**bounds: int | None) -> dict[str, int]:
+    return {name: bound for name, bound in bounds.items() if bound is not None}
 
 
 def _range(low: float | None, high: float | None) -> str:

@@ -24,7 +24,7 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from sightline.api.fields import Rule, invalid, missing, wrong_type
+from sightline.api.fields import Rule, described, invalid, missing, to_schema, wrong_type
 from sightline.api.wire import body_chunks
 from sightline.config import HttpLimits
 from sightline.errors import InvalidRequest
@@ -104,7 +104,12 @@ async def reading_form(request: Request, limits: HttpLimits, *, max_files: int =
 
 def from_text(rule: Rule[T]) -> Rule[T]:
     """A rule of `fields.py` for a value that a form can only hold as text: `0.2`, `true`."""
-    return lambda value, at: rule(_to_scalar(value), at)
+
+    @described(to_schema(rule))
+    def from_scalar(value: Any, at: str) -> T:
+        return rule(_to_scalar(value), at)
+
+    return from_scalar
 
 
 def _to_scalar(value: Any) -> Any:
