@@ -109,3 +109,19 @@ def test_a_class_from_elsewhere_falls_back_to_its_base() -> None:
         pass
 
     assert errors.to_status(Odd("x")) == 400
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (e.InvalidRequest("Invalid 'a.top_k': it must be 1.", param="a.top_k"), "Invalid 'a.top_k': it must be 1."),
+        (e.InvalidRequest("It must be 1.", param="top_k"), "a.top_k: It must be 1."),
+        (e.UnsupportedFeature("The model 'top_k' has no top_k.", param="top_k"), "The model 'top_k' has no a.top_k."),
+        (e.UnsupportedFeature("It has no seed.", param="seed"), "It has no a.seed."),
+        (e.EngineFailed("A seed of doubt; GET /v1/models."), "A seed of doubt; GET /api/tags."),
+        (HTTPException(415, "The top_k body."), "The top_k body."),
+    ],
+)
+def test_a_message_names_the_place_in_a_dialects_words(error: Exception, told: str) -> None:
+    words = {"top_k": "a.top_k", "seed": "a.seed", "/v1/models": "/api/tags"}
+    assert errors.to_message(error, "req_1", words) == told

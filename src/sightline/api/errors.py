@@ -125,14 +125,14 @@ def to_message(error: Exception, request_id: str, words: Mapping[str, str] | Non
     """For dialects whose errors are no more than a message: it names the field or the picture itself.
 
     `words` has what a dialect calls things that OpenAI's calls otherwise, as messages of the service and of engines
-    do: `{"max_tokens": "options.num_predict"}`.
+    do: `{"max_tokens": "options.num_predict"}`. One that is plain English too (`stop`) is only replaced where the error
+    is about it.
     """
-    told = to_error(error, request_id).error
     if not isinstance(error, SightlineError):
-        return told.message
-    words = words or {}
-    message = _WORD.sub(lambda found: words.get(found[0], found[0]), told.message)
-    place = words.get(told.param or "", told.param)
+        return to_error(error, request_id).error.message
+    words = {word: own for word, own in (words or {}).items() if not word.isalpha() or word == error.param}
+    message = _WORD.sub(lambda found: words.get(found[0], found[0]), error.message)
+    place = words.get(error.param or "", error.param)
     return message if place is None or place in message else f"{place}: {message}"
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
 from msgspec import UNSET
@@ -209,24 +209,30 @@ def _frame(value: Any) -> bytes:
 
 # --- errors ----------------------------------------------------------------------------------------------------------
 
-_STATUS: Mapping[type[e.SightlineError], int] = {e.Overloaded: 529, e.EngineUnavailable: 529, e.QuotaExceeded: 402}
-"""Where Anthropic's status is not that of the table in `errors.py`."""
+_OVERLOADED = 529
+"""Of Anthropic's own; in place of 503, which it does not document."""
+_BILLING = 402
 _TYPES = {
     401: "authentication_error",
-    402: "billing_error",
+    _BILLING: "billing_error",
     403: "permission_error",
     404: "not_found_error",
     408: "timeout_error",
     413: "request_too_large",
     429: "rate_limit_error",
     504: "timeout_error",
-    529: "overloaded_error",
+    _OVERLOADED: "overloaded_error",
 }
-_WORDS = {"response_format": "output_config.format", "stop": "stop_sequences"}
+_WORDS = {
+    "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
+    "response_format": "output_config.format",
+    "stop": "stop_sequences",
+}
 
 
 def to_status(error: Exception) -> int:
-    return next((_STATUS[cls] for cls in type(error).__mro__ if cls in _STATUS), errors.to_status(error))
+    status = _BILLING if isinstance(error, e.QuotaExceeded) else errors.to_status(error)
+    return _OVERLOADED if status == HTTPStatus.SERVICE_UNAVAILABLE else status
 
 
 def to_error(error: Exception, request_id: str) -> ErrorReply:

@@ -64,7 +64,7 @@ def _tool(value: Any, at: str) -> Tool:
         )
     if body.input_schema is None:
         raise missing(f"{at}.input_schema")
-    return Tool(body.name, body.description, body.input_schema, body.strict)
+    return Tool(body.name, body.description, body.input_schema, body.strict, f"{at}.input_schema")
 
 
 class ToolChoiceBody(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,17 +75,16 @@ class ToolChoiceBody(msgspec.Struct, frozen=True, kw_only=True):
 
 def _tool_choice(value: Any, at: str) -> ToolChoice:
     body = read(ToolChoiceBody, value, at)
-    if body.disable_parallel_tool_use:
-        raise UnsupportedFeature("Calls cannot be held to one at a time.", param=f"{at}.disable_parallel_tool_use")
+    parallel = not body.disable_parallel_tool_use
     match body.type:
         case "tool":
             if body.name is None:
                 raise missing(f"{at}.name")
-            return ToolChoice("required", (body.name,))
+            return ToolChoice("required", (body.name,), parallel)
         case "any":
-            return ToolChoice("required")
+            return ToolChoice("required", parallel=parallel)
         case mode:
-            return ToolChoice(mode)
+            return ToolChoice(mode, parallel=parallel)
 
 
 class ThinkingBody(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,7 +117,9 @@ class OutputConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 def _output_config(value: Any, at: str) -> ResponseFormat:
     wanted = read(OutputConfig, value, at).format
-    return ResponseFormat() if wanted is None else ResponseFormat("json_schema", wanted.schema)
+    if wanted is None:
+        return ResponseFormat()
+    return ResponseFormat("json_schema", wanted.schema, strict=True, param=f"{at}.format.schema")
 
 
 class Metadata(msgspec.Struct, frozen=True, kw_only=True):

@@ -134,7 +134,10 @@ def _to_content(text: str, images: tuple[str, ...], at: str) -> tuple[Text | Ima
 
 
 def _to_url(image: str) -> str:
-    """Bare base64 as a URL. What is a data: URL already, as some clients send it, stays one."""
+    """Bare base64 as a URL, without the line breaks that Ollama reads over. What is a data: URL already, as some
+    clients send it, stays one."""
+    if "\n" in image:
+        image = "".join(image.split())
     return image if image[:5].lower() == "data:" else f"data:;base64,{image}"
 
 

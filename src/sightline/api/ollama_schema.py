@@ -80,7 +80,7 @@ def _format(value: Any, at: str) -> ResponseFormat:
         case "json":
             return ResponseFormat("json_object")
         case dict():
-            return ResponseFormat("json_schema", value)
+            return ResponseFormat("json_schema", value, param=at)
         case str():
             raise invalid(at, "must be 'json' or a JSON schema")
         case _:
@@ -115,7 +115,7 @@ class ToolBody(msgspec.Struct, frozen=True, kw_only=True):
 
 def _tool(value: Any, at: str) -> Tool:
     f = read(ToolBody, value, at).function
-    return Tool(f.name, f.description, f.parameters, f.strict)
+    return Tool(f.name, f.description, f.parameters, f.strict, f"{at}.function.parameters")
 
 
 # --- options ---------------------------------------------------------------------------------------------------------
