@@ -19,7 +19,7 @@ from sightline.errors import ModelNotFound
 from sightline.models import ModelStatus
 from sightline.service import Item, Service
 from sightline.types import ChatRequest
-from tests.api.standin import FINISH, INFO, JSON_HEADERS, PREPARED, ScriptedService, app_of, chat, get, post, say
+from tests.api.standin import FINISH, INFO, JSON_HEADERS, PREPARED, Call, ScriptedService, app_of, chat, get, post, say
 
 pytestmark = pytest.mark.anyio
 
@@ -306,3 +306,21 @@ async def test_a_body_that_is_refused_is_counted(body: Any, headers: dict[str, s
     reply = await post(app_of(ScriptedService(), max_body_bytes=1000), body, **headers)
     assert 400 <= reply.status < 500
     assert counted() == before + 1
+
+
+@pytest.mark.parametrize("declared", [None, "application/x-www-form-urlencoded", "text/plain"])
+async def test_a_dialect_whose_clients_declare_nothing_takes_their_json_but_not_a_pages(declared: str | None) -> None:
+    """`curl -d` declares a form, and Ollama's users type that. A page's `fetch` can send the same bytes unasked."""
+    settings = Settings(models=(ModelConfig(name="m", engine="fake"),))
+    service = Service(settings)
+    await service.start()
+    app = create_app(service, settings)
+    body = b'{"model": "m", "stream": false, "messages": [{"role": "user", "content": "hello"}]}'
+    headers = {"host": "localhost"} | ({} if declared is None else {"content-type": declared})
+    try:
+        assert (await Call("POST", "/api/chat", body, headers).run(app)).status == 200
+        for sign in ({"origin": "https://evil.example"}, {"sec-fetch-site": "cross-site"}):
+            assert (await Call("POST", "/api/chat", body, headers | sign).run(app)).status == 415
+        assert (await Call("POST", "/v1/chat/completions", body, headers).run(app)).status == 415
+    finally:
+        await service.close()

@@ -59,10 +59,10 @@ class Exchange:
             metrics.REQUESTS.labels(name if is_served else "other", _outcome(error)).inc()
             raise
 
-    async def read_json(self, request: Request) -> dict[str, Any]:
-        """The body; the log will know its model. To be called inside `reading`."""
+    async def read_json(self, request: Request, *, any_type: bool = False) -> dict[str, Any]:
+        """The body (`any_type`: `wire.read_json`); the log will know its model. To be called inside `reading`."""
         timeout_s(request)
-        raw = await read_json(request, self.limits)
+        raw = await read_json(request, self.limits, any_type=any_type)
         if isinstance(model := raw.get("model"), str):
             access.of(request.scope).facts["model"] = model
         return raw

@@ -31,7 +31,7 @@ from sightline.types import ChatRequest, ImageRef, Message, SamplingParams, Text
 
 VERSION = "0.17.0"
 """Of Ollama: that whose API this is. Clients ask for it to learn what they may use."""
-_REFUSED = ("/api/pull", "/api/push", "/api/create", "/api/copy", "/api/delete", "/api/blobs/{digest:path}")
+REFUSED = ("/api/pull", "/api/push", "/api/create", "/api/copy", "/api/delete", "/api/blobs/{digest:path}")
 
 AskedT = TypeVar("AskedT", ChatBody, GenerateBody)
 
@@ -154,7 +154,7 @@ def dialect(service: Service, settings: Settings) -> Dialect:
         Route("/api/ps", api.ps),
         Route("/api/version", _version),
         Route("/", _running),
-        *(Route(path, _refuse, methods=["HEAD", "POST", "DELETE"]) for path in _REFUSED),
+        *(Route(path, _refuse, methods=["HEAD", "POST", "DELETE"]) for path in REFUSED),
     ]
     return Dialect(routes, ("/api/",), to_error_response)
 
@@ -190,7 +190,7 @@ class _Ollama:
         return json_response(to_ps(self._exchange.service.models()))
 
     async def show(self, request: Request) -> Response:
-        body = read(ShowBody, await self._exchange.read_json(request))
+        body = read(ShowBody, await self._exchange.read_json(request, any_type=True))
         name = body.model or body.name
         if name is None:
             raise missing("model")
@@ -222,7 +222,7 @@ class _Ollama:
     async def _read(self, request: Request, schema: type[AskedT]) -> tuple[AskedT, ChatRequest, Head]:
         record = access.of(request.scope)
         with self._exchange.reading(request.scope):
-            body = read(schema, await self._exchange.read_json(request))
+            body = read(schema, await self._exchange.read_json(request, any_type=True))
             status = resolve(body.model, self._exchange.service.models())
             record.facts["model"] = status.name
             chat = to_chat_request(body, new_id("ollama-"), self._exchange.limits)

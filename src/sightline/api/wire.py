@@ -54,14 +54,14 @@ def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | No
     return Response(encode(value), status, headers, media_type="application/json")
 
 
-async def read_json(request: Request, limits: HttpLimits) -> dict[str, Any]:
-    """The JSON object in a request's body.
+async def read_json(request: Request, limits: HttpLimits, *, any_type: bool = False) -> dict[str, Any]:
+    """The JSON object in a request's body. `any_type`: also where it is declared as something else, or as nothing, which
+    some dialects' clients do; not of a browser, whose pages can send such a body to a local server unasked.
 
     Raises `HTTPException` 415 and 408, `BodyTooLarge`, `InvalidRequest`; `ClientDisconnected` if nobody waits any more.
     """
-    # Nothing but JSON's own media type: a web page of any origin can send the others to a local server unasked.
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
+    if media_type != "application/json" and (not any_type or _is_of_a_page(request)):
         raise HTTPException(415, "The body must be JSON, sent with Content-Type: application/json.")
     body = await _read_body(request, limits.max_body_bytes)
     if len(body) > _PARSE_OFF_LOOP_BYTES:
@@ -71,6 +71,11 @@ async def read_json(request: Request, limits: HttpLimits) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InvalidRequest("The body must be a JSON object.", code="invalid_type")
     return value
+
+
+def _is_of_a_page(request: Request) -> bool:
+    """Whether a browser sent it for a page: then it says from where (Fetch standard, "HTTP extensions")."""
+    return "origin" in request.headers or "sec-fetch-site" in request.headers
 
 
 Body = bytes | bytearray
