@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -116,17 +117,16 @@ def _to_facts(config: dict[str, Any], model_dir: Path) -> ModelFacts:
     return ModelFacts(language, vision, int(config["image_token_id"]), frozenset(int(i) for i in ids))
 
 
-class Checkpoint:
-    """Configuration and weights of a Qwen2-VL checkpoint. Weights are mapped, not read, until they are asked for."""
+class Weights:
+    """The tensors of a directory's safetensors files. They are mapped, not read, until they are asked for."""
 
-    def __init__(self, checkpoint_dir: Path) -> None:
-        facts = read_facts(checkpoint_dir)
-        self.language = facts.language
-        self.vision = facts.vision
+    def __init__(self, checkpoint_dir: Path, original: Callable[[str], str] = str) -> None:
+        """`original`: from a name in the files to the name by which a tensor is asked for."""
         self._dir = checkpoint_dir
+        self._original = original
 
     def weight(self, name: str) -> npt.NDArray[Any]:
-        """A tensor by its name in the original checkpoints: f16 stays f16, f32 stays f32, bf16 becomes f32."""
+        """A tensor by its name: f16 stays f16, f32 stays f32, bf16 becomes f32."""
         return _to_array(*self._tensor(name))
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -144,7 +144,17 @@ class Checkpoint:
         files = sorted(self._dir.glob("*.safetensors"))
         if not files:
             raise CheckpointError("the checkpoint holds no *.safetensors file")
-        return {_original(name): tensor for file in files for name, tensor in _read_safetensors(file).items()}
+        return {self._original(name): tensor for file in files for name, tensor in _read_safetensors(file).items()}
+
+
+class Checkpoint(Weights):
+    """Configuration and weights of a Qwen2-VL checkpoint, by the names of the original ones."""
+
+    def __init__(self, checkpoint_dir: Path) -> None:
+        super().__init__(checkpoint_dir, _original)
+        facts = read_facts(checkpoint_dir)
+        self.language = facts.language
+        self.vision = facts.vision
 
 
 def _original(name: str) -> str:

@@ -25,6 +25,7 @@ from openvino.op import util as op_util
 from sightline.engines.openvino.checkpoint import Checkpoint, LanguageConfig, VisionConfig
 from sightline.engines.openvino.compress import to_int8
 from sightline.engines.openvino.files import LANGUAGE, TEXT_EMBEDDINGS, VISION_MERGER, VISION_PATCHES, ir_directory
+from sightline.engines.openvino.graph import constant, ints, linear, parameter, result, scalar
 
 
 def export(checkpoint_dir: Path, out_dir: Path, *, int8: bool = False) -> None:
@@ -64,10 +65,10 @@ def language_model(checkpoint: Checkpoint) -> ov.Model:
     row, column), `beam_idx [B] i32`. Output: `logits [B, T, vocabulary] f32`.
     """
     config = checkpoint.language
-    embeds = _input("inputs_embeds", [-1, -1, config.hidden_size], np.float32)
-    attention_mask = _input("attention_mask", [-1, -1], np.int64)
-    positions = _input("position_ids", [3, -1, -1], np.int64)
-    beam_idx = _input("beam_idx", [-1], np.int32)
+    embeds = parameter("inputs_embeds", [-1, -1, config.hidden_size], np.float32)
+    attention_mask = parameter("attention_mask", [-1, -1], np.int64)
+    positions = parameter("position_ids", [3, -1, -1], np.int64)
+    beam_idx = parameter("beam_idx", [-1], np.int32)
 
     decoder = _Decoder(checkpoint, config, embeds, attention_mask, positions, beam_idx)
     hidden: Any = embeds
@@ -75,15 +76,15 @@ def language_model(checkpoint: Checkpoint) -> ov.Model:
         hidden = decoder.layer(hidden, layer)
     hidden = _rms_norm(hidden, checkpoint.weight("model.norm.weight"), config.rms_norm_eps)
     head = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
-    logits = _output("logits", _linear(hidden, checkpoint.weight(head)))
+    logits = result("logits", linear(hidden, checkpoint.weight(head)))
     return ov.Model([logits], decoder.sinks, [embeds, attention_mask, positions, beam_idx], "language_model")
 
 
 def text_embeddings(checkpoint: Checkpoint) -> ov.Model:
     """`input [B, T] i64` (token ids) to `inputs_embeds [B, T, hidden] f32`."""
-    tokens = _input("input", [-1, -1], np.int64)
-    table = _constant(checkpoint.weight("model.embed_tokens.weight"))
-    embedded = _output("inputs_embeds", ops.gather(table, tokens, _int(0)))
+    tokens = parameter("input", [-1, -1], np.int64)
+    table = constant(checkpoint.weight("model.embed_tokens.weight"))
+    embedded = result("inputs_embeds", ops.gather(table, tokens, ints(0)))
     return ov.Model([embedded], [tokens], "text_embeddings")
 
 
@@ -93,9 +94,9 @@ def vision_patches(checkpoint: Checkpoint) -> ov.Model:
     The checkpoint's convolution has its stride equal to its kernel, so it is one matrix product.
     """
     config = checkpoint.vision
-    pixels = _input("hidden_states", [-1, config.patch_values], np.float32)
+    pixels = parameter("hidden_states", [-1, config.patch_values], np.float32)
     kernel = checkpoint.weight("visual.patch_embed.proj.weight").reshape(config.embed_dim, config.patch_values)
-    return ov.Model([_output("last_hidden_state", _linear(pixels, kernel))], [pixels], "vision_patches")
+    return ov.Model([result("last_hidden_state", linear(pixels, kernel))], [pixels], "vision_patches")
 
 
 def vision_merger(checkpoint: Checkpoint) -> ov.Model:
@@ -106,22 +107,22 @@ def vision_merger(checkpoint: Checkpoint) -> ov.Model:
     f32`.
     """
     config = checkpoint.vision
-    patches = _input("hidden_states", [-1, config.embed_dim], np.float32)
-    mask = _input("attention_mask", [1, -1, -1], np.float32)
-    angles = _input("rotary_pos_emb", [-1, config.head_dim // 2], np.float32)
+    patches = parameter("hidden_states", [-1, config.embed_dim], np.float32)
+    mask = parameter("attention_mask", [1, -1, -1], np.float32)
+    angles = parameter("rotary_pos_emb", [-1, config.head_dim // 2], np.float32)
 
     doubled = ops.concat([angles, angles], axis=-1)
-    cos, sin = ops.unsqueeze(ops.cos(doubled), _int(1)), ops.unsqueeze(ops.sin(doubled), _int(1))
+    cos, sin = ops.unsqueeze(ops.cos(doubled), ints(1)), ops.unsqueeze(ops.sin(doubled), ints(1))
     hidden: Any = patches
     for block in range(config.depth):
         hidden = _vision_block(checkpoint, f"visual.blocks.{block}", hidden, cos, sin, mask)
 
     merge = config.spatial_merge_size**2
     hidden = _layer_norm(checkpoint, "visual.merger.ln_q", hidden)
-    hidden = ops.reshape(hidden, _int([-1, config.embed_dim * merge]), special_zero=False)
+    hidden = ops.reshape(hidden, ints([-1, config.embed_dim * merge]), special_zero=False)
     hidden = ops.gelu(_named_linear(checkpoint, "visual.merger.mlp.0", hidden), "erf")
     hidden = _named_linear(checkpoint, "visual.merger.mlp.2", hidden)
-    return ov.Model([_output("last_hidden_state", hidden)], [patches, mask, angles], "vision_merger")
+    return ov.Model([result("last_hidden_state", hidden)], [patches, mask, angles], "vision_merger")
 
 
 class _Decoder:
@@ -139,7 +140,7 @@ class _Decoder:
         self._checkpoint = checkpoint
         self._config = config
         self._beam = beam
-        self._batch = ops.gather(ops.shape_of(embeds, "i64"), _int([0]), _int(0))
+        self._batch = ops.gather(ops.shape_of(embeds, "i64"), ints([0]), ints(0))
         self._cos, self._sin = self._rotary_tables(positions)
         self._mask = self._causal_mask(embeds, attention_mask)
         self.sinks: list[Any] = []
@@ -150,28 +151,28 @@ class _Decoder:
         normed = _rms_norm(hidden, c.weight(f"{name}.input_layernorm.weight"), eps)
         hidden = ops.add(hidden, self._attention(normed, index))
         normed = _rms_norm(hidden, c.weight(f"{name}.post_attention_layernorm.weight"), eps)
-        gate = ops.swish(_linear(normed, c.weight(f"{name}.mlp.gate_proj.weight")))
-        up = _linear(normed, c.weight(f"{name}.mlp.up_proj.weight"))
-        return ops.add(hidden, _linear(ops.multiply(gate, up), c.weight(f"{name}.mlp.down_proj.weight")))
+        gate = ops.swish(linear(normed, c.weight(f"{name}.mlp.gate_proj.weight")))
+        up = linear(normed, c.weight(f"{name}.mlp.up_proj.weight"))
+        return ops.add(hidden, linear(ops.multiply(gate, up), c.weight(f"{name}.mlp.down_proj.weight")))
 
     def _attention(self, hidden: Any, index: int) -> Any:
         config, name = self._config, f"model.layers.{index}.self_attn"
 
         def heads(projection: str, count: int) -> Any:
             flat = _named_linear(self._checkpoint, f"{name}.{projection}", hidden)
-            split = ops.reshape(flat, _int([0, 0, count, config.head_dim]), special_zero=True)
-            return ops.transpose(split, _int([0, 2, 1, 3]))
+            split = ops.reshape(flat, ints([0, 0, count, config.head_dim]), special_zero=True)
+            return ops.transpose(split, ints([0, 2, 1, 3]))
 
         q = self._rotate(heads("q_proj", config.num_heads))
         k = self._remember(self._rotate(heads("k_proj", config.num_kv_heads)), f"past_key_values.{index}.key")
         v = self._remember(heads("v_proj", config.num_kv_heads), f"past_key_values.{index}.value")
         attended = ops.scaled_dot_product_attention(q, self._repeat(k), self._repeat(v), self._mask)
         merged = ops.reshape(
-            ops.transpose(attended, _int([0, 2, 1, 3])),
-            _int([0, 0, config.num_heads * config.head_dim]),
+            ops.transpose(attended, ints([0, 2, 1, 3])),
+            ints([0, 0, config.num_heads * config.head_dim]),
             special_zero=True,
         )
-        return _linear(merged, self._checkpoint.weight(f"{name}.o_proj.weight"))
+        return linear(merged, self._checkpoint.weight(f"{name}.o_proj.weight"))
 
     def _remember(self, current: Any, variable: str) -> Any:
         """Past and current keys (or values) [B, kv_heads, past + T, head_dim], kept as state.
@@ -180,14 +181,14 @@ class _Decoder:
         """
         config = self._config
         empty = ops.broadcast(
-            _float(0.0), ops.concat([self._batch, _int([config.num_kv_heads, 0, config.head_dim])], axis=0)
+            scalar(0.0), ops.concat([self._batch, ints([config.num_kv_heads, 0, config.head_dim])], axis=0)
         )
         info = op_util.VariableInfo()
         info.data_shape = ov.PartialShape([-1, config.num_kv_heads, -1, config.head_dim])
         info.data_type = ov.Type.f32
         info.variable_id = variable
         state = op_util.Variable(info)
-        past = ops.gather(ops.read_value(empty, state), self._beam, _int(0))
+        past = ops.gather(ops.read_value(empty, state), self._beam, ints(0))
         whole = ops.concat([past, current], axis=-2)
         self.sinks.append(ops.assign(whole, state))
         return whole
@@ -198,18 +199,18 @@ class _Decoder:
         group = config.num_heads // config.num_kv_heads
         if group == 1:
             return x
-        wide = ops.unsqueeze(x, _int(2))
+        wide = ops.unsqueeze(x, ints(2))
         shape = ops.shape_of(x, "i64")
         target = ops.concat(
             [
-                ops.gather(shape, _int([0, 1]), _int(0)),
-                _int([group]),
-                ops.gather(shape, _int([2, 3]), _int(0)),
+                ops.gather(shape, ints([0, 1]), ints(0)),
+                ints([group]),
+                ops.gather(shape, ints([2, 3]), ints(0)),
             ],
             axis=0,
         )
         repeated = ops.broadcast(wide, target, broadcast_spec="BIDIRECTIONAL")
-        return ops.reshape(repeated, _int([0, config.num_heads, -1, config.head_dim]), special_zero=True)
+        return ops.reshape(repeated, ints([0, config.num_heads, -1, config.head_dim]), special_zero=True)
 
     def _rotate(self, x: Any) -> Any:
         return _rotate_half(x, self._cos, self._sin, self._config.head_dim)
@@ -220,24 +221,24 @@ class _Decoder:
         config = self._config
         frequencies = config.rope_theta ** (-np.arange(0, config.head_dim, 2, dtype=np.float32) / config.head_dim)
         turned = ops.multiply(
-            ops.unsqueeze(ops.convert(positions, "f32"), _int(-1)),
+            ops.unsqueeze(ops.convert(positions, "f32"), ints(-1)),
             ops.constant(frequencies.astype(np.float32).reshape(1, 1, 1, -1)),
         )
-        sections = ops.variadic_split(turned, _int(-1), _int(list(config.mrope_section)))
+        sections = ops.variadic_split(turned, ints(-1), ints(list(config.mrope_section)))
         angles = ops.concat(
-            [ops.gather(sections.output(axis), _int(axis), _int(0)) for axis in range(len(config.mrope_section))],
+            [ops.gather(sections.output(axis), ints(axis), ints(0)) for axis in range(len(config.mrope_section))],
             axis=-1,
         )
-        doubled = ops.unsqueeze(ops.concat([angles, angles], axis=-1), _int(1))
+        doubled = ops.unsqueeze(ops.concat([angles, angles], axis=-1), ints(1))
         return ops.cos(doubled), ops.sin(doubled)
 
     def _causal_mask(self, embeds: Any, attention_mask: Any) -> Any:
         """Boolean [B, 1, T, past + T]: a token looks at itself and what came before, where the caller's mask is 1."""
-        total = ops.gather(ops.shape_of(attention_mask, "i64"), _int(1), _int(0))
-        new = ops.gather(ops.shape_of(embeds, "i64"), _int(1), _int(0))
-        keys = ops.range(_int(0), total, _int(1), "i64")
-        queries = ops.unsqueeze(ops.range(ops.subtract(total, new), total, _int(1), "i64"), _int(1))
-        present = ops.unsqueeze(ops.convert(attention_mask, "boolean"), _int([1, 2]))
+        total = ops.gather(ops.shape_of(attention_mask, "i64"), ints(1), ints(0))
+        new = ops.gather(ops.shape_of(embeds, "i64"), ints(1), ints(0))
+        keys = ops.range(ints(0), total, ints(1), "i64")
+        queries = ops.unsqueeze(ops.range(ops.subtract(total, new), total, ints(1), "i64"), ints(1))
+        present = ops.unsqueeze(ops.convert(attention_mask, "boolean"), ints([1, 2]))
         return ops.logical_and(ops.less_equal(keys, queries), present)
 
 
@@ -246,7 +247,7 @@ def _vision_block(checkpoint: Checkpoint, name: str, hidden: Any, cos: Any, sin:
     normed = _layer_norm(checkpoint, f"{name}.norm1", hidden)
     hidden = ops.add(hidden, _vision_attention(checkpoint, config, f"{name}.attn", normed, cos, sin, mask))
     wide = _named_linear(checkpoint, f"{name}.mlp.fc1", _layer_norm(checkpoint, f"{name}.norm2", hidden))
-    quick_gelu = ops.multiply(wide, ops.sigmoid(ops.multiply(wide, _float(1.702))))
+    quick_gelu = ops.multiply(wide, ops.sigmoid(ops.multiply(wide, scalar(1.702))))
     return ops.add(hidden, _named_linear(checkpoint, f"{name}.mlp.fc2", quick_gelu))
 
 
@@ -255,21 +256,21 @@ def _vision_attention(
 ) -> Any:
     joint = _named_linear(checkpoint, f"{name}.qkv", hidden)
     split = ops.split(
-        ops.reshape(joint, _int([0, 3, config.num_heads, config.head_dim]), special_zero=True), _int(1), 3
+        ops.reshape(joint, ints([0, 3, config.num_heads, config.head_dim]), special_zero=True), ints(1), 3
     )
-    q, k, v = (ops.squeeze(split.output(i), _int(1)) for i in range(3))
+    q, k, v = (ops.squeeze(split.output(i), ints(1)) for i in range(3))
 
     def first_heads(x: Any) -> Any:
-        return ops.unsqueeze(ops.transpose(x, _int([1, 0, 2])), _int(0))
+        return ops.unsqueeze(ops.transpose(x, ints([1, 0, 2])), ints(0))
 
     attended = ops.scaled_dot_product_attention(
         first_heads(_rotate_half(q, cos, sin, config.head_dim)),
         first_heads(_rotate_half(k, cos, sin, config.head_dim)),
         first_heads(v),
-        ops.unsqueeze(mask, _int(1)),
+        ops.unsqueeze(mask, ints(1)),
     )
     merged = ops.reshape(
-        ops.transpose(ops.squeeze(attended, _int(0)), _int([1, 0, 2])), _int([0, config.embed_dim]), special_zero=True
+        ops.transpose(ops.squeeze(attended, ints(0)), ints([1, 0, 2])), ints([0, config.embed_dim]), special_zero=True
     )
     return _named_linear(checkpoint, f"{name}.proj", merged)
 
@@ -279,57 +280,27 @@ def _vision_attention(
 
 def _rotate_half(x: Any, cos: Any, sin: Any, head_dim: int) -> Any:
     """Su et al., "RoFormer" (arXiv:2104.09864), in the half-split form: x cos + (-right, left) sin."""
-    halves = ops.variadic_split(x, _int(-1), _int([head_dim // 2, head_dim // 2]))
+    halves = ops.variadic_split(x, ints(-1), ints([head_dim // 2, head_dim // 2]))
     left, right = halves.output(0), halves.output(1)
-    turned = ops.concat([ops.multiply(right, _float(-1.0)), left], axis=-1)
+    turned = ops.concat([ops.multiply(right, scalar(-1.0)), left], axis=-1)
     return ops.add(ops.multiply(x, cos), ops.multiply(turned, sin))
 
 
 def _rms_norm(x: Any, weight: np.ndarray[Any, Any], eps: float) -> Any:
-    mean = ops.reduce_mean(ops.power(x, _float(2.0)), _int([-1]), keep_dims=True)
-    scale = ops.divide(_float(1.0), ops.sqrt(ops.add(mean, _float(eps))))
-    return ops.multiply(_constant(weight), ops.multiply(x, scale))
+    mean = ops.reduce_mean(ops.power(x, scalar(2.0)), ints([-1]), keep_dims=True)
+    scale = ops.divide(scalar(1.0), ops.sqrt(ops.add(mean, scalar(eps))))
+    return ops.multiply(constant(weight), ops.multiply(x, scale))
 
 
 def _layer_norm(checkpoint: Checkpoint, name: str, x: Any) -> Any:
-    normed = ops.mvn(x, _int([-1]), True, checkpoint.vision.layer_norm_eps, "INSIDE_SQRT")
-    scaled = ops.multiply(normed, _constant(checkpoint.weight(f"{name}.weight")))
-    return ops.add(scaled, _constant(checkpoint.weight(f"{name}.bias")))
+    normed = ops.mvn(x, ints([-1]), True, checkpoint.vision.layer_norm_eps, "INSIDE_SQRT")
+    scaled = ops.multiply(normed, constant(checkpoint.weight(f"{name}.weight")))
+    return ops.add(scaled, constant(checkpoint.weight(f"{name}.bias")))
 
 
 def _named_linear(checkpoint: Checkpoint, name: str, x: Any) -> Any:
-    product = _linear(x, checkpoint.weight(f"{name}.weight"))
-    return ops.add(product, _constant(checkpoint.weight(f"{name}.bias")))
-
-
-def _linear(x: Any, weight: np.ndarray[Any, Any]) -> Any:
-    return ops.matmul(x, _constant(weight), transpose_a=False, transpose_b=True)
-
-
-def _constant(values: np.ndarray[Any, Any]) -> Any:
-    """A weight in the checkpoint's precision, f32 to whoever uses it."""
-    constant = ops.constant(values, shared_memory=False)
-    return constant if values.dtype == np.float32 else ops.convert(constant, "f32")
-
-
-def _float(value: float) -> Any:
-    return ops.constant(np.float32(value))
-
-
-def _int(value: int | list[int]) -> Any:
-    return ops.constant(np.array(value, np.int64))
-
-
-def _input(name: str, shape: list[int], dtype: Any) -> Any:
-    parameter = ops.parameter(shape, dtype)
-    parameter.set_friendly_name(name)  # the paged-attention transformation finds inputs by it
-    parameter.output(0).set_names({name})
-    return parameter
-
-
-def _output(name: str, node: Any) -> Any:
-    node.output(0).set_names({name})
-    return ops.result(node)
+    product = linear(x, checkpoint.weight(f"{name}.weight"))
+    return ops.add(product, constant(checkpoint.weight(f"{name}.bias")))
 
 
 def _companions(checkpoint_dir: Path) -> Iterator[Path]:
