@@ -320,7 +320,7 @@ async def test_a_dialect_whose_clients_declare_nothing_takes_their_json_but_not_
     try:
         assert (await Call("POST", "/api/chat", body, headers).run(app)).status == 200
         for sign in ({"origin": "https://evil.example"}, {"sec-fetch-site": "cross-site"}):
-            assert (await Call("POST", "/api/chat", body, headers | sign).run(app)).status == 415
+            assert (await Call("POST", "/api/chat", body, headers | sign).run(app)).status in (403, 415)
         assert (await Call("POST", "/v1/chat/completions", body, headers).run(app)).status == 415
     finally:
         await service.close()

@@ -55,8 +55,8 @@ def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | No
 
 
 async def read_json(request: Request, limits: HttpLimits, *, any_type: bool = False) -> dict[str, Any]:
-    """The JSON object in a request's body. `any_type`: also where it is declared as something else, or as nothing, which
-    some dialects' clients do; not of a browser, whose pages can send such a body to a local server unasked.
+    """The JSON object in a request's body. `any_type`: also where it is declared as something else, or as nothing,
+    which some dialects' clients do; not of a browser, whose pages can send such a body to a local server unasked.
 
     Raises `HTTPException` 415 and 408, `BodyTooLarge`, `InvalidRequest`; `ClientDisconnected` if nobody waits any more.
     """
