@@ -20,7 +20,7 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sightline import metrics
-from sightline.api import access, analyze, chat, errors, messages, models, ollama, ovms, responses
+from sightline.api import access, analyze, chat, errors, messages, models, ollama, openapi, ovms, responses
 from sightline.api.cors import Cors
 from sightline.api.dialect import Dialect
 from sightline.api.disconnect import ClientDisconnected
@@ -56,6 +56,18 @@ def create_app(service: Service, settings: Settings, *, wait: bool = False) -> A
         finally:
             await service.close()
 
+    dialects = to_dialects(service, settings)
+    router = Router(
+        [route for dialect in dialects for route in dialect.routes],
+        redirect_slashes=False,
+        default=_not_found,
+        lifespan=lifespan,
+    )
+    return Edge(router, dialects, settings.allowed_hosts, Cors(settings.cors))
+
+
+def to_dialects(service: Service, settings: Settings) -> list[Dialect]:
+    """All that is served. `openapi_operations.py` has a row for each of the routes."""
     dialects = [
         Dialect(chat.routes(service, settings)),
         responses.dialect(service, settings),
@@ -64,15 +76,10 @@ def create_app(service: Service, settings: Settings, *, wait: bool = False) -> A
         Dialect(models.routes(service)),
         Dialect(_probes(service)),
         analyze.dialect(service, settings),
+        Dialect(openapi.routes()),
     ]
     dialects.append(ovms.dialect(service, settings, [route for dialect in dialects for route in dialect.routes]))
-    router = Router(
-        [route for dialect in dialects for route in dialect.routes],
-        redirect_slashes=False,
-        default=_not_found,
-        lifespan=lifespan,
-    )
-    return Edge(router, dialects, settings.allowed_hosts, Cors(settings.cors))
+    return dialects
 
 
 def _probes(service: Service) -> list[Route]:

@@ -1,0 +1,327 @@
+"""The OpenAPI 3.1 document, from the routes of the application and the structs that they read and write.
+
+    to_document(routes)   routes, with their rows in `openapi_operations.py` -> the document
+
+Bodies of requests are described by the rules of their fields (`fields.py`), replies by their types (msgspec), both by
+the texts below their fields. Not imported by a server: it reads source code.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import re
+import textwrap
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
+
+import msgspec
+from starlette.routing import Route
+
+from sightline import __version__
+from sightline.api.app import to_dialects
+from sightline.api.fields import Schema, to_rules, to_schema
+from sightline.api.openapi_operations import APIS, Api, Operation
+from sightline.api.ovms import ALIASES
+from sightline.config import ModelConfig, Settings
+from sightline.service import Service
+
+Json = dict[str, Any]
+Struct = type[msgspec.Struct]
+
+_REF = "#/components/schemas/"
+_ABOUT = """\
+Vision-language models behind the APIs that programs already speak: any engine, one server. Pictures are understood
+once, at the edge. Each API's errors have that API's shape; every answer has an `x-request-id`. Fields that are not
+named here are ignored."""
+
+
+def served_routes() -> list[Route]:
+    """Every route of the application."""
+    settings = Settings(models=(ModelConfig(name="m", engine="fake"),))
+    return [route for dialect in to_dialects(Service(settings), settings) for route in dialect.routes]
+
+
+def to_json() -> str:
+    """The document of this version, as it lies in the package."""
+    return json.dumps(to_document(served_routes()), indent=1, ensure_ascii=False) + "\n"
+
+
+def to_document(routes: Iterable[Route]) -> Json:
+    """Raises `LookupError` for a route without a row, and for a row without a route."""
+    rows = dict(_rows(routes))
+    schemas = _Schemas(operation for _, operation in rows.values())
+    paths: Json = {}
+    for key, (api, operation) in rows.items():
+        method, _, path = key.partition(" ")
+        shown = re.sub(r"\{(\w+)(?::\w+)?\}", r"{\1}", path)
+        paths.setdefault(shown, {})[method.lower()] = _to_operation(key, api, operation, schemas)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Sightline", "version": __version__, "description": _ABOUT, "license": _LICENSE},
+        "servers": [{"url": "/"}],
+        "tags": [{"name": api.name, "description": api.description} for api in APIS],
+        "security": [{}, {"bearer": []}, {"x-api-key": []}],
+        "paths": paths,
+        "components": {
+            "schemas": schemas.components,
+            "responses": {api.error_name: _to_error_response(api, schemas) for api in APIS},
+            "headers": {"x-request-id": _REQUEST_ID},
+            "securitySchemes": _KEYS,
+        },
+    }
+
+
+_LICENSE = {"name": "Apache-2.0", "identifier": "Apache-2.0"}
+_REQUEST_ID = {
+    "description": "The request's id: the client's own, if it sent one; else a new one.",
+    "schema": {"type": "string"},
+}
+_KEYS = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+}
+
+
+# --- operations ------------------------------------------------------------------------------------------------------
+
+
+def _rows(routes: Iterable[Route]) -> Iterator[tuple[str, tuple[Api, Operation]]]:
+    """Every operation by its method and path. Those of OVMS that are ours under other paths have no rows of theirs."""
+    table = {key: (api, operation) for api in APIS for key, operation in api.operations.items()}
+    ovms = next(api for api in APIS if "GET /v1/config" in api.operations)
+    ours = {alias: path for path, alias in ALIASES.items()}
+    unused = set(table)
+    for route in routes:
+        for method in sorted((route.methods or set()) - {"HEAD"} or {"HEAD"}):
+            key, path = f"{method} {route.path}", ours.get(route.path, route.path)
+            unused.discard(key)
+            if f"{method} {path}" not in table:
+                raise LookupError(f"{key} has no row in openapi_operations.py; see Operation there.")
+            api, operation = table[f"{method} {path}"]
+            yield key, (ovms if route.path in ours else api, operation)
+    if unused:
+        raise LookupError(f"openapi_operations.py has rows for routes that are not there: {', '.join(sorted(unused))}.")
+
+
+def _to_operation(key: str, api: Api, operation: Operation, schemas: _Schemas) -> Json:
+    method, _, path = key.partition(" ")
+    shown: Json = {
+        "operationId": re.sub(r"\W+", "_", method.lower() + re.sub(r":\w+", "", path)).strip("_"),
+        "tags": [api.name],
+        "summary": operation.summary,
+    }
+    if operation.description:
+        shown["description"] = operation.description
+    parameters = [_to_path_parameter(name) for name in re.findall(r"\{(\w+)", path)]
+    parameters += [_to_query_parameter(name, schemas.of_read(schema)) for name, schema in operation.query.items()]
+    if parameters:
+        shown["parameters"] = parameters
+    if operation.body is not None:
+        shown["requestBody"] = {
+            "required": True,
+            "content": _content("application/json", schemas.of_read(operation.body)),
+        }
+    if operation.form is not None:
+        shown["requestBody"] = {
+            "required": True,
+            "content": _content("multipart/form-data", _with_files(operation, schemas)),
+        }
+    shown["responses"] = {
+        **({} if operation.is_refused else {str(operation.status): _to_response(operation, schemas)}),
+        "4XX": {"$ref": f"#/components/responses/{api.error_name}"},
+        "5XX": {"$ref": f"#/components/responses/{api.error_name}"},
+    }
+    return shown
+
+
+def _to_path_parameter(name: str) -> Json:
+    return {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+
+
+def _to_query_parameter(name: str, schema: Json) -> Json:
+    return {"name": name, "in": "query", "required": False, "schema": schema}
+
+
+def _with_files(operation: Operation, schemas: _Schemas) -> Json:
+    """The form's text fields, those that may stand in the query among them, and its files."""
+    fields = schemas.of_read(operation.form)
+    files = {name: {"type": "string", "format": "binary"} for name in operation.files}
+    return {"allOf": [fields, {"type": "object", "properties": files, "required": list(files)}]}
+
+
+def _to_response(operation: Operation, schemas: _Schemas) -> Json:
+    content: Json = {}
+    if operation.reply is not None:
+        content |= _content(operation.reply_type, schemas.of_written(operation.reply))
+    if operation.events is not None:
+        event = schemas.of_written(operation.events)
+        content[operation.events_type] = {"schema": {"type": "string"}, "x-event-schema": event}
+    response: Json = {"description": operation.reply_description, "headers": _HEADERS}
+    return {**response, "content": content} if content else response
+
+
+def _to_error_response(api: Api, schemas: _Schemas) -> Json:
+    description = f"An error, as {api.name} tells it."
+    return {
+        "description": description,
+        "headers": _HEADERS,
+        "content": _content("application/json", schemas.of_written(api.error)),
+    }
+
+
+_HEADERS = {"x-request-id": {"$ref": "#/components/headers/x-request-id"}}
+
+
+def _content(media_type: str, schema: Json) -> Json:
+    return {media_type: {"schema": schema}}
+
+
+# --- schemas ---------------------------------------------------------------------------------------------------------
+
+
+class _Schemas:
+    """The schemas of all bodies, each under the name of its struct; where two have one name, with their modules'."""
+
+    def __init__(self, operations: Iterable[Operation]) -> None:
+        operations = list(operations)
+        requests = list(dict.fromkeys(_read(part for o in operations for part in (o.body, o.form, *o.query.values()))))
+        written = [*(part for o in operations for part in (o.reply, o.events)), *(api.error for api in APIS)]
+        replies = list(dict.fromkeys(_written(written)))
+        taken = Counter(struct.__name__ for struct in {*requests, *replies})
+        self._names = {
+            struct: struct.__name__ if taken[struct.__name__] == 1 else _long_name(struct)
+            for struct in (*requests, *replies)
+        }
+        components = {self._names[struct]: self._to_object(struct, self._read_fields(struct)) for struct in requests}
+        components |= {self._names[struct]: self._to_object(struct, self._written_fields(struct)) for struct in replies}
+        self.components = dict(sorted(components.items()))
+
+    def of_read(self, schema: Schema | None) -> Json:
+        """The schema of what is sent here."""
+        if isinstance(schema, type):
+            return {"$ref": _REF + self._names[schema]}
+        return {key: self._within(value) for key, value in (schema or {}).items()}
+
+    def of_written(self, kind: Any) -> Json:
+        """The schema of what is answered: of a type, as msgspec writes its values."""
+        if isinstance(kind, Mapping):
+            return dict(kind)
+        origin, arguments = get_origin(kind), get_args(kind)
+        if origin in (Union, UnionType):
+            options = [self.of_written(each) for each in arguments if each is not msgspec.UnsetType]
+            return options[0] if len(options) == 1 else {"anyOf": options}
+        if origin is Annotated:
+            return self.of_written(arguments[0])
+        if origin is Literal:
+            return {"enum": list(arguments)}
+        if origin in (list, tuple):
+            return {"type": "array", **({"items": self.of_written(arguments[0])} if arguments else {"maxItems": 0})}
+        if origin in (dict, Mapping):
+            return {"type": "object", "additionalProperties": self.of_written(arguments[1])}
+        return {"$ref": _REF + self._names[kind]} if kind in self._names else dict(_PLAIN[kind])
+
+    def _within(self, value: Any) -> Any:
+        if isinstance(value, Mapping | type):
+            return self.of_read(value)
+        return [self._within(item) for item in value] if isinstance(value, list | tuple) else value
+
+    def _read_fields(self, struct: Struct) -> Iterator[tuple[str, bool, Json]]:
+        """Name, whether it must be there, and schema."""
+        rules = to_rules(struct)
+        for field in msgspec.structs.fields(struct):
+            if field.name in rules:
+                schema = self.of_read(to_schema(rules[field.name]))
+                schema = schema if field.required else _or_null(schema)
+                if isinstance(field.default, str | int | float):
+                    schema = {**schema, "default": field.default}
+                yield field.name, field.required, schema
+
+    def _written_fields(self, struct: Struct) -> Iterator[tuple[str, bool, Json]]:
+        for field in msgspec.structs.fields(struct):
+            schema = self.of_written(field.type)
+            if field.name in ("type", "object") and isinstance(field.default, str):
+                schema = {"const": field.default}
+            yield field.encode_name, field.default is not msgspec.UNSET, schema
+
+    def _to_object(self, struct: Struct, fields: Iterator[tuple[str, bool, Json]]) -> Json:
+        meanings = _meanings(struct)
+        properties, required = Json(), list[str]()
+        for name, is_required, schema in fields:
+            properties[name] = {**schema, "description": meanings[name]} if name in meanings else schema
+            required += [name] * is_required
+        shown: Json = {"title": struct.__name__, "type": "object", "properties": properties}
+        if struct.__doc__:
+            shown["description"] = " ".join(struct.__doc__.split())
+        return {**shown, "required": required} if required else shown
+
+
+_PLAIN: Mapping[Any, Json] = {
+    str: {"type": "string"},
+    int: {"type": "integer"},
+    float: {"type": "number"},
+    bool: {"type": "boolean"},
+    type(None): {"type": "null"},
+    dict: {"type": "object"},
+    Any: {},
+    object: {},
+}
+
+
+def _long_name(struct: Struct) -> str:
+    return f"{struct.__module__.rpartition('.')[2]}.{struct.__name__}"
+
+
+def _or_null(schema: Json) -> Json:
+    """A field that may be left out may be null as well."""
+    if not schema or schema.get("type") == "null":
+        return schema
+    if isinstance(schema.get("type"), str) and "enum" not in schema:
+        return {**schema, "type": [schema["type"], "null"]}
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def _read(schemas: Iterable[Any], seen: set[Struct] | None = None) -> Iterator[Struct]:
+    """Every struct that requests are read by, those within others included."""
+    seen = set() if seen is None else seen
+    for schema in schemas:
+        if isinstance(schema, Mapping):
+            yield from _read(schema.values(), seen)
+        elif isinstance(schema, list | tuple):
+            yield from _read(schema, seen)
+        elif isinstance(schema, type) and schema not in seen:
+            seen.add(schema)
+            yield schema
+            yield from _read(map(to_schema, to_rules(schema).values()), seen)
+
+
+def _written(kinds: Iterable[Any], seen: set[Struct] | None = None) -> Iterator[Struct]:
+    """Every struct that replies are made of."""
+    seen = set() if seen is None else seen
+    for kind in kinds:
+        if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and kind not in seen:
+            seen.add(kind)
+            yield kind
+            yield from _written((field.type for field in msgspec.structs.fields(kind)), seen)
+        elif get_origin(kind) is not Literal:
+            yield from _written(get_args(kind), seen)
+
+
+def _meanings(struct: Struct) -> dict[str, str]:
+    """The texts below a struct's fields, those of its bases included."""
+    found: dict[str, str] = {}
+    for each in reversed(struct.__mro__):
+        if issubclass(each, msgspec.Struct) and each is not msgspec.Struct:
+            tree = ast.parse(textwrap.dedent(inspect.getsource(each)))
+            for field, text in pairwise(cast(ast.ClassDef, tree.body[0]).body):
+                if (
+                    isinstance(field, ast.AnnAssign)
+                    and isinstance(text, ast.Expr)
+                    and isinstance(text.value, ast.Constant)
+                ):
+                    found[ast.unparse(field.target)] = " ".join(str(text.value.value).split())
+    return found

@@ -1,0 +1,231 @@
+"""What each route is for, what it reads and what it answers: a row each, of which the OpenAPI document is made.
+
+A route without a row fails a test, and so does a row without a route. After a change: `python docs/generate.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from sightline.api import analyze, chat_schema, errors, models, ollama_models, ovms, responses_objects
+from sightline.api import messages_schema as messages
+from sightline.api import ollama as ollama_api
+from sightline.api import ollama_schema as ollama
+from sightline.api import responses_schema as responses
+from sightline.api.fields import Schema
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    summary: str
+    description: str = ""
+    query: Mapping[str, Schema] = field(default_factory=dict)
+    """Parameters of the query."""
+    body: type[msgspec.Struct] | None = None
+    """A JSON body, by the struct that `fields.read` makes of it."""
+    form: type[msgspec.Struct] | None = None
+    """The text fields of a form, likewise; `files` are beside them."""
+    files: tuple[str, ...] = ()
+    reply: Any = None
+    """A type that msgspec writes, or a JSON schema; None: an empty body."""
+    reply_type: str = "application/json"
+    reply_description: str = "The answer."
+    status: int = 200
+    is_refused: bool = False
+    """There only to say that it is not served."""
+    events: Any = None
+    """Where it can be streamed: a type of which each event, or each line, is one."""
+    events_type: str = "text/event-stream"
+
+
+@dataclass(frozen=True, slots=True)
+class Api:
+    """Operations whose errors have one shape."""
+
+    name: str
+    description: str
+    error: type[msgspec.Struct]
+    error_name: str
+    """Of the response, among the document's components."""
+    operations: Mapping[str, Operation]
+    """By method and path: `POST /v1/chat/completions`, `GET /v1/models/{id:path}`."""
+
+
+_TEXT = {"type": "string"}
+_STATUS = {"type": "object", "properties": {"status": {"type": "string"}}, "required": ["status"]}
+_VERSION = {"type": "object", "properties": {"version": {"type": "string"}}, "required": ["version"]}
+_LIMIT: Schema = {"type": "integer", "minimum": 1, "maximum": 100}
+_ORDER: Schema = {"type": "string", "enum": ["asc", "desc"]}
+
+OPENAI = Api(
+    "OpenAI",
+    "OpenAI's API. The object `sightline` in replies is ours: what became of each picture, where the time went.",
+    errors.ErrorBody,
+    "OpenAIError",
+    {
+        "POST /v1/chat/completions": Operation(
+            summary="Answer a conversation, with pictures",
+            body=chat_schema.ChatBody,
+            reply=chat_schema.ChatCompletion,
+            events=chat_schema.ChatCompletionChunk,
+        ),
+        "POST /v1/chat/completions/input_tokens": Operation(
+            summary="What a conversation would cost, exactly, before anything runs",
+            body=chat_schema.ChatBody,
+            reply=chat_schema.InputTokens,
+        ),
+        "POST /v1/responses": Operation(
+            summary="Answer, and keep the answer",
+            body=responses.ResponsesBody,
+            reply=responses_objects.ResponseReply,
+            events=responses_objects.ResponseEvent
+            | responses_objects.ItemEvent
+            | responses_objects.PartEvent
+            | responses_objects.DeltaEvent
+            | responses_objects.PartDoneEvent
+            | responses_objects.ArgumentsEvent
+            | responses_objects.ErrorEvent,
+        ),
+        "POST /v1/responses/input_tokens": Operation(
+            summary="What a response's input would cost",
+            body=responses.ResponsesBody,
+            reply=responses_objects.InputTokens,
+        ),
+        "GET /v1/responses/{id}": Operation(summary="A kept response", reply=responses_objects.ResponseReply),
+        "DELETE /v1/responses/{id}": Operation(summary="Forget a response", reply=responses_objects.Deleted),
+        "POST /v1/responses/{id}/cancel": Operation(
+            summary="End a response that runs in the background", reply=responses_objects.ResponseReply
+        ),
+        "GET /v1/responses/{id}/input_items": Operation(
+            summary="What a kept response was asked",
+            query={"limit": _LIMIT, "order": _ORDER, "after": _TEXT},
+            reply=responses_objects.ItemList,
+        ),
+        "GET /v1/models": Operation(summary="Which models are served, and in which state", reply=models.ModelList),
+        "GET /v1/models/{id:path}": Operation(
+            summary="One model", description="Its id may hold slashes.", reply=models.Model
+        ),
+    },
+)
+
+ANTHROPIC = Api(
+    "Anthropic",
+    "Anthropic's messages.",
+    messages.ErrorReply,
+    "AnthropicError",
+    {
+        "POST /v1/messages": Operation(
+            summary="Answer a conversation, with pictures",
+            body=messages.MessagesBody,
+            reply=messages.MessageReply,
+            events=messages.MessageStart
+            | messages.BlockStart
+            | messages.BlockDelta
+            | messages.BlockStop
+            | messages.MessageDelta
+            | messages.MessageStop
+            | messages.ErrorReply,
+        ),
+        "POST /v1/messages/count_tokens": Operation(
+            summary="What a conversation would cost", body=messages.CountBody, reply=messages.InputTokens
+        ),
+    },
+)
+
+OLLAMA = Api(
+    "Ollama",
+    "Ollama's own API. Streams are lines of JSON, and the default.",
+    ollama.ErrorReply,
+    "OllamaError",
+    {
+        "POST /api/chat": Operation(
+            summary="Answer a conversation, with pictures",
+            body=ollama.ChatBody,
+            reply=ollama.Line,
+            events=ollama.Line,
+            events_type="application/x-ndjson",
+        ),
+        "POST /api/generate": Operation(
+            summary="Answer a prompt, with pictures",
+            body=ollama.GenerateBody,
+            reply=ollama.Line,
+            events=ollama.Line,
+            events_type="application/x-ndjson",
+        ),
+        "GET /api/tags": Operation(summary="Which models are served", reply=ollama_models.Models),
+        "GET /api/ps": Operation(summary="Which models are loaded", reply=ollama_models.Models),
+        "POST /api/show": Operation(summary="One model", body=ollama.ShowBody, reply=ollama_models.Shown),
+        "GET /api/version": Operation(summary="The version of Ollama's API that is spoken", reply=_VERSION),
+        **{
+            f"{method} {path}": Operation(summary="Not served: models are the operator's", is_refused=True)
+            for path in ollama_api.REFUSED
+            for method in ("DELETE", "POST")
+        },
+        "GET /": Operation(summary="Whether the server answers", reply=_TEXT, reply_type="text/plain"),
+    },
+)
+
+OVMS = Api(
+    "OVMS",
+    "OpenVINO Model Server's API: OpenAI's under `/v3`, the states of models, and KServe's probes.",
+    ovms.ErrorText,
+    "OVMSError",
+    {
+        "GET /v1/config": Operation(
+            summary="Every model with its state",
+            description="Poll it until the model is AVAILABLE.",
+            reply=dict[str, ovms.ConfigStatus],
+        ),
+        "GET /v2": Operation(summary="The server, as KServe tells it", reply=ovms.ServerMetadata),
+        "GET /v2/health/live": Operation(summary="Whether the server answers"),
+        "GET /v2/health/ready": Operation(summary="Whether every model can be asked"),
+        "GET /v2/models/{name:path}": Operation(summary="A model, as KServe tells it", reply=ovms.ModelMetadata),
+        "GET /v2/models/{name:path}/ready": Operation(summary="Whether a model can be asked"),
+    },
+)
+
+SIMPLE = Api(
+    "The simple service",
+    "A prompt and a picture, and a text back.",
+    analyze.Detail,
+    "SimpleError",
+    {
+        "POST /analyze": Operation(
+            summary="Answer a prompt about a picture in base64", body=analyze.AnalyzeBody, reply=analyze.Analysis
+        ),
+        "POST /analyze/optimized": Operation(
+            summary="The same about a smaller JPEG of the picture",
+            description="The model sees what `served` tells of.",
+            body=analyze.AnalyzeBody,
+            reply=analyze.Analysis,
+        ),
+        "POST /analyze/upload": Operation(
+            summary="The same about a file in a form",
+            description="`prompt` and `model` are fields of the form, or stand in the query.",
+            query={"prompt": _TEXT, "model": _TEXT},
+            form=analyze.UploadBody,
+            files=("file",),
+            reply=analyze.Analysis,
+        ),
+    },
+)
+
+SERVER = Api(
+    "The server",
+    "Probes, metrics and this document.",
+    errors.ErrorBody,
+    "ServerError",
+    {
+        "GET /health": Operation(summary="Whether the server answers", reply=_STATUS),
+        "GET /ready": Operation(summary="Whether every model can be asked (503 where not)", reply=_STATUS),
+        "GET /metrics": Operation(summary="Metrics, for Prometheus", reply=_TEXT, reply_type="text/plain"),
+        "GET /openapi.json": Operation(summary="This document", reply={"type": "object"}),
+        "GET /docs": Operation(summary="This document, for people", reply=_TEXT, reply_type="text/html"),
+    },
+)
+
+APIS = (OPENAI, ANTHROPIC, OLLAMA, OVMS, SIMPLE, SERVER)
