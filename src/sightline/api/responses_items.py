@@ -169,9 +169,13 @@ class TextOf(msgspec.Struct, frozen=True, kw_only=True):
     text: Annotated[str, string()]
 
 
+def _text(value: Any, at: str) -> str:
+    return read(TextOf, value, at).text
+
+
 class ReasoningItem(msgspec.Struct, frozen=True, kw_only=True):
-    summary: Annotated[tuple[str, ...], array(lambda value, at: read(TextOf, value, at).text)] = ()
-    content: Annotated[tuple[str, ...], array(lambda value, at: read(TextOf, value, at).text)] = ()
+    summary: Annotated[tuple[str, ...], array(_text)] = ()
+    content: Annotated[tuple[str, ...], array(_text)] = ()
 
 
 def _read_reasoning(value: Any, at: str, item_id: str | None) -> Item:

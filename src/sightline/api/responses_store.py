@@ -177,6 +177,8 @@ class MemoryStore:
 
     async def put(self, stored: StoredResponse) -> None:
         self._forget(stored.id)
+        if _own_bytes(stored) + sum(map(len, stored.pictures.values())) > self._limits.max_bytes:
+            return  # or everything else would go, and then this too
         kept = {}
         for digest, url in stored.pictures.items():
             picture = self._pictures.setdefault((stored.tenant, digest), _Picture(url))

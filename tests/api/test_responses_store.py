@@ -1,0 +1,160 @@
+"""What is kept of responses: for whom, how long, and in how many bytes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+
+from sightline.api.responses_items import read_items
+from sightline.api.responses_objects import OutputMessage, OutputText, ResponseReply
+from sightline.api.responses_request import to_response
+from sightline.api.responses_schema import read_responses_body
+from sightline.api.responses_store import MemoryStore, StoredResponse, to_input, to_output, to_record, without_urls
+from sightline.config import HttpLimits, ResponseLimits
+from sightline.errors import ObjectNotFound
+
+pytestmark = pytest.mark.anyio
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def store(clock: Clock | None = None, **limits: Any) -> MemoryStore:
+    return MemoryStore(ResponseLimits(**limits), clock or Clock())
+
+
+def url(fill: str, size: int) -> str:
+    return "data:image/png;base64," + fill * size
+
+
+def picture(source: str) -> dict[str, Any]:
+    return {"type": "input_image", "image_url": source}
+
+
+def response(response_id: str, before: str | None = None) -> ResponseReply:
+    fields = {"model": "m", "previous_response_id": before}
+    message = OutputMessage(id=f"msg_of_{response_id}", status="completed", content=(OutputText(text="yes"),))
+    reply = to_response(read_responses_body(fields), response_id, 1)
+    return msgspec.structs.replace(reply, status="completed", output=(message,))
+
+
+async def record(
+    response_id: str, *sources: str, tenant: str = "t", before: str | None = None, item_id: str | None = None
+) -> StoredResponse:
+    sent: dict[str, Any] = {"role": "user", "content": [picture(s) for s in sources]}
+    items = read_items([{**sent, "id": item_id}], HttpLimits())
+    return await to_record(response(response_id, before), tenant, [placed.item for placed in items])
+
+
+async def is_kept(kept: MemoryStore, response_id: str, tenant: str = "t") -> bool:
+    try:
+        await kept.get(response_id, tenant)
+    except ObjectNotFound:
+        return False
+    return True
+
+
+async def test_items_come_back_as_they_were() -> None:
+    kept = store()
+    output = [{"type": "input_text", "text": "x"}, picture(url("B", 400_000))]
+    sent: list[Any] = [
+        {"role": "user", "content": [picture(url("A", 50)), {"type": "input_text", "text": "y"}]},
+        {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c", "output": output},
+        {"role": "user", "content": [picture("https://h/x.png")]},
+    ]
+    items = [placed.item for placed in read_items(sent, HttpLimits())]
+    await kept.put(await to_record(response("resp_1"), "t", items))
+    stored = await kept.get("resp_1", "t")
+    assert to_input(stored) == items
+    assert [item["content"][0]["text"] for item in to_output(stored)] == ["yes"]
+    assert b"AAAA" not in stored.input
+    shown = json.dumps(without_urls(to_input(stored)))
+    assert "AAAA" not in shown
+    assert "https" not in shown
+
+
+async def test_a_picture_is_kept_once_however_often_it_is_sent() -> None:
+    kept = store()
+    big = url("A", 1_000_000)
+    await kept.put(await record("resp_1", big))
+    once = kept.num_bytes
+    assert once > 1_000_000
+    await kept.put(await record("resp_2", big, big, before="resp_1"))
+    await kept.put(await record("resp_3", "".join([big[:30], big[30:]])))
+    assert kept.num_bytes < once + 10_000
+    first, third = await kept.get("resp_1", "t"), await kept.get("resp_3", "t")
+    assert next(iter(first.pictures.values())) is next(iter(third.pictures.values())), "the same bytes, not a copy"
+
+
+async def test_nothing_is_left_when_all_is_deleted() -> None:
+    kept = store()
+    for n in range(3):
+        await kept.put(await record(f"resp_{n}", url("A", 100), url(str(n), 100)))
+    await kept.put(await record("resp_0", url("A", 100)))  # again, as at the end of a run in the background
+    for n in (1, 0, 2):
+        await kept.delete(f"resp_{n}", "t")
+    assert kept.num_bytes == 0
+    assert not any((kept._held, kept._items, kept._pictures))
+
+
+async def test_another_tenant_sees_nothing() -> None:
+    kept = store()
+    await kept.put(await record("resp_1", url("A", 100), item_id="msg_1"))
+    before = kept.num_bytes
+    await kept.put(await record("resp_2", url("A", 100), tenant="other", item_id="msg_1"))
+    assert kept.num_bytes >= before + 100, "not even the bytes of a picture are shared"
+    for ask in (kept.get("resp_1", "other"), kept.delete("resp_1", "other"), kept.get("resp_2", "t")):
+        with pytest.raises(ObjectNotFound, match="There is no response"):
+            await ask
+    assert (await kept.holder_of("msg_1", "t")).id == "resp_1"
+    assert (await kept.holder_of("msg_1", "other")).id == "resp_2"
+    with pytest.raises(ObjectNotFound, match="There is no item"):
+        await kept.holder_of("msg_of_resp_1", "other")
+    assert (await kept.holder_of("msg_of_resp_1", "t")).id == "resp_1"
+
+
+async def test_what_was_used_longest_ago_goes_first() -> None:
+    kept = store(max_bytes=350_000)
+    for n in range(3):
+        await kept.put(await record(f"resp_{n}", url(str(n), 100_000)))
+    await kept.get("resp_0", "t")
+    await kept.put(await record("resp_3", url("3", 100_000)))
+    assert [await is_kept(kept, f"resp_{n}") for n in range(4)] == [True, False, True, True]
+    assert kept.num_bytes <= 350_000
+    await kept.put(await record("resp_4", url("4", 400_000)))
+    assert [await is_kept(kept, f"resp_{n}") for n in range(5)] == [True, False, True, True, False], (
+        "what can never fit does not cost the others their place"
+    )
+
+
+async def test_age_counts_from_the_last_use() -> None:
+    clock = Clock()
+    kept = store(clock, max_age_s=7200)
+    await kept.put(await record("resp_1"))
+    clock.now += 7000
+    assert await is_kept(kept, "resp_1")
+    clock.now += 7000
+    assert await is_kept(kept, "resp_1")
+    clock.now += 7201
+    with pytest.raises(ObjectNotFound, match="kept for 2 hours after they were last used"):
+        await kept.get("resp_1", "t")
+    assert kept.num_bytes == 0
+
+
+async def test_a_client_cannot_name_a_stored_picture() -> None:
+    """The store writes an object where a client may only write a string."""
+    kept = store()
+    await kept.put(await record("resp_1", url("A", 100)))
+    digest = next(iter((await kept.get("resp_1", "t")).pictures))
+    forged = f'{{"sha256":"{digest}"}}'
+    await kept.put(await record("resp_2", forged, tenant="other"))
+    stored = await kept.get("resp_2", "other")
+    assert to_input(stored)[0]["content"][0]["image_url"] == forged
