@@ -500,10 +500,11 @@ _TURNS = st.fixed_dictionaries({"role": _WORDS, "content": _VALUES | st.lists(_B
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_body_is_a_bug(fields: dict[str, Any], turns: list[Any]) -> None:
     body = {**ask(), **({"messages": turns} if turns else {}), **fields}
+    app = app_of(ScriptedService())
 
     async def run() -> None:
         for path in (PATH, f"{PATH}/count_tokens"):
-            reply = await send(body, path=path)
+            reply = await post(app, body, path)
             assert reply.status in (200, 400)
             assert reply.status == 200 or reply.json["error"]["type"] == "invalid_request_error"
 
