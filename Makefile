@@ -3,6 +3,7 @@
 #   make demo            the embedded model answers about pictures, then serves until Ctrl-C   (ONCE=1: ends after the answers)
 #   make test            lint, types, every fast test
 #   make test-engines    engines against their references (installs torch into .venv-reference)   (ALL=1: litellm too)
+#   make test-clients    other people's clients: LiteLLM, LangChain, OpenAI's JavaScript SDK (npm)
 #   make fuzz-images     10,000 damaged pictures through the decoders, then a server   MUTATIONS=10000
 #   make bench-images    speed and closeness of decoding, side by side with Pillow's own
 #   make train-peek      trains the embedded model           MINUTES=90 RUN=runs/peek
@@ -15,6 +16,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 REFERENCE := .venv-reference
 LITELLM := .venv-litellm
+CLIENTS := .venv-clients
 TRAIN := .venv-train
 MINUTES ?= 90
 RUN ?= runs/peek
@@ -23,7 +25,7 @@ MUTATIONS ?= 10000
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 LOCKED := requirements/dev.txt
 
-.PHONY: demo test test-engines fuzz-images bench-images train-peek eval-peek bench-health lint lock clean
+.PHONY: demo test test-engines test-clients fuzz-images bench-images train-peek eval-peek bench-health lint lock clean
 
 $(VENV)/.installed: pyproject.toml $(LOCKED)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Sightline needs Python 3.11 or newer; name one with PYTHON=python3.12"; exit 1; }
@@ -52,6 +54,15 @@ test-engines: $(VENV)/.installed
 	SIGHTLINE_ENGINES_REQUIRED="openvino transformers llamacpp" $(REFERENCE)/bin/python -m pytest tests/engines/test_conformance.py tests/engines/llamacpp/test_llamacpp_conformance.py -m "" --timeout 1200
 	$(if $(ALL),tests/engines/environments/litellm.sh $(LITELLM))
 	$(if $(ALL),SIGHTLINE_ENGINES_REQUIRED="litellm-openai litellm-anthropic" $(LITELLM)/bin/python -m pytest tests/engines/test_litellm_provider.py -m engine_reference)
+
+$(CLIENTS)/.installed: tests/clients/requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python $(PIP_INSTALL) -r tests/clients/requirements.txt
+	$(CLIENTS)/bin/python $(PIP_INSTALL) --editable .
+	@touch $@
+
+test-clients: $(CLIENTS)/.installed
+	$(CLIENTS)/bin/python -m pytest tests/clients -m clients -rs
 
 fuzz-images: $(VENV)/.installed
 	$(BIN)/python -m tests.images.damage --mutations $(MUTATIONS)
@@ -84,4 +95,4 @@ lock: $(VENV)/.installed
 	$(BIN)/python -m piptools compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --extra dev --all-build-deps --output-file requirements/dev.txt pyproject.toml
 
 clean:
-	rm -rf $(VENV) $(REFERENCE) $(LITELLM) $(TRAIN) build dist
+	rm -rf $(VENV) $(CLIENTS) $(REFERENCE) $(LITELLM) $(TRAIN) build dist
