@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from sightline.config import ModelConfig, Settings
-from sightline.engines import EngineInfo
+from sightline.engines import EngineInfo, Work
 from sightline.errors import (
     DeadlineExceeded,
     EngineFailed,
@@ -25,15 +25,15 @@ from sightline.types import EngineRequest, Event, TokenCount
 
 pytestmark = pytest.mark.anyio
 
-WORK = "embeddings"
+WORK: Work = "embeddings"
 
 
 class Engine:
     """Gives its name when it is called, after the failures it was given; holds calls while `gate` is shut."""
 
-    def __init__(self, name: str, *failures: Exception, features: frozenset[str] = frozenset({WORK})) -> None:
+    def __init__(self, name: str, *failures: Exception, work: frozenset[Work] = frozenset({WORK})) -> None:
         self.name = name
-        self.info = EngineInfo(engine=name, context_length=100, features=features)
+        self.info = EngineInfo(engine=name, context_length=100, work=work)
         self.failures = list(failures)
         self.calls = 0
         self.running = 0
@@ -113,7 +113,7 @@ async def test_another_model_stands_in() -> None:
 
 
 async def test_what_a_model_does_not_do_is_told_and_not_asked_of_another() -> None:
-    engines = Engine("a", features=frozenset()), Engine("b")
+    engines = Engine("a", work=frozenset()), Engine("b")
     async with serving(*engines) as service:
         with pytest.raises(UnsupportedFeature, match="gives no embeddings") as refused:
             await service.call(call())
@@ -121,7 +121,7 @@ async def test_what_a_model_does_not_do_is_told_and_not_asked_of_another() -> No
 
 
 async def test_one_that_does_not_do_it_is_passed_over() -> None:
-    engines = Engine("a", EngineFailed("1"), EngineFailed("2")), Engine("b", features=frozenset()), Engine("c")
+    engines = Engine("a", EngineFailed("1"), EngineFailed("2")), Engine("b", work=frozenset()), Engine("c")
     async with serving(*engines) as service:
         assert (await service.call(call())).value == "c"
 

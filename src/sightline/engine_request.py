@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from sightline.config import ModelConfig
-from sightline.engines import EngineInfo
+from sightline.engines import EngineInfo, Work
 from sightline.errors import UnsupportedFeature
 from sightline.images.budget import VisionBudget
 from sightline.types import ChatRequest, EngineRequest, Image, Message, Text
@@ -44,6 +44,7 @@ def to_engine_request(request: ChatRequest, images: Sequence[Image], index: int)
         response_format=request.response_format,
         priority=request.priority,
         tenant=request.tenant,
+        prompt=request.prompt,
     )
 
 
@@ -58,6 +59,7 @@ def likeness(request: ChatRequest) -> Hashable:
 
 def refuse_unsupported(request: ChatRequest, info: EngineInfo) -> None:
     """Raises `UnsupportedFeature` for what this engine would have to drop: nothing is dropped silently."""
+    refuse_work("messages" if request.prompt is None else "completions", request.model, info)
     pictures = request.images
     if pictures and info.vision is None:
         raise UnsupportedFeature(
@@ -92,12 +94,20 @@ def refuse_unsupported(request: ChatRequest, info: EngineInfo) -> None:
             )
 
 
-def refuse_without(feature: str, model: str, info: EngineInfo) -> None:
-    """Raises `UnsupportedFeature` for a kind of work that the model's engine does not do."""
-    if feature not in info.features:
+def refuse_work(work: Work, model: str, info: EngineInfo) -> None:
+    """Raises `UnsupportedFeature` for what the model does not do, or its engine does not do with it."""
+    if work not in info.work:
         raise UnsupportedFeature(
-            f"The model {model!r} runs on the engine {info.engine!r}, which gives no {feature} with it.", param="model"
+            f"The model {model!r} on the engine {info.engine!r} {_WORK[work]}. Choose another model.", param="model"
         )
+
+
+_WORK: dict[Work, str] = {
+    "messages": "answers no messages",
+    "completions": "completes no plain text",
+    "embeddings": "gives no embeddings",
+    "transcription": "writes down no speech",
+}
 
 
 def refuse_too_many_pictures(request: ChatRequest, info: EngineInfo, config: ModelConfig, everywhere: int) -> None:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from sightline import metrics
 from sightline.config import ModelConfig
-from sightline.engines import Engine, EngineInfo, EngineState, Supervised
+from sightline.engines import Engine, EngineInfo, EngineState, ShowsProgress, Supervised
 from sightline.errors import EngineUnavailable, SightlineError
 from sightline.routing import Admission, Breaker, Pass, RetryBudget
 
@@ -34,6 +34,8 @@ class ModelStatus:
     """Whether a request would be served: at once, or when it has loaded the model."""
     phase: Literal["serving", "closing", "closed"] = "serving"
     """Of its life as a whole: a model that is unloaded for want of requests still serves."""
+    progress: float | None = None
+    """Of loading, 0..1; None: it is not loading, or its engine does not tell."""
 
 
 class ServedModel:
@@ -171,7 +173,21 @@ class ServedModel:
     def status(self) -> ModelStatus:
         loaded = self._starting is not None and self._starting.done() and self.state != "failed"
         info = self.engine.info if loaded else None
-        return ModelStatus(self.name, self.state, self.config.engine, self._created, info, self.available, self._phase)
+        return ModelStatus(
+            self.name,
+            self.state,
+            self.config.engine,
+            self._created,
+            info,
+            self.available,
+            self._phase,
+            self._progress(),
+        )
+
+    def _progress(self) -> float | None:
+        if self.state == "loading" and isinstance(self.engine, ShowsProgress):
+            return self.engine.progress
+        return None
 
     def _restarts(self) -> float:
         return self.engine.restarts if isinstance(self.engine, Supervised) else 0

@@ -26,11 +26,11 @@ from sightline.engine_request import (
     likeness,
     refuse_too_many_pictures,
     refuse_unsupported,
-    refuse_without,
+    refuse_work,
     smallest_picture,
     to_engine_request,
 )
-from sightline.engines import Engine, EngineInfo, open_engine
+from sightline.engines import Embeds, Engine, EngineInfo, Work, open_engine
 from sightline.errors import (
     EngineError,
     ImageUnreadable,
@@ -44,7 +44,16 @@ from sightline.images.plan import Room, picture_budget
 from sightline.models import ModelStatus, ServedModel
 from sightline.routing import Deadline, Pass, Quarantine, backoff_s, falls_back, passes_over
 from sightline.schemas import verify_schemas
-from sightline.types import ChatRequest, EngineRequest, Event, Finish, ImageRef, TokenCount
+from sightline.types import (
+    ChatRequest,
+    EmbeddingRequest,
+    Embeddings,
+    EngineRequest,
+    Event,
+    Finish,
+    ImageRef,
+    TokenCount,
+)
 
 log = logging.getLogger(__name__)
 
@@ -103,8 +112,8 @@ class Call(Generic[T]):
 
     request_id: str
     model: str
-    feature: str
-    """Of `FEATURES`: engines without it are not asked."""
+    work: Work
+    """Engines that do not do it are not asked."""
     run: Callable[[Engine], Awaitable[T]]
     """Raises what an engine's `generate` may raise. Without effects: it may be run once more."""
     priority: int = 0
@@ -221,12 +230,24 @@ class Service:
         """What `call.run` returns, on its model or on one that stands in for it: admitted, counted, tried again and
         ended by the deadline like an answer.
 
-        Raises what `generate` raises, and `UnsupportedFeature` for a model whose engine lacks the feature.
+        Raises what `generate` raises, and `UnsupportedFeature` for a model that does not do such work.
         """
         with self._observed(call.model):
             async with self._deadline(timeout_s) as deadline:
                 way = _Way(call.request_id, deadline, call.request_id)
                 return await self._in_turn(call.model, way, lambda model: self._admit_and_call(call, model, way))
+
+    async def embed(self, request: EmbeddingRequest, *, timeout_s: float | None = None) -> Called[Embeddings]:
+        """A vector for each input. Raises as `call`."""
+
+        async def run(engine: Engine) -> Embeddings:
+            assert isinstance(engine, Embeds), "an engine whose work it is has the method"
+            return await engine.embed(request)
+
+        called = await self.call(Call(request.request_id, request.model, "embeddings", run), timeout_s=timeout_s)
+        model = called.path[-1].rpartition("@")[0]
+        metrics.PROMPT_TOKENS.labels(model).inc(called.value.prompt_tokens)
+        return called
 
     # --- one request ---------------------------------------------------------------------------------------------
 
@@ -343,7 +364,7 @@ class Service:
         with model.ask() as allowed:
             async with model.admission.enter(priority=call.priority) as ticket, model.used() as info:
                 model.retries.earn()
-                refuse_without(call.feature, call.model, info)
+                refuse_work(call.work, call.model, info)
                 queued = time.perf_counter()
                 await ticket.slot()
                 way.deadline.check()

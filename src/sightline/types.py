@@ -161,6 +161,7 @@ class _Request(Generic[ImageT]):
     request_id: str
     model: str
     messages: tuple[Message[ImageT], ...]
+    """Empty where there is a `prompt`."""
     sampling: SamplingParams = field(default_factory=SamplingParams)
     tools: tuple[Tool, ...] = ()
     tool_choice: ToolChoice = field(default_factory=ToolChoice)
@@ -169,6 +170,8 @@ class _Request(Generic[ImageT]):
     """-10..10, higher first."""
     tenant: str = ""
     """Whose request it is: caches and quotas never cross tenants."""
+    prompt: str | tuple[int, ...] | None = None
+    """In place of messages: plain text to go on with, as it stands and without a chat template; or its tokens' ids."""
 
     @property
     def images(self) -> tuple[ImageT, ...]:
@@ -289,6 +292,28 @@ class Finish:
 
 Delta: TypeAlias = TextDelta | ReasoningDelta | ToolCallDelta | RefusalDelta
 Event: TypeAlias = Delta | Finish
+
+
+# --- texts as vectors ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingRequest:
+    request_id: str
+    model: str
+    inputs: tuple[str | tuple[int, ...], ...]
+    """One or more, none of them empty: texts, or the ids of their tokens."""
+    dimensions: int | None = None
+    """Numbers of each vector; None: as many as the model gives."""
+    tenant: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Embeddings:
+    vectors: npt.NDArray[np.float32]
+    """Shape [inputs, dimensions], in the order of the inputs."""
+    prompt_tokens: int
+    """Of all inputs together."""
 
 
 # --- speech ----------------------------------------------------------------------------------------------------------

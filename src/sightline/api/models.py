@@ -45,7 +45,7 @@ def to_model(status: ModelStatus) -> Model:
         created=status.created,
         sightline=ModelReport(
             state=status.state,
-            progress=1.0 if status.state == "ready" else None,
+            progress=1.0 if status.state == "ready" else status.progress,
             engine=status.engine,
             vision=None if info is None else info.vision is not None,
             context_length=None if info is None else info.context_length,

@@ -15,21 +15,28 @@ from typing import Any, Literal, Protocol, cast, runtime_checkable
 from sightline.config import ModelConfig
 from sightline.engines.table import ENGINES, EngineEntry, engine_names, find_entry
 from sightline.images.budget import VisionBudget
-from sightline.types import EngineRequest, Event, TokenCount
+from sightline.types import EmbeddingRequest, Embeddings, EngineRequest, Event, TokenCount
 
 __all__ = [
     "ENGINES",
     "FEATURES",
+    "Embeds",
     "Engine",
     "EngineEntry",
     "EngineInfo",
     "EngineState",
+    "ShowsProgress",
     "Supervised",
+    "Work",
     "engine_names",
     "find_entry",
     "load_engine",
     "open_engine",
 ]
+
+
+Work = Literal["messages", "completions", "embeddings", "transcription"]
+"""Answering messages, going on with plain text (`EngineRequest.prompt`), texts to vectors (`Embeds`), speech to text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +56,8 @@ class EngineInfo:
     request that needs another (400, never a silent drop)."""
     weights_digest: str | None = None
     """`sha256:<hex>` of the weight file that was loaded, where there is one."""
+    work: frozenset[Work] = frozenset({"messages"})
+    """What it does at all; a request for anything else is refused as well."""
 
 
 FEATURES = frozenset(
@@ -98,6 +107,19 @@ class Engine(Protocol):
         ...
 
 
+@runtime_checkable
+class Embeds(Protocol):
+    """What an engine whose work `embeddings` is has, too."""
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """A vector for each input.
+
+        Raises as `Engine.generate`: `InvalidRequest` for token ids or dimensions that the model does not have,
+        `ContextLengthExceeded` for an input that is too long.
+        """
+        ...
+
+
 EngineState = Literal["unloaded", "loading", "ready", "failed"]
 
 
@@ -110,6 +132,16 @@ class Supervised(Protocol):
 
     @property
     def restarts(self) -> int: ...
+
+
+@runtime_checkable
+class ShowsProgress(Protocol):
+    """What an engine tells, too, whose `start` takes long."""
+
+    @property
+    def progress(self) -> float | None:
+        """Of `start`: 0..1, of the bytes that have been read or downloaded; None: not known. From any thread."""
+        ...
 
 
 def load_engine(config: ModelConfig, target: str | None = None) -> Engine:

@@ -29,6 +29,12 @@ response format gives the same facts as an object.
 before it; trailing whitespace is one. A message costs 2 tokens more than its parts, a tool the tokens of its name,
 description and compact JSON schema, the start of the answer 1, a picture one token a cell of its served pixels.
 
+Text without messages (`EngineRequest.prompt`) costs its own tokens alone; given as token ids, each is the code point of
+a character, and a token.
+
+**Vectors.** An embedding has 64 dimensions and length 1; texts that share words, or parts of words, are near each
+other. Fewer dimensions are the first ones of these, made as long again.
+
 **Pace.** Continuous batching as real engines do it: a step takes `step_s` and gives every running sequence one token,
 except that a sequence is first prefilled, in chunks of `prefill_chunk` tokens shared by all in the step, each of which
 makes the step `prefill_s_per_token` longer. What exceeds `slots` waits, by priority, then in order of arrival.

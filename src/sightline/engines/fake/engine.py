@@ -16,6 +16,7 @@ from sightline.config import ModelConfig
 from sightline.engines import EngineInfo
 from sightline.engines.fake.script import Plan, crash, read_script, to_plan
 from sightline.engines.fake.tokens import count_tokens, to_logprob
+from sightline.engines.fake.vectors import embed
 from sightline.engines.stops import StopStrings
 from sightline.errors import (
     ContextLengthExceeded,
@@ -27,6 +28,8 @@ from sightline.errors import (
 from sightline.images.budget import CellBudget
 from sightline.types import (
     Delta,
+    EmbeddingRequest,
+    Embeddings,
     EngineRequest,
     Event,
     Finish,
@@ -42,6 +45,7 @@ _FEATURES = frozenset(
     {"seed", "top_k", "min_p", "penalties", "logprobs", "min_tokens", "ignore_eos", "tools", "json_object"}
 )
 _PICTURES_KEPT = 1024
+_STARTUP_STEPS = 10
 _LAST_WORDS_S = 0.05
 """Between the last token and a crash."""
 
@@ -86,7 +90,9 @@ class FakeEngine:
             context_length=options.context_length,
             vision=self._vision,
             features=_FEATURES,
+            work=frozenset({"messages", "completions", "embeddings"}),
         )
+        self.progress: float | None = None
         self.steps = 0
         """Steps run since start."""
         self._line: list[_Sequence] = []  # all that are not done: who runs is the first `slots` of those admitted
@@ -108,7 +114,10 @@ class FakeEngine:
         return len(self._line)
 
     async def start(self) -> None:
-        await asyncio.sleep(self._options.startup_s)
+        for step in range(_STARTUP_STEPS):
+            self.progress = step / _STARTUP_STEPS
+            await asyncio.sleep(self._options.startup_s / _STARTUP_STEPS)
+        self.progress = 1.0
         if self._options.startup == "crash":
             crash("The fake engine was told to crash at start.")
         if self._options.startup != "ok":
@@ -123,9 +132,15 @@ class FakeEngine:
             raise ContextLengthExceeded(
                 f"This model's context holds {limit} tokens. The prompt takes {count.prompt_tokens}{asked}. "
                 "Shorten the prompt, send fewer or smaller pictures, or lower max_tokens.",
-                param="messages",
+                param="messages" if request.prompt is None else "prompt",
             )
         return count
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        if self._loop is None or self._closed:
+            raise EngineUnavailable("The engine is not running.")
+        await asyncio.sleep(self._options.step_s)
+        return embed(request, self._options.context_length)
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[Event, None]:
         if self._loop is None or self._closed:

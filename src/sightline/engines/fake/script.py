@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from sightline.engines.fake.sight import describe
-from sightline.engines.fake.tokens import tokenise
+from sightline.engines.fake.tokens import to_text, tokenise
 from sightline.errors import EngineFailed, InvalidRequest
 from sightline.types import (
     Delta,
@@ -125,6 +125,8 @@ def _tool_tokens(calls: list[tuple[str, str]]) -> Iterator[Delta]:
 
 
 def _last_user_text(request: EngineRequest) -> str:
+    if request.prompt is not None:
+        return to_text(request.prompt)
     for message in reversed(request.messages):
         if message.role == "user":
             return "".join(part.text for part in message.content if isinstance(part, Text))

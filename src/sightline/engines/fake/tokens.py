@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from dataclasses import replace
 
+from sightline.errors import InvalidRequest
 from sightline.images.budget import VisionBudget
 from sightline.types import EngineRequest, Image, Message, Text, TokenCount, TokenLogprob
 
@@ -19,8 +21,24 @@ def tokenise(text: str) -> list[str]:
 _TOKEN = re.compile(r"\s*\w{1,8}|\s*[^\w\s]|\s+")
 
 
+def to_text(prompt: str | tuple[int, ...], param: str = "prompt") -> str:
+    """Raises `InvalidRequest` for an id that is no character's."""
+    if isinstance(prompt, str):
+        return prompt
+    for token in prompt:
+        if not 0 <= token <= sys.maxunicode or 0xD800 <= token <= 0xDFFF:
+            raise InvalidRequest(f"The token id {token} is not one of this model's.", param=param)
+    return "".join(map(chr, prompt))
+
+
+def num_tokens(prompt: str | tuple[int, ...]) -> int:
+    return len(tokenise(prompt)) if isinstance(prompt, str) else len(prompt)
+
+
 def count_tokens(request: EngineRequest, vision: VisionBudget) -> TokenCount:
     """See the package: nothing here looks at what the pixels are, only at how many."""
+    if request.prompt is not None:
+        return TokenCount(num_tokens(request.prompt))
     image_tokens = tuple(vision.tokens(image.served_width, image.served_height) for image in request.images)
     text_tokens = sum(map(_message_tokens, request.messages))
     for tool in request.tools:

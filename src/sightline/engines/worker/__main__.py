@@ -21,15 +21,16 @@ from contextlib import aclosing
 from typing import NoReturn
 
 from sightline.config import ModelConfig
-from sightline.engines import Engine, load_engine
+from sightline.engines import Embeds, Engine, ShowsProgress, load_engine
 from sightline.engines.worker import frames
 from sightline.engines.worker.pictures import receive, size_only
-from sightline.errors import EngineFailed, EngineUnavailable, SightlineError
+from sightline.errors import EngineFailed, EngineUnavailable, SightlineError, UnsupportedFeature
 
 log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
 """From <sys/prctl.h>."""
+_PROGRESS_EVERY_S = 0.1
 
 
 class Worker:
@@ -101,6 +102,8 @@ class Worker:
                 self._begin(stream, self._generate(frame, fd))
             case frames.Count(stream):
                 self._begin(stream, self._count(frame))
+            case frames.Embed(stream):
+                self._begin(stream, self._embed(frame))
             case frames.Cancel(stream):
                 if (task := self._tasks.get(stream)) is not None:
                     task.cancel()
@@ -120,7 +123,11 @@ class Worker:
     async def _start(self, config: ModelConfig, target: str) -> None:
         try:
             engine = load_engine(config, target)
-            await engine.start()
+            telling = asyncio.create_task(self._tell_progress(engine))
+            try:
+                await engine.start()
+            finally:
+                telling.cancel()
         except SightlineError as error:
             self._send(frames.NotReady(frames.to_wire_error(error)))
             self._closing.set()
@@ -132,6 +139,17 @@ class Worker:
         else:
             self._engine = engine
             self._send(frames.Ready(engine.info))
+
+    async def _tell_progress(self, engine: Engine) -> None:
+        """Whatever of loading is new, until it is cancelled."""
+        if not isinstance(engine, ShowsProgress):
+            return
+        told = None
+        while True:
+            if (progress := engine.progress) is not None and progress != told:
+                told = progress
+                self._send(frames.Loading(progress))
+            await asyncio.sleep(_PROGRESS_EVERY_S)
 
     async def _generate(self, frame: frames.Generate, fd: int | None) -> None:
         credit = self._credits[frame.stream] = asyncio.Semaphore(frames.WINDOW)
@@ -151,6 +169,15 @@ class Worker:
         try:
             count = await self._ready_engine().count_tokens(frames.from_wire(frame.request, size_only))
             self._send(frames.Counted(frame.stream, count))
+        except Exception as error:
+            self._fail(frame.stream, error)
+
+    async def _embed(self, frame: frames.Embed) -> None:
+        try:
+            engine = self._ready_engine()
+            if not isinstance(engine, Embeds):
+                raise UnsupportedFeature("The engine gives no embeddings.", param="model")
+            self._send(frames.embedded(frame.stream, await engine.embed(frame.request)))
         except Exception as error:
             self._fail(frame.stream, error)
 

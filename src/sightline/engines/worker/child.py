@@ -25,7 +25,7 @@ from sightline.engines.worker.environment import child_environment
 from sightline.engines.worker.output import printable_lines
 from sightline.engines.worker.pictures import share
 from sightline.errors import EngineError, EngineFailed, EngineUnavailable, InvalidRequest, SightlineError
-from sightline.types import EngineRequest, Event, Finish, Pixels, TokenCount
+from sightline.types import EmbeddingRequest, Embeddings, EngineRequest, Event, Finish, Pixels, TokenCount
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +41,8 @@ _LEVELS = logging.getLevelNamesMapping()
 class Child:
     """One process that runs an engine, and what is under way in it.
 
-    Life: made -> `start` -> `generate`, `count_tokens`, `watch` -> `stop`. The next process is another `Child`.
-    Used from one event loop.
+    Life: made -> `start` -> `generate`, `count_tokens`, `embed`, `watch` -> `stop`. The next process is another
+    `Child`. Used from one event loop.
     """
 
     def __init__(
@@ -55,6 +55,8 @@ class Child:
         """It has completed a request."""
         self.hopeless = False
         """It said why it cannot load, or took too long: another one would fare no better."""
+        self.progress: float | None = None
+        """Of loading, as far as its engine tells."""
         self.last_lines: deque[str] = deque(maxlen=_LAST_LINES)
         self._config = config
         self._entry = entry
@@ -66,7 +68,8 @@ class Child:
         self._pong: asyncio.Future[None] = self._loop.create_future()
         self._numbers = itertools.count(1)
         self._streams: dict[int, _Stream] = {}
-        self._counts: dict[int, asyncio.Future[TokenCount]] = {}
+        self._asked: dict[int, asyncio.Future[Any]] = {}
+        """What is answered in one frame."""
         self._to_send: queue.SimpleQueue[_Parcel | None] = queue.SimpleQueue()
         self._process: asyncio.subprocess.Process | None = None
         self._exit: asyncio.Task[int] | None = None
@@ -147,7 +150,7 @@ class Child:
         """Ends everything under way with `EngineUnavailable`."""
         for stream in self._streams.values():
             stream.end(EngineUnavailable(reason))
-        self._fail_counts(reason)
+        self._fail_asked(reason)
 
     # --- requests ------------------------------------------------------------------------------------------------
 
@@ -172,14 +175,25 @@ class Child:
 
     async def count_tokens(self, request: EngineRequest) -> TokenCount:
         """As `Engine.count_tokens`."""
+        counted: TokenCount = await self._ask(lambda number: frames.Count(number, frames.to_wire(request)[0]))
+        return counted
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """As `Embeds.embed`."""
+        embedded: Embeddings = await self._ask(lambda number: frames.Embed(number, request))
+        return embedded
+
+    async def _ask(self, frame: Callable[[int], frames.ToChild]) -> Any:
+        """What comes back for a frame of this number, in one."""
         number = self._open()
-        counted: asyncio.Future[TokenCount] = self._loop.create_future()
-        self._counts[number] = counted
+        answer = self._asked[number] = self._loop.create_future()
         try:
-            self._send(frames.Count(number, frames.to_wire(request)[0]))
-            return await counted
+            self._send(frame(number))
+            return await answer
         finally:
-            del self._counts[number]
+            del self._asked[number]
+            if answer.cancelled():
+                self._send(frames.Cancel(number))
 
     def _open(self) -> int:
         if self.lost:
@@ -241,20 +255,27 @@ class Child:
             return
         match frame:
             case frames.Counted(number, count):
-                if (counted := self._counts.get(number)) is not None and not counted.done():
-                    counted.set_result(count)
+                self._answer(number, count)
+            case frames.Embedded(number):
+                self._answer(number, frames.to_embeddings(frame))
             case frames.Failed(number, error):
                 if number in self._streams:
                     self._streams[number].put(frames.from_wire_error(error))
-                elif (counted := self._counts.get(number)) is not None and not counted.done():
-                    counted.set_exception(frames.from_wire_error(error))
+                elif (asked := self._asked.get(number)) is not None and not asked.done():
+                    asked.set_exception(frames.from_wire_error(error))
             case frames.Pong():
                 if not self._pong.done():
                     self._pong.set_result(None)
+            case frames.Loading(progress):
+                self.progress = progress
             case frames.Ready(info):
                 self._ready.set_result(info)
             case frames.NotReady(error):
                 self._ready.set_result(frames.from_wire_error(error))
+
+    def _answer(self, number: int, value: object) -> None:
+        if (asked := self._asked.get(number)) is not None and not asked.done():
+            asked.set_result(value)
 
     def lose(self) -> None:
         """Nothing can be asked of it any more: its socket has ended, or it does not answer."""
@@ -265,13 +286,13 @@ class Child:
             self._ended.set_result(None)
         for stream in self._streams.values():
             stream.break_off(self.pid)
-        self._fail_counts(_DIED)
+        self._fail_asked(_DIED)
         self._on_lost(self)
 
-    def _fail_counts(self, reason: str) -> None:
-        for counted in self._counts.values():
-            if not counted.done():
-                counted.set_exception(EngineUnavailable(reason))
+    def _fail_asked(self, reason: str) -> None:
+        for asked in self._asked.values():
+            if not asked.done():
+                asked.set_exception(EngineUnavailable(reason))
 
     # --- the process ---------------------------------------------------------------------------------------------
 

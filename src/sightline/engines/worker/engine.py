@@ -13,7 +13,7 @@ from sightline.engines import EngineInfo, EngineState, find_entry
 from sightline.engines.worker.child import Child
 from sightline.engines.worker.restarts import RestartPolicy
 from sightline.errors import EngineUnavailable
-from sightline.types import EngineRequest, Event, TokenCount
+from sightline.types import EmbeddingRequest, Embeddings, EngineRequest, Event, TokenCount
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +62,11 @@ class WorkerEngine:
         return "ready" if self._up.result() is not None else "failed"
 
     @property
+    def progress(self) -> float | None:
+        """Of the child that is being started, as far as its engine tells."""
+        return self._child.progress if self._child is not None else None
+
+    @property
     def restarts(self) -> int:
         """Times that a child was started in another's place."""
         return self._restarts
@@ -89,6 +94,10 @@ class WorkerEngine:
         async with aclosing(child.generate(request)) as events:
             async for event in events:
                 yield event
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """As the engine in the child does. Raises `UnsupportedFeature` where it does not."""
+        return await (await self._ready_child()).embed(request)
 
     async def close(self) -> None:
         """Streams end at once; the child has `CLOSE_GRACE_S` to close its engine."""

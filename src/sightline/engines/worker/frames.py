@@ -12,12 +12,15 @@ from dataclasses import fields
 from typing import Any, TypeAlias
 
 import msgspec
+import numpy as np
 
 from sightline import errors
 from sightline.config import ModelConfig
 from sightline.engines import EngineInfo
 from sightline.errors import EngineFailed, SightlineError
 from sightline.types import (
+    EmbeddingRequest,
+    Embeddings,
     EngineRequest,
     Event,
     Finish,
@@ -43,6 +46,7 @@ WINDOW = 256
 MAX_FRAME_BYTES = 256 * 1024 * 1024
 """A longer one is nonsense. (A request's text can be as long as a body may be; pixels are not in frames.)"""
 
+_FLOAT = np.dtype("<f4")
 _LENGTH = struct.Struct("<I")
 LENGTH_BYTES = _LENGTH.size
 
@@ -87,6 +91,7 @@ class WireRequest(msgspec.Struct, frozen=True):
     response_format: ResponseFormat
     priority: int
     tenant: str
+    prompt: str | tuple[int, ...] | None
     timeout_s: float | None
 
 
@@ -187,6 +192,11 @@ class Count(_Frame, frozen=True):
     request: WireRequest
 
 
+class Embed(_Frame, frozen=True):
+    stream: int
+    request: EmbeddingRequest
+
+
 class Cancel(_Frame, frozen=True):
     stream: int
 
@@ -206,10 +216,14 @@ class Close(_Frame, frozen=True):
     pass
 
 
-ToChild: TypeAlias = Start | Generate | Count | Cancel | Credit | Ping | Close
+ToChild: TypeAlias = Start | Generate | Count | Embed | Cancel | Credit | Ping | Close
 
 
 # --- to the parent ---------------------------------------------------------------------------------------------------
+
+
+class Loading(_Frame, frozen=True):
+    progress: float
 
 
 class Ready(_Frame, frozen=True):
@@ -225,6 +239,15 @@ class NotReady(_Frame, frozen=True):
 class Counted(_Frame, frozen=True):
     stream: int
     count: TokenCount
+
+
+class Embedded(_Frame, frozen=True):
+    """`Embeddings`; the vectors as little-endian float32, row by row."""
+
+    stream: int
+    vectors: bytes
+    rows: int
+    prompt_tokens: int
 
 
 class Failed(_Frame, frozen=True):
@@ -269,7 +292,7 @@ class Finished(_Frame, frozen=True):
 
 
 Said: TypeAlias = SaidText | SaidReasoning | SaidToolCall | SaidRefusal | Finished
-ToParent: TypeAlias = Ready | NotReady | Counted | Failed | Pong | Said
+ToParent: TypeAlias = Loading | Ready | NotReady | Counted | Embedded | Failed | Pong | Said
 
 _SAID: dict[type[Any], Callable[[int, Any], Said]] = {
     TextDelta: SaidText,
@@ -282,6 +305,15 @@ _SAID: dict[type[Any], Callable[[int, Any], Said]] = {
 
 def said(stream: int, event: Event) -> Said:
     return _SAID[type(event)](stream, event)
+
+
+def embedded(stream: int, embeddings: Embeddings) -> Embedded:
+    vectors = np.ascontiguousarray(embeddings.vectors, _FLOAT)
+    return Embedded(stream, vectors.tobytes(), len(vectors), embeddings.prompt_tokens)
+
+
+def to_embeddings(frame: Embedded) -> Embeddings:
+    return Embeddings(np.frombuffer(frame.vectors, _FLOAT).reshape(frame.rows, -1), frame.prompt_tokens)
 
 
 # --- bytes -----------------------------------------------------------------------------------------------------------
