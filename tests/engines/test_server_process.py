@@ -137,6 +137,24 @@ async def test_it_comes_back_and_who_asks_meanwhile_waits() -> None:
             assert processes(server)[1] != victim
 
 
+async def test_who_asks_is_told_which_process_died_under_it() -> None:
+    async with running() as server:
+        with pytest.raises(EngineUnavailable) as alive:
+            async with server.asked():
+                raise EngineUnavailable("broken, but it lives")
+        assert alive.value.died is None
+        died = []
+        for _ in range(2):
+            with pytest.raises(EngineUnavailable) as dead:
+                async with server.asked():
+                    os.kill(processes(server)[1].pid, signal.SIGKILL)
+                    raise EngineUnavailable("broken off")
+            died.append(dead.value.died)
+            await server.ready()
+        assert None not in died
+        assert len(set(died)) == 2
+
+
 async def test_a_killed_guard_takes_its_server_along() -> None:
     async with running() as server:
         server.served()

@@ -265,7 +265,9 @@ async def test_killed_it_comes_back_and_requests_wait_for_it(program: str) -> No
         assert own.pid is not None
         before = psutil.Process(own.pid).children()[0]
         await answer(own, ask(picture(RED), "?"))
-        assert isinstance(await ends(own, ask("crash")), UpstreamFailed)
+        broken = await ends(own, ask("crash"))
+        assert isinstance(broken, UpstreamFailed)
+        assert broken.died is not None, "its pictures are suspects"
         text, _ = await answer(own, ask(picture(RED), "?"))
         assert text.startswith("I see 56x56 red"), "the new one does not hold it, and is sent it"
         assert own.restarts == 1

@@ -23,7 +23,8 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -151,10 +152,22 @@ class ServerProcess:
             running = self._supervisor is not None and not self._supervisor.done()
             raise EngineUnavailable("The engine is not running.") if running else stopped()
 
-    async def doubt(self) -> None:
-        """Somebody found it broken. Returns when it is known to have ended, at the latest after `_DOUBT_S`."""
-        if self._run is not None:
-            await asyncio.wait({self._run.ended}, timeout=_DOUBT_S)
+    @asynccontextmanager
+    async def asked(self) -> AsyncIterator[None]:
+        """Around whatever asks it. Waits for one that is being started, like `ready`.
+
+        When it ends under what is asked, `EngineError.died` says which one it was; the error comes when that is known,
+        so that who tries again finds the next one.
+        """
+        await self.ready()
+        run = self._run
+        try:
+            yield
+        except EngineError as error:
+            if run is not None:
+                await asyncio.wait({run.ended}, timeout=_DOUBT_S)
+                error.died = run.pid if run.ended.done() else None
+            raise
 
     async def close(self) -> None:
         """The server has `stop_grace_s` to end by itself. Idempotent."""

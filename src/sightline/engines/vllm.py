@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from sightline.engines.remote import RemoteEngine
 from sightline.engines.remote.options import RemoteOptions, read_options, wrong
 from sightline.engines.remote.upstream import Address
 from sightline.engines.server_process import Launch, ServerProcess
-from sightline.errors import EngineError
 from sightline.types import EngineRequest, Event, Finish, TokenCount
 
 _SPARE_REQUESTS = 16
@@ -88,7 +87,8 @@ class VllmEngine:
         address = None
         if options.starts:
             limit = picture_limit(options)["image"]
-            options = msgspec.structs.replace(options, checkpoint=_directory(config), max_images=limit)
+            served_as = options.model or config.name
+            options = msgspec.structs.replace(options, model=served_as, checkpoint=_directory(config), max_images=limit)
             launch = Launch(
                 lambda address: to_command(config, options, address),
                 environment=to_environment(config, options),
@@ -145,19 +145,9 @@ class VllmEngine:
         if self._server is not None:
             await self._server.close()
 
-    @asynccontextmanager
-    async def _up(self) -> AsyncIterator[None]:
-        """Waits for the server if it is being started; when it breaks, until that is known, so that who tries again
-        finds the next one."""
-        if self._server is None:
-            yield
-            return
-        await self._server.ready()
-        try:
-            yield
-        except EngineError:
-            await self._server.doubt()
-            raise
+    def _up(self) -> AbstractAsyncContextManager[None]:
+        """Around whatever asks a server of ours."""
+        return nullcontext() if self._server is None else self._server.asked()
 
 
 # --- the command line ------------------------------------------------------------------------------------------------

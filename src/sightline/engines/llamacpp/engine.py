@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import unicodedata
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -132,21 +132,21 @@ class LlamaCppEngine:
         return info if takes_tools else replace(info, features=info.features - {"tools"})
 
     async def count_tokens(self, request: EngineRequest) -> TokenCount:
-        remote = await self._ready()
         _check_schemas(request)
-        return await remote.count_tokens(self._normalised(request))
+        async with self._asked() as remote:
+            return await remote.count_tokens(self._normalised(request))
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[Event, None]:
         """As `Engine.generate`; raises `UpstreamFailed` where the server broke."""
-        remote = await self._ready()
         _check_schemas(request)
-        self._meet(request.tenant)
         asked = _with_logprobs(self._normalised(request))
-        async with aclosing(remote.generate(asked)) as events:
-            async for event in events:
-                if isinstance(event, Finish) and self._server is not None:
-                    self._server.served()
-                yield _without_others(event) if request.sampling.logprobs == 0 else event
+        async with self._asked() as remote:
+            self._meet(request.tenant)
+            async with aclosing(remote.generate(asked)) as events:
+                async for event in events:
+                    if isinstance(event, Finish) and self._server is not None:
+                        self._server.served()
+                    yield _without_others(event) if request.sampling.logprobs == 0 else event
 
     def _normalised(self, request: EngineRequest) -> EngineRequest:
         """The texts in the form that the model's own tokenizer gives them."""
@@ -162,13 +162,15 @@ class LlamaCppEngine:
         if tenant != self._tenant:
             self._fields["cache_prompt"] = False
 
-    async def _ready(self) -> RemoteEngine:
+    @asynccontextmanager
+    async def _asked(self) -> AsyncIterator[RemoteEngine]:
+        """Around whatever asks the server."""
         if self._closed:
             raise stopped()
         if self._server is None or self._remote is None or self._info is None:
             raise EngineUnavailable("The engine has not been started.")
-        await self._server.ready()
-        return self._remote
+        async with self._server.asked():
+            yield self._remote
 
     async def close(self) -> None:
         self._closed = True
