@@ -209,6 +209,9 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """`peek`, or where the model is: a directory; for some engines a GGUF file, a hub's id, or a name they know."""
     options: Mapping[str, Any] = {}
     """The engine's own options, checked by the engine."""
+    python: str | None = None
+    """The Python of the environment that the engine is installed in; None: the server's own. `sightline engine install`
+    makes such environments."""
     max_concurrent: Annotated[int, msgspec.Meta(ge=1)] = 16
     """Sequences that run at once; more wait."""
     max_queue: Annotated[int, msgspec.Meta(ge=0)] = 256

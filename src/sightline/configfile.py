@@ -23,7 +23,8 @@ import msgspec
 import yaml
 
 from sightline.config import PEEK, ModelConfig, Settings, variable
-from sightline.engines import EngineEntry, engine_names, find_entry, load_engine
+from sightline.engines import EngineEntry, engine_names, find_entry, load_engine, refuse_python
+from sightline.engines.interpreter import find, verify
 from sightline.engines.sources import check_source
 from sightline.errors import InvalidRequest, SightlineError
 
@@ -310,8 +311,10 @@ def _anchored(reading: _Reading, model: ModelConfig) -> ModelConfig:
         key: str(here / value) if key in _PATH_OPTIONS and isinstance(value, str) else value
         for key, value in model.options.items()
     }
+    # A Python is anchored as it stands: what a link of an environment leads to is another Python.
+    python = str(here / model.python) if model.python and "/" in model.python else model.python
     return msgspec.structs.replace(
-        model, source=str(here / source) if source != PEEK and is_path else source, options=options
+        model, source=str(here / source) if source != PEEK and is_path else source, options=options, python=python
     )
 
 
@@ -320,16 +323,34 @@ def _check_options(reading: _Reading, model: ModelConfig, entry: EngineEntry, pa
         known = options_type(entry.options).__struct_fields__
         for name in [name for name in model.options if name not in known]:
             reading.wrong(f"{path}.options.{name}", _unknown(name, known))
-    missing = [name for name in entry.needs if find_spec(name) is None]
+    if model.python is not None:
+        _check_python(reading, model, entry, path)
+    missing = [name for name in entry.needs if model.python is None and find_spec(name) is None]
     if missing and not (model.engine == "llamacpp" and model.options.get("executable")):
         names = ", ".join(missing)
-        reading.wrong(f"{path}.engine", f"{model.engine} needs {names}: pip install 'sightline[{model.engine}]'.")
+        reading.wrong(
+            f"{path}.engine",
+            f"{model.engine} needs {names}: pip install 'sightline[{model.engine}]', or give it an environment of its "
+            f"own: sightline engine install {model.engine}.",
+        )
     if any(problem.path.startswith(f"{path}.options") for problem in reading.problems):
         return
     try:
         load_engine(model, entry.target)  # made, not started: that is where every engine checks what it is told
     except SightlineError as error:
         reading.wrong(f"{path}.options", error.message)
+
+
+def _check_python(reading: _Reading, model: ModelConfig, entry: EngineEntry, path: str) -> None:
+    assert model.python is not None
+    try:
+        refuse_python(model, entry)
+        if entry.isolated:
+            verify(model.python, model.engine, entry.needs)
+        else:
+            find(model.python)
+    except InvalidRequest as error:
+        reading.wrong(f"{path}.python", _within(error.message))
 
 
 def _refuse_cycles(reading: _Reading, models: Mapping[str, ModelConfig]) -> None:

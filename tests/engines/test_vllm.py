@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import psutil
 import pytest
@@ -306,3 +307,12 @@ async def test_closed_it_leaves_nothing(program: str) -> None:
     assert not socket.parent.exists()
     with pytest.raises(EngineUnavailable):
         await answer(own, ask("after"))
+
+
+def test_the_models_own_python_is_the_one_it_is_started_with() -> None:
+    config = ModelConfig(
+        name="m", engine="vllm", source="/models/m", python="/opt/vllm/bin/python", options={"budget": BUDGET}
+    )
+    assert VllmEngine(config)._server is not None
+    with pytest.raises(InvalidRequest, match="given twice"):
+        VllmEngine(msgspec.structs.replace(config, options={**config.options, "python": "/p"}))

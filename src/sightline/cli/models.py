@@ -29,6 +29,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         default=environment("ENGINE", "openvino"),
         help=f"what runs the model (default: openvino). {engines}; and those of other packages",
     )
+    parser.add_argument(
+        "--python",
+        metavar="PROGRAM",
+        help="the Python of the environment that the engine is installed in (default: this one); "
+        "`sightline engine install NAME` makes one",
+    )
     parser.add_argument("--name", help="the name clients use for the model (default: the source's, or `peek`)")
     parser.add_argument(
         "--option",
@@ -75,6 +81,7 @@ def to_model_config(args: argparse.Namespace) -> ModelConfig:
     return msgspec.structs.replace(
         config,
         options=to_options(args.option),
+        python=args.python,
         limit_mm_per_prompt=_to_limits(args.limit_mm_per_prompt),
         picture_size=to_picture_size(args),
     )

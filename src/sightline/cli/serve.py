@@ -79,7 +79,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"])
 
 
-_OF_ONE_MODEL = ("model", "engine", "name", "option", "limit_mm_per_prompt", "detail", "max_pixels", "min_pixels")
+_OF_ONE_MODEL = (
+    "model", "engine", "python", "name", "option", "limit_mm_per_prompt", "detail", "max_pixels", "min_pixels",
+)  # fmt: skip
 """Arguments that say what a configuration file says of each model."""
 _SWITCH_S = 0.0005
 """How long a thread that parses or hashes keeps the interpreter while the event loop waits for it; the loop waits after

@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 from sightline.config import ModelConfig
 from sightline.engines.table import ENGINES, EngineEntry, engine_names, find_entry
+from sightline.errors import InvalidRequest
 from sightline.images.budget import VisionBudget
 from sightline.types import EmbeddingRequest, Embeddings, EngineRequest, Event, TokenCount
 
@@ -32,6 +33,7 @@ __all__ = [
     "find_entry",
     "load_engine",
     "open_engine",
+    "refuse_python",
 ]
 
 
@@ -154,9 +156,22 @@ def load_engine(config: ModelConfig, target: str | None = None) -> Engine:
     return cast(Engine, factory(config))
 
 
+def refuse_python(config: ModelConfig, entry: EngineEntry) -> None:
+    """Raises `InvalidRequest` for a `python` that nothing would be started with."""
+    if config.python is not None and not entry.takes_python:
+        raise InvalidRequest(
+            f"The engine {config.engine} starts no Python, so that `python` says nothing of it. Leave it out.",
+            param="python",
+        )
+
+
 def open_engine(config: ModelConfig) -> Engine:
-    """The engine as everything above uses it: in its own supervised process where its row says so. Not yet started."""
+    """The engine as everything above uses it: in its own supervised process where its row says so. Not yet started.
+
+    Raises as `load_engine`.
+    """
     entry = find_entry(config.engine)
+    refuse_python(config, entry)
     if entry.isolated:
         from sightline.engines.worker import WorkerEngine
 

@@ -43,6 +43,12 @@ class EngineEntry:
     needs: tuple[str, ...] = ()
     """Modules of the extra of the engine's name, without which it cannot start."""
     sources: tuple[SourceKind, ...] = ("name",)
+    starts_python: bool = False
+    """Of an engine that is not isolated: it starts a program in the environment of `ModelConfig.python`."""
+
+    @property
+    def takes_python(self) -> bool:
+        return self.isolated or self.starts_python
 
 
 ENGINES: dict[str, EngineEntry] = {
@@ -58,6 +64,7 @@ ENGINES: dict[str, EngineEntry] = {
         summary="vLLM, in an environment of its own",
         options="sightline.engines.vllm:VllmOptions",
         sources=("directory", "hub", "name"),
+        starts_python=True,
     ),
     "llamacpp": EngineEntry(
         "sightline.engines.llamacpp:LlamaCppEngine",

@@ -61,7 +61,7 @@ class VllmOptions(RemoteOptions, frozen=True, kw_only=True, forbid_unknown_field
     executable: str | None = None
     """The program `vllm` of the environment."""
     python: str | None = None
-    """Or the environment's Python."""
+    """Or the environment's Python; the model's own `python` says the same."""
     engine_kwargs: dict[str, Any] = msgspec.field(default_factory=dict)
     """Any option of `vllm serve`, in snake case: `dtype`, `max_model_len`, `gpu_memory_utilization`, `max_num_seqs`,
     `tensor_parallel_size`, `limit_mm_per_prompt`, `trust_remote_code` ..."""
@@ -81,7 +81,7 @@ class VllmEngine:
 
     def __init__(self, config: ModelConfig) -> None:
         """Raises `InvalidRequest` for options that cannot be meant, the refused ones of vLLM among them."""
-        options = read_options(config, VllmOptions)
+        options = _with_python(config, read_options(config, VllmOptions))
         _check(options)
         self._server: ServerProcess | None = None
         address = None
@@ -225,6 +225,14 @@ def _flag(name: str, value: Any) -> Sequence[str]:
             return [flag, *map(str, value)]
         case _:
             return [f"{flag}={value}"]
+
+
+def _with_python(config: ModelConfig, options: VllmOptions) -> VllmOptions:
+    if config.python is None:
+        return options
+    if options.python is not None:
+        raise wrong("python is given twice, as an option and beside the options; give one.")
+    return msgspec.structs.replace(options, python=config.python)
 
 
 def _check(options: VllmOptions) -> None:

@@ -20,6 +20,7 @@ import msgspec
 
 from sightline.config import ModelConfig
 from sightline.engines import EngineEntry, EngineInfo
+from sightline.engines.interpreter import verify
 from sightline.engines.worker import frames
 from sightline.engines.worker.environment import child_environment
 from sightline.engines.worker.output import printable_lines
@@ -81,6 +82,7 @@ class Child:
     async def start(self) -> EngineInfo:
         """Starts the process and waits until its engine is ready. Raises `EngineUnavailable`; then `stop` it."""
         try:
+            await self._verify_python()
             await self._spawn()
         except OSError as error:
             log.error("model %s: no process could be started: %s", self._config.name, error)
@@ -98,6 +100,14 @@ class Child:
             raise EngineUnavailable(f"The engine's process ended while it was loading ({await self.stop()}).")
         self.hopeless = True
         raise EngineUnavailable(f"The model did not load within {timeout_s:g} s.")
+
+    async def _verify_python(self) -> None:
+        if (python := self._config.python) is not None:
+            try:
+                await asyncio.to_thread(verify, python, self._config.engine, self._entry.needs)
+            except InvalidRequest as error:
+                self.hopeless = True
+                raise EngineUnavailable(error.message) from None
 
     async def watch(self) -> None:
         """Returns when the child is lost, or does not answer any more and must be stopped.
@@ -307,8 +317,8 @@ class Child:
             # -P: a file named like a module, in the directory the server was started from, is not imported.
             # A session of its own: Ctrl-C in the terminal is for the parent, which then closes us in order.
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-P", "-u", "-X", "faulthandler", "-m", "sightline.engines.worker",
-                *map(str, fds), self._config.name,
+                self._config.python or sys.executable, "-P", "-u", "-X", "faulthandler",
+                "-m", "sightline.engines.worker", *map(str, fds), self._config.name,
                 stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
                 pass_fds=fds, start_new_session=True, env=child_environment(self._config, self._entry, os.environ),
             )  # fmt: skip

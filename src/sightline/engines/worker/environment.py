@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from sightline.config import ModelConfig
 from sightline.engines import EngineEntry
+from sightline.engines.interpreter import foreign
 
 KEPT_VARIABLES = (
     "PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "SSL_CERT_FILE",
@@ -20,9 +21,14 @@ KEPT_VARIABLES = (
 
 
 def child_environment(config: ModelConfig, entry: EngineEntry, ours: Mapping[str, str]) -> dict[str, str] | None:
-    """None: all of `ours`. What the option `env` names and is not set is left out; the engine says so."""
+    """None: all of `ours`. What the option `env` names and is not set is left out; the engine says so.
+
+    Another Python (`ModelConfig.python`) is not told where the libraries of this one are.
+    """
+    if config.python is not None:
+        ours = foreign(ours)
     if entry.environment is None:
-        return None
+        return None if config.python is None else dict(ours)
     named = config.options.get("env")
     names = [*KEPT_VARIABLES, *(named if isinstance(named, list | tuple) else ())]
     kept = {name: ours[name] for name in names if isinstance(name, str) and name in ours}
