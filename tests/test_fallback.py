@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import msgspec
+import psutil
 import pytest
 from PIL import Image as PILImage
 
@@ -298,6 +299,94 @@ async def test_a_model_that_failed_to_load_is_passed_over() -> None:
     async with serving(local, remote) as service:
         assert (await ask(service, request()))[1] == "remote"
     assert local.asked == []
+
+
+@pytest.fixture
+def reloads_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sightline.models.reload_after_s", lambda failures: 0.05)
+
+
+@pytest.mark.usefixtures("reloads_soon")
+async def test_a_model_that_failed_to_load_is_loaded_later_and_nobody_waits_for_that() -> None:
+    local, remote = Engine("local"), Engine("remote")
+    local.failure = EngineUnavailable("its server is away")
+    async with serving(local, remote) as service:
+        assert service.models()[0].state == "failed"
+        async with asyncio.timeout(2):
+            while local.starts < 3:  # by itself, again and again
+                assert (await ask(service, request()))[1] == "remote"
+                await asyncio.sleep(0.005)
+        assert not service.ready()
+        local.failure = None
+        async with asyncio.timeout(2):
+            while service.models()[0].state != "ready":
+                await asyncio.sleep(0.005)
+        assert (await ask(service, request()))[1] == "local"
+        assert service.ready()
+        starts = local.starts
+        await asyncio.sleep(0.15)
+        assert local.starts == starts
+
+
+@pytest.mark.usefixtures("reloads_soon")
+async def test_a_model_that_is_being_loaded_again_is_passed_over() -> None:
+    class Slow(Engine):
+        async def start(self) -> None:
+            await super().start()
+            await self.gate.wait()
+
+    local, remote = Slow("local"), Engine("remote")
+    local.failure = EngineUnavailable("its server is away")
+    async with serving(local, remote) as service:
+        local.failure = None
+        local.gate.clear()
+        async with asyncio.timeout(2):
+            while service.models()[0].state != "loading":
+                await asyncio.sleep(0.005)
+        assert (await ask(service, request()))[1] == "remote"
+        local.gate.set()
+        async with asyncio.timeout(2):
+            while service.models()[0].state != "ready":
+                await asyncio.sleep(0.005)
+        assert (await ask(service, request()))[1] == "local"
+
+
+@pytest.mark.usefixtures("reloads_soon")
+async def test_a_model_on_demand_that_failed_to_load_is_tried_by_a_later_request() -> None:
+    local = Engine("local")
+    local.failure = EngineUnavailable("no files")
+    async with serving(local, load="demand") as service:
+        for _ in range(3):  # the first tries, the others come too soon
+            with pytest.raises(EngineUnavailable, match="failed to load"):
+                await ask(service, request())
+        assert local.starts == 1
+        assert not service.ready()
+        await asyncio.sleep(0.1)
+        assert local.starts == 1  # not by itself
+        assert service.ready()
+        local.failure = None
+        assert (await ask(service, request()))[1] == "local"
+        assert local.starts == 2
+
+
+async def test_an_idle_model_gives_its_process_back_and_gets_a_new_one() -> None:
+    settings = Settings(models=(ModelConfig(name="local", engine="fake", idle_unload_s=0.3, start_timeout_s=20.0),))
+    service = Service(settings)
+    await service.start()
+    pids = []
+    try:
+        for _ in range(2):
+            assert (await ask(service, request(Text("hello"))))[1].endswith("hello")
+            pid = service._models["local"].engine.pid  # type: ignore[attr-defined]
+            assert psutil.pid_exists(pid)
+            pids.append(pid)
+            async with asyncio.timeout(10):
+                while psutil.pid_exists(pid):
+                    await asyncio.sleep(0.02)
+            assert (service.models()[0].state, service.ready()) == ("unloaded", True)
+        assert pids[0] != pids[1]
+    finally:
+        await service.close()
 
 
 async def test_a_picture_that_was_there_when_two_processes_died_is_refused() -> None:

@@ -18,7 +18,16 @@ from sightline.errors import (
     UnsupportedFeature,
     UpstreamFailed,
 )
-from sightline.routing import Admission, Breaker, Quarantine, RetryBudget, backoff_s, falls_back, passes_over
+from sightline.routing import (
+    Admission,
+    Breaker,
+    Quarantine,
+    RetryBudget,
+    backoff_s,
+    falls_back,
+    passes_over,
+    reload_after_s,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -151,6 +160,12 @@ def test_the_wait_before_a_retry_doubles_up_to_a_limit_and_is_drawn() -> None:
     assert [backoff_s(n, random=lambda: 1.0) for n in range(6)] == [0.1, 0.2, 0.4, 0.8, 1.6, 2.0]
     assert backoff_s(3, random=lambda: 0.25) == pytest.approx(0.2)
     assert len({backoff_s(3) for _ in range(20)}) > 1
+
+
+def test_the_wait_before_a_model_is_loaded_again_doubles_up_to_a_minute() -> None:
+    assert [reload_after_s(n, random=lambda: 1.0) for n in (1, 2, 3, 4, 5, 6, 100)] == [2, 4, 8, 16, 32, 60, 60]
+    assert reload_after_s(1, random=lambda: 0.0) == 1.0
+    assert len({reload_after_s(3) for _ in range(20)}) > 1
 
 
 def test_second_tries_are_a_fifth_of_requests_in_an_outage() -> None:

@@ -14,7 +14,7 @@ from sightline import metrics
 from sightline.config import ModelConfig
 from sightline.engines import Engine, EngineInfo, EngineState, ShowsProgress, Supervised
 from sightline.errors import EngineUnavailable, SightlineError
-from sightline.routing import Admission, Breaker, Pass, RetryBudget
+from sightline.routing import Admission, Breaker, Pass, RetryBudget, reload_after_s
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,9 @@ class ServedModel:
     """Life: made -> `start` -> `used` by requests -> `close`. Used from one event loop.
 
     Loaded by `start`, or by the first request where its configuration says `load: demand`; unloaded when nobody has
-    used it for `idle_unload_s`, and loaded again by the next request.
+    used it for `idle_unload_s`, and loaded again by the next request. What fails to load is tried again, later and
+    later: by itself, or with `load: demand` by the next request after that time. Meanwhile requests are refused at
+    once, so that another model can take them.
     """
 
     def __init__(self, config: ModelConfig, open_: Callable[[], Engine]) -> None:
@@ -57,6 +59,10 @@ class ServedModel:
         self._open = open_
         self._created = int(time.time())
         self._starting: asyncio.Task[None] | None = None
+        self._failures = 0
+        """To load, in a row."""
+        self._again: asyncio.TimerHandle | None = None
+        """While it waits to be loaded again."""
         self._unloading: asyncio.Task[None] | None = None
         self._idle: asyncio.TimerHandle | None = None
         self._users = 0
@@ -77,6 +83,7 @@ class ServedModel:
 
     def _load(self) -> asyncio.Task[None]:
         self._starting = asyncio.create_task(self._start())
+        self._starting.add_done_callback(lambda task: task.cancelled() or task.exception())  # `state` asks it again
         return self._starting
 
     async def _start(self) -> None:
@@ -84,12 +91,28 @@ class ServedModel:
             await asyncio.wait([self._unloading])
         began = time.perf_counter()
         try:
+            if self._failures:
+                self.engine = self._open()
             await self.engine.start()
-        except SightlineError as error:
-            log.error("model %s failed to load: %s", self.name, error)
+        except Exception as error:
+            self._plan_another(error)
             raise
+        self._failures = 0
         log.info("model %s is ready after %.2f s", self.name, time.perf_counter() - began)
         self._rest()
+
+    def _plan_another(self, error: Exception) -> None:
+        """After a failure to load."""
+        self._failures += 1
+        after_s = reload_after_s(self._failures)
+        bug = None if isinstance(error, SightlineError) else error
+        log.error("model %s failed to load: %s; the next try is in %.1f s", self.name, error, after_s, exc_info=bug)
+        self._again = asyncio.get_running_loop().call_later(after_s, self._load_again)
+
+    def _load_again(self) -> None:
+        self._again = None
+        if self.config.load == "start":
+            self._load()
 
     async def started(self) -> None:
         """Waits for what `start` began. Raises `EngineUnavailable` when it failed."""
@@ -99,12 +122,21 @@ class ServedModel:
     async def _loaded(self) -> EngineInfo:
         if self._closed:
             raise EngineUnavailable("The server is being stopped.")
-        starting = self._starting or self._load()
+        starting = self._starting
+        if starting is None or (self._has_failed and self._again is None):
+            starting = self._load()
+        elif self._has_failed or (self._failures and self.config.load == "start"):
+            raise self._failed_to_load()  # it is tried again by itself, which nobody need wait for
         if not starting.done():
             await asyncio.wait([starting])
         if starting.cancelled() or starting.exception() is not None:
-            raise EngineUnavailable(f"The model {self.name!r} failed to load. The server's log says why.")
+            raise self._failed_to_load()
         return self.engine.info
+
+    def _failed_to_load(self) -> EngineUnavailable:
+        return EngineUnavailable(
+            f"The model {self.name!r} failed to load. The server's log says why; it is tried again from time to time."
+        )
 
     @asynccontextmanager
     async def used(self) -> AsyncIterator[EngineInfo]:
@@ -139,8 +171,9 @@ class ServedModel:
     async def close(self) -> None:
         self._closed = True
         self._phase = "closing"
-        if self._idle is not None:
-            self._idle.cancel()
+        for timer in (self._idle, self._again):
+            if timer is not None:
+                timer.cancel()
         if self._starting is not None and not self._starting.done():
             self._starting.cancel()
             await asyncio.wait([self._starting])
@@ -152,19 +185,28 @@ class ServedModel:
     # --- what is known of it -------------------------------------------------------------------------------------
 
     @property
+    def _has_failed(self) -> bool:
+        """To load, when it was last tried."""
+        starting = self._starting
+        return starting is not None and starting.done() and (starting.cancelled() or starting.exception() is not None)
+
+    @property
     def state(self) -> EngineState:
         if self._starting is None:
             return "unloaded"
         if not self._starting.done():
             return "loading"
-        if self._starting.cancelled() or self._starting.exception() is not None:
+        if self._has_failed:
             return "failed"
         return self.engine.state if isinstance(self.engine, Supervised) else "ready"
 
     @property
     def available(self) -> bool:
         """Whether a request would be served: at once, or when it has loaded the model."""
-        return self.state == "ready" or (self.state == "unloaded" and not self._closed and self._loads_on_demand)
+        if self.state == "ready" or self._closed:
+            return self.state == "ready"
+        loads = self.state == "unloaded" or (self._has_failed and self._again is None)
+        return loads and self._loads_on_demand
 
     @property
     def _loads_on_demand(self) -> bool:

@@ -22,6 +22,8 @@ MAX_RETRY_AFTER_S = 120
 _RATE_WINDOW = 64
 _BACKOFF_S = 0.1
 _BACKOFF_MOST_S = 2.0
+_RELOAD_S = 2.0
+_RELOAD_MOST_S = 60.0
 _ROUNDING = 1e-9
 """Five fifths are not quite one."""
 _FAILURES_KEPT = 256
@@ -178,6 +180,12 @@ def backoff_s(retry: int, *, random: Callable[[], float] = random.random) -> flo
     """How long to wait before the retry of this number (from 0): anything up to a time that doubles, so that requests
     that failed together do not come back together ("full jitter", AWS Architecture Blog, 2015)."""
     return random() * min(_BACKOFF_MOST_S, _BACKOFF_S * 2.0**retry)
+
+
+def reload_after_s(failures: int, *, random: Callable[[], float] = random.random) -> float:
+    """How long to wait before a model is loaded again that has failed to so many times in a row (from 1): a time that
+    doubles, up to a minute; at most half of it is drawn."""
+    return (0.5 + 0.5 * random()) * min(_RELOAD_MOST_S, _RELOAD_S * 2.0 ** min(failures - 1, 16))
 
 
 class RetryBudget:
