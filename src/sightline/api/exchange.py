@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Coroutine, Iterator
 from contextlib import aclosing, contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -24,14 +24,16 @@ from sightline.api.sse import EVENTS, EventStream, Framer, Framing, first_event
 from sightline.api.wire import read_json
 from sightline.config import HttpLimits
 from sightline.errors import InvalidRequest
-from sightline.service import ChoiceEvent, Item, Prepared, ServedImage, Service
-from sightline.types import ChatRequest, TokenCount
+from sightline.service import Called, ChoiceEvent, Item, Prepared, ServedImage, Service
+from sightline.types import ChatRequest, EmbeddingRequest, Embeddings, TokenCount
 
 TIMEOUT = "x-request-timeout"
 """The header by which a client says for how long an answer is of use to it. The engine `remote` sends what is left of
 it. OpenAI's SDKs tell a limit too (`x-stainless-read-timeout`), but for the silence between two bytes; when that is
 over they leave, which ends the work as well."""
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+
+T = TypeVar("T")
 
 
 class ItemFramer(Framer[Item], Protocol):
@@ -81,6 +83,18 @@ class Exchange:
         count, images = await unless_disconnected(request.receive, measuring)
         access.of(request.scope).facts.update(prompt_tokens=count.prompt_tokens, images=len(images))
         return count, images
+
+    async def embed(self, request: Request, wanted: EmbeddingRequest) -> Called[Embeddings]:
+        """The vectors. A client that leaves ends the work."""
+        called = await self._called(request, self.service.embed(wanted, timeout_s=timeout_s(request)))
+        access.of(request.scope).facts["prompt_tokens"] = called.value.prompt_tokens
+        return called
+
+    async def _called(self, request: Request, work: Coroutine[Any, Any, Called[T]]) -> Called[T]:
+        """Of a `Service.call`."""
+        called = await unless_disconnected(request.receive, work)
+        access.of(request.scope).facts.update(engine=called.engine, path=called.path, queue_s=round(called.queue_s, 6))
+        return called
 
     async def begin(self, request: Request, chat: ChatRequest) -> tuple[Prepared, AsyncGenerator[Item, None]]:
         """The first item of a stream, and the rest. An error until then can still be a true status."""

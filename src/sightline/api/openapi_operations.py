@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from sightline.api import analyze, chat_schema, errors, models, ollama_models, ovms, responses_objects
+from sightline.api import analyze, chat_schema, embeddings, errors, models, ollama_models, ovms, responses_objects
 from sightline.api import messages_schema as messages
 from sightline.api import ollama as ollama_api
 from sightline.api import ollama_schema as ollama
@@ -104,6 +104,11 @@ OPENAI = Api(
             summary="What a kept response was asked",
             query={"limit": _LIMIT, "order": _ORDER, "after": _TEXT},
             reply=responses_objects.ItemList,
+        ),
+        "POST /v1/embeddings": Operation(
+            summary="Texts as vectors",
+            body=embeddings.EmbeddingsBody,
+            reply=embeddings.EmbeddingList,
         ),
         "GET /v1/models": Operation(summary="Which models are served, and in which state", reply=models.ModelList),
         "GET /v1/models/{id:path}": Operation(

@@ -38,7 +38,7 @@ __all__ = [
 
 
 Work = Literal["messages", "completions", "embeddings", "transcription"]
-"""Answering messages, going on with plain text (`EngineRequest.prompt`), texts to vectors (`Embeds`), speech to text."""
+"""Answering messages, going on with plain text (`EngineRequest.prompt`), texts to vectors (`Embeds`), speech to text"""
 
 
 @dataclass(frozen=True, slots=True)

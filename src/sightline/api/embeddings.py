@@ -1,0 +1,120 @@
+"""OpenAI's embeddings: POST /v1/embeddings.
+
+Source: openai-openapi 2.3.0, `CreateEmbeddingRequest`, `CreateEmbeddingResponse`. `user` is ignored. OpenAI's SDKs ask
+for `base64` unless told otherwise: the bytes of little-endian float32.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from typing import Annotated, Any, Literal
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from sightline.api.dialect import Dialect
+from sightline.api.exchange import Exchange, new_id
+from sightline.api.extension import to_headers
+from sightline.api.fields import array, described, integer, invalid, one_of, read, string, to_schema, wrong_type
+from sightline.api.wire import encode
+from sightline.config import Settings
+from sightline.service import Service
+from sightline.types import EmbeddingRequest, Embeddings
+
+MAX_ITEMS = 2048
+"""Of inputs, and of the token ids of one."""
+
+_text = string(min_length=1)
+_token_ids = array(integer(0), min_length=1, max_length=MAX_ITEMS)
+_texts = array(_text, min_length=1, max_length=MAX_ITEMS)
+_lists = array(_token_ids, min_length=1, max_length=MAX_ITEMS)
+
+
+@described({"oneOf": [to_schema(rule) for rule in (_text, _texts, _token_ids, _lists)]})
+def _input(value: Any, at: str) -> tuple[str | tuple[int, ...], ...]:
+    match value:
+        case str():
+            return (_text(value, at),)
+        case []:
+            raise invalid(at, "must not be empty")
+        case [str(), *_]:
+            return _texts(value, at)
+        case [int(), *_]:
+            return (_token_ids(value, at),)
+        case [list(), *_]:
+            return _lists(value, at)
+        case _:
+            raise wrong_type(at, "a string, an array of strings, or token ids", value)
+
+
+class EmbeddingsBody(msgspec.Struct, frozen=True, kw_only=True):
+    model: Annotated[str, string(min_length=1)]
+    input: Annotated[tuple[str | tuple[int, ...], ...], _input]
+    """One text or up to 2,048 of them, or their token ids."""
+    encoding_format: Annotated[Literal["float", "base64"], one_of("float", "base64")] = "float"
+    dimensions: Annotated[int | None, integer(1)] = None
+    """Fewer than the model has, where it allows that."""
+
+
+class Embedding(msgspec.Struct, frozen=True, kw_only=True):
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+    """Numbers, or with `base64` little-endian float32 in base64."""
+
+
+class EmbeddingsUsage(msgspec.Struct, frozen=True, kw_only=True):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(msgspec.Struct, frozen=True, kw_only=True):
+    object: Literal["list"] = "list"
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingsUsage
+
+
+def to_embedding_request(body: EmbeddingsBody, request_id: str) -> EmbeddingRequest:
+    return EmbeddingRequest(request_id, body.model, body.input, body.dimensions)
+
+
+def to_reply(body: EmbeddingsBody, embeddings: Embeddings) -> bytes:
+    """An `EmbeddingList`. Row by row, because two thousand rows are seconds of work, in which Python's other threads
+    have their turn only between calls."""
+    rows = []
+    for index, vector in enumerate(embeddings.vectors):
+        told = (
+            base64.b64encode(vector.astype("<f4").tobytes()).decode()
+            if body.encoding_format == "base64"
+            else vector.tolist()
+        )
+        rows.append(encode(Embedding(index=index, embedding=told)))
+    tokens = embeddings.prompt_tokens
+    around = EmbeddingList(data=[], model=body.model, usage=EmbeddingsUsage(prompt_tokens=tokens, total_tokens=tokens))
+    before, _, after = encode(around).partition(b"[]")
+    return b"".join((before, b"[", b",".join(rows), b"]", after))
+
+
+# --- routes ----------------------------------------------------------------------------------------------------------
+
+
+def dialect(service: Service, settings: Settings) -> Dialect:
+    api = _Embeddings(Exchange(service, settings.http))
+    return Dialect([Route("/v1/embeddings", api.create, methods=["POST"])])
+
+
+class _Embeddings:
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+
+    async def create(self, request: Request) -> Response:
+        with self._exchange.reading(request.scope):
+            body = read(EmbeddingsBody, await self._exchange.read_json(request))
+        wanted = to_embedding_request(body, new_id("embd-"))
+        called = await self._exchange.embed(request, wanted)
+        reply = await asyncio.to_thread(to_reply, body, called.value)
+        return Response(reply, media_type="application/json", headers=to_headers(called.engine, called.path))
