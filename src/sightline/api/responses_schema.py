@@ -86,8 +86,9 @@ class FunctionTool(msgspec.Struct, frozen=True, kw_only=True):
     parameters: Annotated[dict[str, Any] | None, mapping] = None
     strict: Annotated[bool, boolean] = False
 
-    def to_tool(self) -> Tool:
-        return Tool(self.name, self.description or "", self.parameters or {}, self.strict)
+    def to_tool(self, param: str) -> Tool:
+        """`param`: where its schema stands."""
+        return Tool(self.name, self.description or "", self.parameters or {}, self.strict, param)
 
 
 class TypeOf(msgspec.Struct, frozen=True, kw_only=True):
@@ -164,8 +165,8 @@ def _format(value: Any, at: str) -> Format:
     for name in ("name", "schema"):
         if getattr(body, name) is None:
             raise missing(f"{at}.{name}")
-    told = {key: getattr(body, key) for key in ("type", "name", "description", "schema", "strict")}
-    return Format(format=ResponseFormat("json_schema", body.schema), told=told)
+    told = {key: given for key, given in msgspec.structs.asdict(body).items() if given is not None}
+    return Format(format=ResponseFormat("json_schema", body.schema, body.strict, f"{at}.schema"), told=told)
 
 
 class TextBody(msgspec.Struct, frozen=True, kw_only=True):
