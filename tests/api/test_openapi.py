@@ -14,9 +14,22 @@ from jsonschema import Draft202012Validator
 from starlette.routing import Route
 
 from sightline.api import openapi
-from sightline.api.fields import anything, array, described, integer, number, one_of, read, refused, string, struct
-from sightline.api.openapi_document import _Schemas, served_routes, to_document, to_json
-from sightline.api.openapi_operations import Operation
+from sightline.api.fields import (
+    anything,
+    array,
+    described,
+    integer,
+    number,
+    one_of,
+    read,
+    refused,
+    string,
+    struct,
+    to_rules,
+    to_schema,
+)
+from sightline.api.openapi_document import _read, _Schemas, served_routes, to_document, to_json
+from sightline.api.openapi_operations import APIS, Operation
 from sightline.errors import RequestError
 from tests.api.standin import HELLO, ScriptedService, app_of, chat, get, post
 
@@ -124,6 +137,19 @@ def test_a_body_is_described_as_it_is_read(value: Any) -> None:
         assert not Draft202012Validator(schema).is_valid(value)
     else:
         assert Draft202012Validator(schema).is_valid(value)
+
+
+def test_every_field_says_what_it_takes() -> None:
+    """Or the document would say that anything is taken. A rule of your own says so by `@described`."""
+    operations = [operation for api in APIS for operation in api.operations.values()]
+    structs = set(_read(part for o in operations for part in (o.body, o.form, *o.query.values())))
+    silent = [
+        f"{struct.__module__}.{struct.__name__}.{name}"
+        for struct in structs
+        for name, rule in to_rules(struct).items()
+        if {} in (to_schema(rule), *walk(to_schema(rule)))
+    ]
+    assert not silent
 
 
 def test_what_fields_mean_is_told() -> None:

@@ -14,13 +14,15 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from sightline.api.content import MessageBody
 from sightline.api.extension import Extension
 from sightline.api.fields import (
-    anything,
     array,
     boolean,
+    described,
     integer,
     invalid,
+    later,
     mapping,
     missing,
     number,
@@ -29,6 +31,7 @@ from sightline.api.fields import (
     refused,
     string,
     struct,
+    to_schema,
     wrong_type,
 )
 from sightline.errors import UnsupportedFeature
@@ -44,6 +47,7 @@ MAX_METADATA = 16
 # --- rules of single fields ------------------------------------------------------------------------------------------
 
 
+@described({"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"})
 def _name(value: Any, at: str) -> str:
     """Of a function or a schema."""
     checked = string()(value, at)
@@ -52,11 +56,13 @@ def _name(value: Any, at: str) -> str:
     return checked
 
 
+@described({"anyOf": [to_schema(string(min_length=1)), to_schema(array(string(min_length=1), max_length=MAX_STOPS))]})
 def _stop(value: Any, at: str) -> tuple[str, ...]:
     one = string(min_length=1)
     return (one(value, at),) if isinstance(value, str) else array(one, max_length=MAX_STOPS)(value, at)
 
 
+@described({"type": "object", "additionalProperties": to_schema(number(-100, 100))})
 def _logit_bias(value: Any, at: str) -> dict[int, float]:
     bias = {}
     for token, weight in mapping(value, at).items():
@@ -66,6 +72,9 @@ def _logit_bias(value: Any, at: str) -> dict[int, float]:
     return bias
 
 
+@described(
+    {"type": "object", "maxProperties": MAX_METADATA, "additionalProperties": {"type": "string", "maxLength": 512}}
+)
 def _metadata(value: Any, at: str) -> None:
     """Checked, then ignored."""
     if len(mapping(value, at)) > MAX_METADATA:
@@ -75,6 +84,7 @@ def _metadata(value: Any, at: str) -> None:
         string(max_length=512)(given, f"{at}.{key[:64]}")
 
 
+@described({"type": "array", "items": {"const": "text"}})
 def _modalities(value: Any, at: str) -> None:
     if array(one_of("text", "audio"))(value, at) != ("text",):
         raise UnsupportedFeature("Only text comes out of this server: 'modalities' can be ['text'].", param=at)
@@ -92,6 +102,7 @@ class ResponseFormatBody(msgspec.Struct, frozen=True, kw_only=True):
     json_schema: Annotated[JsonSchema | None, struct(JsonSchema)] = None
 
 
+@described(ResponseFormatBody)
 def _response_format(value: Any, at: str) -> ResponseFormat:
     body = read(ResponseFormatBody, value, at)
     if body.type != "json_schema":
@@ -113,6 +124,7 @@ class ToolBody(msgspec.Struct, frozen=True, kw_only=True):
     function: Annotated[Function | None, struct(Function)] = None
 
 
+@described(ToolBody)
 def _tool(value: Any, at: str) -> Tool:
     body = read(ToolBody, value, at)
     if body.type == "custom":
@@ -143,6 +155,7 @@ class ToolChoiceBody(msgspec.Struct, frozen=True, kw_only=True):
     allowed_tools: Annotated[AllowedTools | None, struct(AllowedTools)] = None
 
 
+@described({"anyOf": [to_schema(one_of("none", "auto", "required")), ToolChoiceBody]})
 def _tool_choice(value: Any, at: str) -> ToolChoice:
     """With `auto`, `names` are what the request's tools are to be narrowed to."""
     if isinstance(value, str):
@@ -175,7 +188,7 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 class ChatBody(msgspec.Struct, frozen=True, kw_only=True):
     model: Annotated[str, string(min_length=1)]
-    messages: Annotated[tuple[Any, ...], array(anything, min_length=1)]
+    messages: Annotated[tuple[Any, ...], array(later(MessageBody), min_length=1)]
 
     max_completion_tokens: Annotated[int | None, integer(1)] = None
     max_tokens: Annotated[int | None, integer(1)] = None

@@ -16,7 +16,22 @@ from typing import Annotated, Any
 
 import msgspec
 
-from sightline.api.fields import array, integer, invalid, missing, one_of, read, refused, string, struct, wrong_type
+from sightline.api.fields import (
+    Schema,
+    array,
+    described,
+    integer,
+    invalid,
+    missing,
+    one_of,
+    read,
+    refused,
+    string,
+    struct,
+    tagged,
+    to_schema,
+    wrong_type,
+)
 from sightline.config import HttpLimits
 from sightline.errors import ImageForbidden, InvalidRequest, UnsupportedFeature
 from sightline.types import Detail, ImageRef, Message, Role, Text, ToolCall
@@ -64,6 +79,12 @@ def to_messages(
 # --- messages --------------------------------------------------------------------------------------------------------
 
 
+def _contents() -> Schema:
+    part = tagged(TextPart, "text"), tagged(PicturePart, "image_url", "image"), tagged(RefusalPart, "refusal")
+    return {"anyOf": [{"type": "string"}, {"type": "array", "items": {"anyOf": part}, "minItems": 1}]}
+
+
+@described(_contents)
 def _content(value: Any, at: str) -> Any:
     if not isinstance(value, str | list):
         raise wrong_type(at, "a string or an array of parts", value)
@@ -142,6 +163,7 @@ class ImageUrl(msgspec.Struct, frozen=True, kw_only=True):
     detail: Annotated[Detail, one_of("auto", "low", "high", "original")] = "auto"
 
 
+@described({"anyOf": [ImageUrl, to_schema(string(min_length=1))]})
 def _image_url(value: Any, at: str) -> Any:
     if isinstance(value, str):
         return string(min_length=1)(value, at)

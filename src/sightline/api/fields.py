@@ -36,11 +36,11 @@ Schema: TypeAlias = Mapping[str, Any] | type[msgspec.Struct]
 
 _SHOWN = 64
 """Characters of a client's text that a message may repeat."""
-_SCHEMAS: WeakKeyDictionary[Rule[Any], Schema] = WeakKeyDictionary()
+_SCHEMAS: WeakKeyDictionary[Rule[Any], Schema | Callable[[], Schema]] = WeakKeyDictionary()
 
 
-def described(schema: Schema) -> Callable[[R], R]:
-    """Says what a rule takes."""
+def described(schema: Schema | Callable[[], Schema]) -> Callable[[R], R]:
+    """Says what a rule takes; by a function where that is written further below."""
 
     def describe(rule: R) -> R:
         _SCHEMAS[rule] = schema
@@ -51,7 +51,8 @@ def described(schema: Schema) -> Callable[[R], R]:
 
 def to_schema(rule: Rule[Any]) -> Schema:
     """What a rule takes; `{}`, anything, for one that does not say."""
-    return _SCHEMAS.get(rule, {})
+    schema = _SCHEMAS.get(rule, {})
+    return schema if isinstance(schema, Mapping | type) else schema()
 
 
 def read(schema: type[S], value: Any, at: str = "") -> S:
@@ -160,7 +161,7 @@ def mapping(value: Any, at: str) -> dict[str, Any]:
 def array(item: Rule[T], *, min_length: int = 0, max_length: int | None = None) -> Rule[tuple[T, ...]]:
     bounds = _bounds(minItems=min_length or None, maxItems=max_length)
 
-    @described({"type": "array", "items": to_schema(item), **bounds})
+    @described(lambda: {"type": "array", "items": to_schema(item), **bounds})
     def rule(value: Any, at: str) -> tuple[T, ...]:
         if not isinstance(value, list):
             raise wrong_type(at, "an array", value)
@@ -184,6 +185,22 @@ def struct(schema: type[S]) -> Rule[S]:
 def anything(value: Any, at: str) -> Any:
     """For what is checked once more of the request is known."""
     return value
+
+
+def later(schema: Schema) -> Rule[Any]:
+    """Anything, for now: what is checked by `schema` once more of the request is known."""
+
+    @described(schema)
+    def rule(value: Any, at: str) -> Any:
+        return value
+
+    return rule
+
+
+def tagged(schema: type[msgspec.Struct], *types: str) -> Schema:
+    """Of objects that `read` makes one of once their `type` has told that they are such."""
+    tag = {"type": "object", "properties": {"type": {"enum": list(types)}}, "required": ["type"]}
+    return {"allOf": [schema, tag]}
 
 
 def refused(reason: str) -> Rule[None]:

@@ -18,7 +18,9 @@ from typing import Annotated, Any
 import msgspec
 
 from sightline.api.fields import (
+    Schema,
     boolean,
+    described,
     invalid,
     mapping,
     missing,
@@ -26,6 +28,7 @@ from sightline.api.fields import (
     read,
     string,
     struct,
+    tagged,
     wrong_type,
 )
 from sightline.config import HttpLimits
@@ -76,6 +79,19 @@ def _count_blocks(value: Any) -> int:
 # --- turns -----------------------------------------------------------------------------------------------------------
 
 
+def _contents() -> Schema:
+    block = [
+        tagged(TextBody, "text"),
+        tagged(Picture, "image"),
+        tagged(ToolUse, "tool_use"),
+        tagged(ToolResult, "tool_result"),
+        tagged(Thinking, "thinking"),
+        tagged(RedactedThinking, "redacted_thinking"),
+    ]
+    return {"anyOf": [{"type": "string"}, {"type": "array", "items": {"anyOf": block}}]}
+
+
+@described(_contents)
 def _content(value: Any, at: str) -> Any:
     if not isinstance(value, str | list):
         raise wrong_type(at, "a string or an array of blocks", value)
@@ -140,6 +156,10 @@ class BlockType(msgspec.Struct, frozen=True, kw_only=True):
 
 class TextBody(msgspec.Struct, frozen=True, kw_only=True):
     text: Annotated[str, string()]
+
+
+SYSTEM: Schema = {"anyOf": [{"type": "string"}, {"type": "array", "items": tagged(TextBody, "text")}]}
+"""The system prompt."""
 
 
 class Thinking(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,11 +14,12 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from sightline.api.fields import (
-    anything,
     array,
     boolean,
+    described,
     integer,
     invalid,
+    later,
     mapping,
     missing,
     number,
@@ -27,7 +28,9 @@ from sightline.api.fields import (
     refused,
     string,
     struct,
+    to_schema,
 )
+from sightline.api.messages_content import SYSTEM, TurnBody
 from sightline.errors import UnsupportedFeature
 from sightline.types import ResponseFormat, Tool, ToolChoice
 
@@ -39,6 +42,7 @@ MAX_TOOLS = 128
 # --- rules of single fields ------------------------------------------------------------------------------------------
 
 
+@described({"type": "string", "pattern": "^[A-Za-z0-9_-]{1,128}$"})
 def _name(value: Any, at: str) -> str:
     checked = string()(value, at)
     if not _NAME.fullmatch(checked):
@@ -54,6 +58,7 @@ class ToolBody(msgspec.Struct, frozen=True, kw_only=True):
     strict: Annotated[bool, boolean] = False
 
 
+@described(ToolBody)
 def _tool(value: Any, at: str) -> Tool:
     body = read(ToolBody, value, at)
     if body.type != "custom":
@@ -73,6 +78,7 @@ class ToolChoiceBody(msgspec.Struct, frozen=True, kw_only=True):
     disable_parallel_tool_use: Annotated[bool, boolean] = False
 
 
+@described(ToolChoiceBody)
 def _tool_choice(value: Any, at: str) -> ToolChoice:
     body = read(ToolChoiceBody, value, at)
     parallel = not body.disable_parallel_tool_use
@@ -93,6 +99,7 @@ class ThinkingBody(msgspec.Struct, frozen=True, kw_only=True):
     display: Annotated[str, one_of("summarized", "omitted")] = "summarized"
 
 
+@described(ThinkingBody)
 def _thinking(value: Any, at: str) -> bool:
     """Whether the reply shows what the model thinks. Whether it does think is the model's nature."""
     body = read(ThinkingBody, value, at)
@@ -115,6 +122,7 @@ class OutputConfig(msgspec.Struct, frozen=True, kw_only=True):
     format: Annotated[OutputFormat | None, struct(OutputFormat)] = None
 
 
+@described(OutputConfig)
 def _output_config(value: Any, at: str) -> ResponseFormat:
     wanted = read(OutputConfig, value, at).format
     if wanted is None:
@@ -128,6 +136,7 @@ class Metadata(msgspec.Struct, frozen=True, kw_only=True):
     user_id: Annotated[str | None, string(max_length=256)] = None
 
 
+@described({"type": "array", "items": to_schema(string(min_length=1)), "maxItems": MAX_STOPS})
 def _stop(value: Any, at: str) -> tuple[str, ...]:
     return array(string(min_length=1), max_length=MAX_STOPS)(value, at)
 
@@ -139,8 +148,8 @@ class CountBody(msgspec.Struct, frozen=True, kw_only=True):
     """`POST /v1/messages/count_tokens`: the fields that make the prompt."""
 
     model: Annotated[str, string(min_length=1)]
-    messages: Annotated[tuple[Any, ...], array(anything, min_length=1)]
-    system: Annotated[Any, anything] = None
+    messages: Annotated[tuple[Any, ...], array(later(TurnBody), min_length=1)]
+    system: Annotated[Any, later(SYSTEM)] = None
     """A string or text blocks."""
     tools: Annotated[tuple[Tool, ...], array(_tool, max_length=MAX_TOOLS)] = ()
     tool_choice: Annotated[ToolChoice | None, _tool_choice] = None

@@ -18,17 +18,19 @@ from msgspec import UNSET, UnsetType
 from sightline.api.chat_schema import Function
 from sightline.api.fields import (
     Rule,
-    anything,
     array,
     boolean,
+    described,
     integer,
     invalid,
+    later,
     mapping,
     number,
     one_of,
     read,
     string,
     struct,
+    to_schema,
     wrong_type,
 )
 from sightline.errors import UnsupportedFeature
@@ -37,6 +39,8 @@ from sightline.types import ResponseFormat, Tool
 _INT64 = 2**63
 MAX_STOPS = 64
 MAX_TOOLS = 128
+MAX_INPUTS = 2048
+"""Texts to embed in one request."""
 
 
 # --- rules of single fields ------------------------------------------------------------------------------------------
@@ -45,12 +49,18 @@ MAX_TOOLS = 128
 def _whole(low: int | None = None, high: int | None = None) -> Rule[int]:
     """An integer; also one that is written with a fraction of zero, as Ollama has it."""
     rule = integer(low, high)
-    return lambda value, at: rule(int(value) if isinstance(value, float) and value.is_integer() else value, at)
+
+    @described(to_schema(rule))
+    def whole(value: Any, at: str) -> int:
+        return rule(int(value) if isinstance(value, float) and value.is_integer() else value, at)
+
+    return whole
 
 
 def _only(default: float, why: str) -> Callable[[Any, str], None]:
     """A number that would change the answer and that no engine here has: it can only say what holds anyway."""
 
+    @described({"const": default, "description": f"No other value is supported: {why}"})
     def rule(value: Any, at: str) -> None:
         if number(-float("inf"), float("inf"))(value, at) != default:
             raise UnsupportedFeature(f"'{at}' is not supported: {why}", param=at)
@@ -61,6 +71,7 @@ def _only(default: float, why: str) -> Callable[[Any, str], None]:
 def _absent(why: str) -> Callable[[Any, str], None]:
     """A field that clients send empty when they do not mean it."""
 
+    @described({"enum": ["", [], 0, False], "description": f"Not supported: {why}"})
     def rule(value: Any, at: str) -> None:
         if value not in ("", [], 0, False):
             raise UnsupportedFeature(f"'{at}' is not supported: {why}", param=at)
@@ -68,11 +79,13 @@ def _absent(why: str) -> Callable[[Any, str], None]:
     return rule
 
 
+@described({"anyOf": [to_schema(string(min_length=1)), to_schema(array(string(min_length=1), max_length=MAX_STOPS))]})
 def _stop(value: Any, at: str) -> tuple[str, ...]:
     one = string(min_length=1)
     return (one(value, at),) if isinstance(value, str) else array(one, max_length=MAX_STOPS)(value, at)
 
 
+@described({"anyOf": [{"enum": ["", "json"]}, {"type": "object"}]})
 def _format(value: Any, at: str) -> ResponseFormat:
     match value:
         case "":
@@ -87,6 +100,7 @@ def _format(value: Any, at: str) -> ResponseFormat:
             raise wrong_type(at, "'json' or a JSON schema", value)
 
 
+@described({"anyOf": [{"type": "boolean"}, {"enum": ["low", "medium", "high", "max"]}]})
 def _think(value: Any, at: str) -> bool:
     """Whether the reply shows what the model thinks. Whether and how long it thinks is the model's nature."""
     if isinstance(value, str):
@@ -99,6 +113,7 @@ _DURATION = re.compile(r"[+-]?(?:0|(?:(?:\d+\.?\d*|\.\d+)(?:ns|us|µs|ms|s|m|h))
 _NONZERO = re.compile(r"[1-9]")
 
 
+@described({"type": ["number", "string"]})
 def _keep_alive(value: Any, at: str) -> bool:
     """Seconds, or a text such as `5m`. Whether the model is to stay loaded at all."""
     if isinstance(value, str):
@@ -113,6 +128,7 @@ class ToolBody(msgspec.Struct, frozen=True, kw_only=True):
     function: Annotated[Function, struct(Function)]
 
 
+@described(ToolBody)
 def _tool(value: Any, at: str) -> Tool:
     f = read(ToolBody, value, at).function
     return Tool(f.name, f.description, f.parameters, f.strict, f"{at}.function.parameters")
@@ -176,7 +192,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChatBody(Asked, frozen=True, kw_only=True):
-    messages: Annotated[tuple[Any, ...], array(anything)] = ()
+    messages: Annotated[tuple[Any, ...], array(later(MessageBody))] = ()
     tools: Annotated[tuple[Tool, ...], array(_tool, max_length=MAX_TOOLS)] = ()
 
 
@@ -192,6 +208,36 @@ class GenerateBody(Asked, frozen=True, kw_only=True):
     width: Annotated[None, _absent("only text comes out of this server.")] = None
     height: Annotated[None, _absent("only text comes out of this server.")] = None
     steps: Annotated[None, _absent("only text comes out of this server.")] = None
+
+
+@described({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "maxItems": MAX_INPUTS}]})
+def _input(value: Any, at: str) -> tuple[str, ...]:
+    """No text, and an empty one, ask for no vector."""
+    if isinstance(value, str):
+        return (value,) if value else ()
+    if not isinstance(value, list):
+        raise wrong_type(at, "a string or an array of strings", value)
+    return array(string(min_length=1), max_length=MAX_INPUTS)(value, at)
+
+
+class EmbedBody(msgspec.Struct, frozen=True, kw_only=True):
+    model: Annotated[str, string(min_length=1)]
+    input: Annotated[tuple[str, ...], _input]
+    truncate: Annotated[bool, boolean] = True
+    """Nothing is cut off: a text that is too long is refused."""
+    dimensions: Annotated[int | None, _whole(1)] = None
+    options: Annotated[Options, struct(Options)] = Options()
+    """Checked, then ignored: there is nothing to sample."""
+    keep_alive: Annotated[bool, _keep_alive] = True
+
+
+class EmbeddingsBody(msgspec.Struct, frozen=True, kw_only=True):
+    """Of `/api/embeddings`, which came before `/api/embed`."""
+
+    model: Annotated[str, string(min_length=1)]
+    prompt: Annotated[str, string()] = ""
+    options: Annotated[Options, struct(Options)] = Options()
+    keep_alive: Annotated[bool, _keep_alive] = True
 
 
 class FunctionCallBody(msgspec.Struct, frozen=True, kw_only=True):
@@ -275,6 +321,21 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     """Of pictures and text."""
     eval_count: int | UnsetType = UNSET
     eval_duration: int | UnsetType = UNSET
+
+
+class EmbedReply(msgspec.Struct, frozen=True, kw_only=True):
+    """Durations are nanoseconds."""
+
+    model: str
+    embeddings: list[list[float]] | list[msgspec.Raw]
+    """The latter: lists of numbers that are encoded already."""
+    total_duration: int
+    load_duration: int
+    prompt_eval_count: int
+
+
+class EmbeddingsReply(msgspec.Struct, frozen=True, kw_only=True):
+    embedding: list[float]
 
 
 class ErrorReply(msgspec.Struct, frozen=True):

@@ -193,18 +193,17 @@ class _Schemas:
         written = [*(part for o in operations for part in (o.reply, o.events)), *(api.error for api in APIS)]
         replies = list(dict.fromkeys(_written(written)))
         taken = Counter(struct.__name__ for struct in {*requests, *replies})
-        self._names = {
-            struct: struct.__name__ if taken[struct.__name__] == 1 else _long_name(struct)
-            for struct in (*requests, *replies)
-        }
-        components = {self._names[struct]: self._to_object(struct, self._read_fields(struct)) for struct in requests}
-        components |= {self._names[struct]: self._to_object(struct, self._written_fields(struct)) for struct in replies}
+        names = {s: s.__name__ if taken[s.__name__] == 1 else _long_name(s) for s in (*requests, *replies)}
+        self._written_names = {struct: names[struct] for struct in replies}
+        self._read_names = {s: f"{names[s]}Sent" if s in self._written_names else names[s] for s in requests}
+        components = {name: self._to_object(s, self._read_fields(s)) for s, name in self._read_names.items()}
+        components |= {name: self._to_object(s, self._written_fields(s)) for s, name in self._written_names.items()}
         self.components = dict(sorted(components.items()))
 
     def of_read(self, schema: Schema | None) -> Json:
         """The schema of what is sent here."""
         if isinstance(schema, type):
-            return {"$ref": _REF + self._names[schema]}
+            return {"$ref": _REF + self._read_names[schema]}
         return {key: self._within(value) for key, value in (schema or {}).items()}
 
     def of_written(self, kind: Any) -> Json:
@@ -223,7 +222,7 @@ class _Schemas:
             return {"type": "array", **({"items": self.of_written(arguments[0])} if arguments else {"maxItems": 0})}
         if origin in (dict, Mapping):
             return {"type": "object", "additionalProperties": self.of_written(arguments[1])}
-        return {"$ref": _REF + self._names[kind]} if kind in self._names else dict(_PLAIN[kind])
+        return {"$ref": _REF + self._written_names[kind]} if kind in self._written_names else dict(_PLAIN[kind])
 
     def _within(self, value: Any) -> Any:
         if isinstance(value, Mapping | type):

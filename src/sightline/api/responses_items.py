@@ -22,7 +22,21 @@ import msgspec
 
 from sightline.api.content import PictureDefaults
 from sightline.api.exchange import new_id
-from sightline.api.fields import array, integer, invalid, missing, one_of, read, refused, string, wrong_type
+from sightline.api.fields import (
+    Schema,
+    array,
+    described,
+    integer,
+    invalid,
+    later,
+    missing,
+    one_of,
+    read,
+    refused,
+    string,
+    tagged,
+    wrong_type,
+)
 from sightline.config import HttpLimits
 from sightline.errors import InvalidRequest, UnsupportedFeature
 from sightline.types import Detail, ImageRef, Message, Role, Text, ToolCall
@@ -108,10 +122,21 @@ def _content(value: Any, at: str, role: Role, owner: str) -> list[Item]:
     return [_part(part, f"{at}[{i}]", role, owner) for i, part in enumerate(value)]
 
 
-def _anything(value: Any, at: str) -> Any:
-    return value
-
-
+_CONTENT: Schema = {
+    "anyOf": [
+        {"type": "string"},
+        {
+            "type": "array",
+            "items": {
+                "anyOf": [
+                    tagged(TextPart, "input_text", "output_text"),
+                    tagged(RefusalPart, "refusal"),
+                    tagged(PicturePart, "input_image"),
+                ]
+            },
+        },
+    ]
+}
 _STATUS = one_of("in_progress", "completed", "incomplete")
 
 
@@ -122,7 +147,7 @@ class ItemType(msgspec.Struct, frozen=True, kw_only=True):
 
 class MessageItem(msgspec.Struct, frozen=True, kw_only=True):
     role: Annotated[str, one_of(*_ROLES)]
-    content: Annotated[Any, _anything]
+    content: Annotated[Any, later(_CONTENT)]
     status: Annotated[str, _STATUS] = "completed"
     phase: Annotated[str | None, one_of("commentary", "final_answer")] = None
 
@@ -136,7 +161,7 @@ class FunctionCallItem(msgspec.Struct, frozen=True, kw_only=True):
 
 class FunctionOutputItem(msgspec.Struct, frozen=True, kw_only=True):
     call_id: Annotated[str, string(min_length=1)]
-    output: Annotated[Any, _anything]
+    output: Annotated[Any, later(_CONTENT)]
     status: Annotated[str, _STATUS] = "completed"
 
 
@@ -169,6 +194,7 @@ class TextOf(msgspec.Struct, frozen=True, kw_only=True):
     text: Annotated[str, string()]
 
 
+@described(TextOf)
 def _text(value: Any, at: str) -> str:
     return read(TextOf, value, at).text
 
@@ -194,6 +220,16 @@ def _read_reference(value: Any, at: str, item_id: str | None) -> Item:
     return {"type": "item_reference", "id": item_id}
 
 
+ITEM: Schema = {
+    "anyOf": [
+        {"allOf": [MessageItem, {"properties": {"type": {"enum": ["message", None]}}}]},
+        tagged(FunctionCallItem, "function_call"),
+        tagged(FunctionOutputItem, "function_call_output"),
+        tagged(ReasoningItem, "reasoning"),
+        {"type": "object", "properties": {"type": {"enum": ["item_reference", None]}}, "required": ["id"]},
+    ]
+}
+"""What a request's `input` is a list of. Each may have an `id`."""
 _READERS: Mapping[str, Callable[[Any, str, str | None], Item]] = {
     "message": _read_message,
     "function_call": _read_call,

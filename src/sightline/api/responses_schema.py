@@ -17,6 +17,7 @@ from sightline.api.chat_schema import MAX_METADATA, MAX_TOOLS, REFUSED_PREFIX, S
 from sightline.api.fields import (
     array,
     boolean,
+    described,
     integer,
     invalid,
     mapping,
@@ -27,8 +28,11 @@ from sightline.api.fields import (
     refused,
     string,
     struct,
+    tagged,
+    to_schema,
     wrong_type,
 )
+from sightline.api.responses_items import ITEM
 from sightline.errors import UnsupportedFeature
 from sightline.types import ResponseFormat, Tool, ToolChoice
 
@@ -54,6 +58,7 @@ _MAX_PIXELS = 2**63 - 1
 # --- rules of single fields ------------------------------------------------------------------------------------------
 
 
+@described({"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"})
 def _name(value: Any, at: str) -> str:
     """Of a function or a schema."""
     checked = string()(value, at)
@@ -62,12 +67,16 @@ def _name(value: Any, at: str) -> str:
     return checked
 
 
+@described({"anyOf": [{"type": "string"}, {"type": "array", "items": ITEM}]})
 def _input(value: Any, at: str) -> Any:
     if not isinstance(value, str | list):
         raise wrong_type(at, "a string or an array of items", value)
     return value
 
 
+@described(
+    {"type": "object", "maxProperties": MAX_METADATA, "additionalProperties": {"type": "string", "maxLength": 512}}
+)
 def _metadata(value: Any, at: str) -> dict[str, str]:
     if len(mapping(value, at)) > MAX_METADATA:
         raise invalid(at, f"must have at most {MAX_METADATA} pairs")
@@ -95,6 +104,7 @@ class TypeOf(msgspec.Struct, frozen=True, kw_only=True):
     type: Annotated[str, string(min_length=1)]
 
 
+@described(tagged(FunctionTool, "function"))
 def _tool(value: Any, at: str) -> FunctionTool:
     kind = read(TypeOf, value, at).type
     if kind != "function":
@@ -124,6 +134,15 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     """As the response tells it back."""
 
 
+@described(
+    {
+        "anyOf": [
+            to_schema(one_of("none", "auto", "required")),
+            tagged(NamedFunction, "function"),
+            tagged(AllowedTools, "allowed_tools"),
+        ]
+    }
+)
 def _tool_choice(value: Any, at: str) -> Choice:
     if isinstance(value, str):
         mode = one_of("none", "auto", "required")(value, at)
@@ -158,6 +177,7 @@ class Format(msgspec.Struct, frozen=True, kw_only=True):
     """As the response tells it back."""
 
 
+@described(FormatBody)
 def _format(value: Any, at: str) -> Format:
     body = read(FormatBody, value, at)
     if body.type != "json_schema":
