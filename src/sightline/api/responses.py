@@ -26,7 +26,7 @@ from starlette.routing import Route
 from sightline.api import access, errors
 from sightline.api.dialect import Dialect
 from sightline.api.disconnect import unless_disconnected
-from sightline.api.exchange import Exchange, new_id
+from sightline.api.exchange import Exchange, new_id, timeout_s
 from sightline.api.extension import to_headers
 from sightline.api.fields import array, integer, invalid, one_of
 from sightline.api.responses_answer import Answer, Frames, in_own_words
@@ -106,7 +106,9 @@ class _Responses:
         asked = await self._read(request)
         if asked.body.background:
             return await self._begin_in_background(request, asked)
-        chat = await unless_disconnected(request.receive, self._fit(asked))
+        chat = asked.chat
+        if asked.body.truncation == "auto":
+            chat = await unless_disconnected(request.receive, self._fit(asked))
         first, rest = await self._exchange.begin(request, chat)
         if asked.body.stream:
             frames = Frames(asked.answer)
@@ -134,8 +136,6 @@ class _Responses:
             return _Asked(body, chat, answer, [placed.item for placed in items], tenant)
 
     async def _fit(self, asked: _Asked) -> ChatRequest:
-        if asked.body.truncation != "auto":
-            return asked.chat
         chat, asked.answer.turns_dropped = await fit(asked.chat, self._exchange.service.measure)
         return chat
 
@@ -153,13 +153,14 @@ class _Responses:
                     f"The model {asked.body.model[:128]!r} does not exist. GET /v1/models lists what is served."
                 )
         run = Run(asked.answer, await _to_record(asked))
-        await self._background.start(run, lambda: self._generate(asked))
+        await self._background.start(run, lambda: self._generate(asked, timeout_s(request)))
         if not asked.body.stream:
             return json_response(run.answer.response)
         return self._follow(run.follow(-1))
 
-    async def _generate(self, asked: _Asked) -> AsyncGenerator[ServiceItem, None]:
-        async with aclosing(self._exchange.service.generate(await self._fit(asked))) as items:
+    async def _generate(self, asked: _Asked, timeout_s: float | None) -> AsyncGenerator[ServiceItem, None]:
+        chat = await self._fit(asked) if asked.body.truncation == "auto" else asked.chat
+        async with aclosing(self._exchange.service.generate(chat, timeout_s=timeout_s)) as items:
             async for item in items:
                 yield item
 

@@ -15,7 +15,7 @@ from sightline.api.responses_items import Placed, to_messages
 from sightline.api.responses_objects import ReasoningReply, ResponseReply, TextReply
 from sightline.api.responses_schema import Reasoning, ResponsesBody
 from sightline.config import HttpLimits
-from sightline.errors import ContextLengthExceeded, UnsupportedFeature
+from sightline.errors import ContextLengthExceeded
 from sightline.types import ChatRequest, ImageRef, Message, SamplingParams, Tool, ToolChoice
 
 
@@ -36,7 +36,7 @@ def to_chat_request(
 ) -> ChatRequest:
     """`items`: the whole conversation. `request_id` must be unique: engines tell sequences apart by it.
 
-    Raises `InvalidRequest` or `UnsupportedFeature`, with `param`.
+    Raises `InvalidRequest`, with `param`.
     """
     if len(items) > limits.max_messages:
         raise invalid("input", f"makes the conversation longer than {limits.max_messages} items: it has {len(items)}")
@@ -70,7 +70,8 @@ def to_chat_request(
 
 def _to_tools(body: ResponsesBody) -> tuple[tuple[Tool, ...], ToolChoice]:
     choice = ToolChoice("auto") if body.tool_choice is None else body.tool_choice.choice
-    tools = tuple(tool.to_tool() for tool in body.tools)
+    choice = replace(choice, parallel=body.parallel_tool_calls)
+    tools = tuple(tool.to_tool(f"tools[{index}].parameters") for index, tool in enumerate(body.tools))
     names = {tool.name for tool in tools}
     if len(names) != len(tools):
         raise invalid("tools", "must not have two functions of the same name")
@@ -78,12 +79,10 @@ def _to_tools(body: ResponsesBody) -> tuple[tuple[Tool, ...], ToolChoice]:
         if choice.mode == "required":
             raise invalid("tool_choice", "needs 'tools'")
         return (), ToolChoice("none")
-    if not body.parallel_tool_calls:
-        raise UnsupportedFeature("Calls cannot be held to one at a time.", param="parallel_tool_calls")
     if unknown := sorted(set(choice.names) - names):
         raise invalid("tool_choice", f"names a function that is not in 'tools': {unknown[0]!r}")
     if choice.mode == "auto" and choice.names:
-        return tuple(tool for tool in tools if tool.name in choice.names), ToolChoice("auto")
+        return tuple(tool for tool in tools if tool.name in choice.names), replace(choice, names=())
     return tools, choice
 
 
