@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from sightline.api.responses_items import Placed, read_items
 from sightline.api.responses_request import fit, refuse_contradictions, to_chat_request, to_response
-from sightline.api.responses_schema import read_responses_body
+from sightline.api.responses_schema import ResponsesBody, read_responses_body
 from sightline.api.wire import encode
 from sightline.config import HttpLimits
 from sightline.errors import ContextLengthExceeded, SightlineError
@@ -307,3 +310,43 @@ async def test_errors_of_the_service_name_this_dialects_fields() -> None:
     reply = await post(app_of(ScriptedService(HELLO)), b"{", "/v1/responses")
     assert reply.status == 400
     assert reply.json["error"]["type"] == "invalid_request_error"
+
+
+# --- any body --------------------------------------------------------------------------------------------------------
+
+_WORDS = st.sampled_from(
+    ["user", "assistant", "message", "function_call", "function_call_output", "reasoning", "item_reference", "auto",
+     "input_text", "input_image", "output_text", "refusal", "required", "json_schema", "allowed_tools", "function", "x",
+     "f", "call_1", "", DATA]
+)  # fmt: skip
+_KEYS = st.sampled_from(
+    ["type", "id", "role", "content", "text", "image_url", "detail", "refusal", "call_id", "name", "arguments",
+     "output", "summary", "mode", "tools", "schema", "format", "effort", "status"]
+)  # fmt: skip
+_VALUES: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 30) | st.floats(-3, 3, allow_nan=False) | _WORDS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_KEYS, inner, max_size=5),
+    max_leaves=12,
+)
+_PARTS = st.fixed_dictionaries({"type": _WORDS}, optional={"text": _WORDS, "image_url": _WORDS, "refusal": _WORDS})
+_ITEMS = st.fixed_dictionaries(
+    {"type": _WORDS},
+    optional={"id": _VALUES, "role": _WORDS, "content": st.lists(_PARTS, max_size=2) | _VALUES, "call_id": _WORDS,
+              "name": _WORDS, "arguments": _WORDS, "output": st.lists(_PARTS, max_size=2) | _VALUES},
+)  # fmt: skip
+_FIELDS = st.sampled_from([field for field in ResponsesBody.__struct_fields__ if field != "model"])
+
+
+@given(st.dictionaries(_FIELDS, _VALUES, max_size=4), st.lists(_ITEMS, max_size=3))
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_body_is_a_bug(fields: dict[str, Any], items: list[Any]) -> None:
+    body = {"model": "m", "input": items or "x", **fields}
+    app = app_of(ScriptedService())
+
+    async def run() -> None:
+        for path in ("/v1/responses", "/v1/responses/input_tokens"):
+            reply = await post(app, body, path)
+            assert reply.status in (200, 400, 404), reply.body
+            assert reply.status == 200 or reply.json["error"]["type"] == "invalid_request_error"
+
+    asyncio.run(run())
