@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import io
+import re
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import ollama
 import pytest
 from PIL import Image as PILImage
@@ -155,12 +157,41 @@ def test_logprobs_are_told(client: ollama.Client) -> None:
     assert [p.token for part in parts for p in part.logprobs or ()] == ["a", " b"]
 
 
+def test_texts_become_vectors(client: ollama.Client) -> None:
+    reply = client.embed(MODEL, ["a red circle", "a red circle!", "quarterly tax returns"])
+    near, like, far = np.array(reply.embeddings)
+    assert near @ like > near @ far
+    assert np.allclose([near @ near, like @ like, far @ far], 1)
+    assert reply.prompt_eval_count is not None
+    assert reply.total_duration is not None
+    assert (reply.prompt_eval_count > 0, reply.total_duration > 0, reply.load_duration) == (True, True, 0)
+    assert np.allclose(client.embed(MODEL, "a red circle").embeddings[0], near)
+    older = np.array(client.embeddings(MODEL, "a red circle").embedding)
+    assert np.allclose(older / np.linalg.norm(older), near)
+    assert client.embed(MODEL, "").embeddings == []
+    with pytest.raises(ollama.ResponseError, match=re.escape("input[1]")) as refused:
+        client.embed(MODEL, ["x", ""])
+    assert refused.value.status_code == 400
+
+
+def test_a_raw_prompt_goes_past_the_template(client: ollama.Client) -> None:
+    raw, templated = (client.generate(MODEL, "[[fake: say yes]]", raw=raw) for raw in (True, False))
+    assert raw.response == templated.response == "yes"
+    assert raw.prompt_eval_count is not None
+    assert templated.prompt_eval_count is not None
+    assert raw.prompt_eval_count < templated.prompt_eval_count
+    for fields in ({"system": "Be brief."}, {"images": [png(64, 48, "red")]}):
+        with pytest.raises(ollama.ResponseError, match=next(iter(fields))) as refused:
+            client.generate(MODEL, "x", raw=True, **fields)  # type: ignore[call-overload]
+        assert refused.value.status_code == 400
+
+
 def test_models_are_listed_shown_and_found_by_every_name(client: ollama.Client) -> None:
     listed = {m.model: m for m in client.list().models}
     assert set(listed) == {"org/fake:latest", "eyes:7b", "narrow:latest", "asleep:latest"}
     assert all(len(m.digest or "") == 64 for m in listed.values())
     shown = client.show("org/fake:latest")
-    assert shown.capabilities == ["completion", "vision", "tools"]
+    assert shown.capabilities == ["completion", "vision", "tools", "embedding"]
     assert shown.modelinfo == {
         "general.architecture": "fake", "general.basename": MODEL, "fake.context_length": 8192
     }  # fmt: skip

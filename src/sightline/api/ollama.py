@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from sightline.api import access
+from sightline.api import access, ollama_embed
 from sightline.api.dialect import Dialect
 from sightline.api.exchange import Exchange, new_id
 from sightline.api.extension import to_headers
@@ -55,6 +55,8 @@ def to_chat_request(body: ChatBody | GenerateBody, request_id: str, limits: Http
         tool_choice=ToolChoice("none"),
     )
     if isinstance(body, GenerateBody):
+        if body.raw:
+            return replace(request, prompt=_to_raw(body))
         return replace(request, messages=_to_prompt(body))
     if len({tool.name for tool in body.tools}) != len(body.tools):
         raise invalid("tools", "must not have two functions of the same name")
@@ -77,9 +79,15 @@ def _to_sampling(options: Options) -> SamplingParams:
     )
 
 
+def _to_raw(body: GenerateBody) -> str:
+    """The prompt as it stands, which has no place for anything else."""
+    for name in ("system", "images"):
+        if getattr(body, name):
+            raise UnsupportedFeature(f"'{name}' is not supported with 'raw': the prompt is all there is.", param=name)
+    return body.prompt
+
+
 def _to_prompt(body: GenerateBody) -> tuple[Message[ImageRef], ...]:
-    if body.raw:
-        raise UnsupportedFeature("'raw' is not supported: the model's own template is used.", param="raw")
     system = (Message[ImageRef]("system", (Text(body.system),)),) if body.system else ()
     return (*system, Message("user", _to_content(body.prompt, body.images, "images")))
 
@@ -145,10 +153,12 @@ def _to_url(image: str) -> str:
 
 
 def dialect(service: Service, settings: Settings) -> Dialect:
-    api = _Ollama(Exchange(service, settings.http))
+    exchange = Exchange(service, settings.http)
+    api = _Ollama(exchange)
     routes = [
         Route("/api/chat", api.chat, methods=["POST"]),
         Route("/api/generate", api.generate, methods=["POST"]),
+        *ollama_embed.routes(exchange),
         Route("/api/tags", api.tags),
         Route("/api/show", api.show, methods=["POST"]),
         Route("/api/ps", api.ps),

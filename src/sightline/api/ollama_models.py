@@ -123,9 +123,15 @@ def _to_details(status: ModelStatus) -> Details:
 def _to_capabilities(status: ModelStatus) -> list[str]:
     """What only a loaded model tells is left out until it is."""
     info = status.info
-    vision = info is not None and info.vision is not None
-    tools = info is not None and "tools" in info.features
-    return ["completion", *(["vision"] if vision else []), *(["tools"] if tools else [])]
+    if info is None:
+        return ["completion"]
+    can = {
+        "completion": "messages" in info.work,
+        "vision": info.vision is not None,
+        "tools": "tools" in info.features,
+        "embedding": "embeddings" in info.work,
+    }
+    return [name for name, does in can.items() if does]
 
 
 def _to_digest(status: ModelStatus) -> str:

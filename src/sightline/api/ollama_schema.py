@@ -16,6 +16,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from sightline.api.chat_schema import Function
+from sightline.api.embeddings import MAX_ITEMS
 from sightline.api.fields import (
     Rule,
     array,
@@ -39,8 +40,6 @@ from sightline.types import ResponseFormat, Tool
 _INT64 = 2**63
 MAX_STOPS = 64
 MAX_TOOLS = 128
-MAX_INPUTS = 2048
-"""Texts to embed in one request."""
 
 
 # --- rules of single fields ------------------------------------------------------------------------------------------
@@ -210,14 +209,17 @@ class GenerateBody(Asked, frozen=True, kw_only=True):
     steps: Annotated[None, _absent("only text comes out of this server.")] = None
 
 
-@described({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "maxItems": MAX_INPUTS}]})
+_texts = array(string(min_length=1), max_length=MAX_ITEMS)
+
+
+@described({"anyOf": [{"type": "string"}, to_schema(_texts)]})
 def _input(value: Any, at: str) -> tuple[str, ...]:
     """No text, and an empty one, ask for no vector."""
     if isinstance(value, str):
         return (value,) if value else ()
     if not isinstance(value, list):
         raise wrong_type(at, "a string or an array of strings", value)
-    return array(string(min_length=1), max_length=MAX_INPUTS)(value, at)
+    return _texts(value, at)
 
 
 class EmbedBody(msgspec.Struct, frozen=True, kw_only=True):
@@ -327,8 +329,7 @@ class EmbedReply(msgspec.Struct, frozen=True, kw_only=True):
     """Durations are nanoseconds."""
 
     model: str
-    embeddings: list[list[float]] | list[msgspec.Raw]
-    """The latter: lists of numbers that are encoded already."""
+    embeddings: list[list[float]]
     total_duration: int
     load_duration: int
     prompt_eval_count: int

@@ -161,6 +161,12 @@ OLLAMA = Api(
             events=ollama.Line,
             events_type="application/x-ndjson",
         ),
+        "POST /api/embed": Operation(summary="Vectors of texts", body=ollama.EmbedBody, reply=ollama.EmbedReply),
+        "POST /api/embeddings": Operation(
+            summary="The vector of a text, as before /api/embed",
+            body=ollama.EmbeddingsBody,
+            reply=ollama.EmbeddingsReply,
+        ),
         "GET /api/tags": Operation(summary="Which models are served", reply=ollama_models.Models),
         "GET /api/ps": Operation(summary="Which models are loaded", reply=ollama_models.Models),
         "POST /api/show": Operation(summary="One model", body=ollama.ShowBody, reply=ollama_models.Shown),
