@@ -24,11 +24,12 @@ from sightline.api.content import PictureDefaults, to_messages
 from sightline.api.exchange import Exchange, new_id
 from sightline.api.extension import to_headers
 from sightline.api.fields import invalid, read
+from sightline.api.sampling import to_sampling
 from sightline.api.wire import json_response
 from sightline.config import HttpLimits, Settings
 from sightline.errors import UnsupportedFeature
 from sightline.service import Service
-from sightline.types import ChatRequest, SamplingParams, Tool, ToolChoice
+from sightline.types import ChatRequest, Tool, ToolChoice
 
 
 def read_chat_body(raw: dict[str, Any]) -> ChatBody:
@@ -45,32 +46,14 @@ def to_chat_request(body: ChatBody, request_id: str, limits: HttpLimits) -> Chat
 
     Raises `InvalidRequest`, `UnsupportedFeature` or `ImageForbidden`, with `param`, for what fields say only together.
     """
-    if body.n > limits.max_choices:
-        raise invalid("n", f"must be between 1 and {limits.max_choices}, not {body.n}")
     if body.top_logprobs is not None and not body.logprobs:
         raise invalid("top_logprobs", "needs 'logprobs' to be true")
-    if body.stream_options is not None and not body.stream:
-        raise invalid("stream_options", "is only for requests with 'stream' set to true")
-    max_tokens = body.max_completion_tokens or body.max_tokens
-    if max_tokens is not None and body.min_tokens > max_tokens:
-        raise invalid("min_tokens", f"must not be above the bound of {max_tokens} tokens for the whole answer")
     tools, choice = _to_tools(body)
-    sampling = SamplingParams(
-        max_tokens=max_tokens,
-        temperature=body.temperature,
-        top_p=body.top_p,
-        top_k=max(0, body.top_k),
-        min_p=body.min_p,
-        seed=body.seed,
-        stop=body.stop,
-        stop_token_ids=body.stop_token_ids,
-        min_tokens=body.min_tokens,
-        ignore_eos=body.ignore_eos,
-        presence_penalty=body.presence_penalty,
-        frequency_penalty=body.frequency_penalty,
-        repetition_penalty=body.repetition_penalty,
-        logit_bias=body.logit_bias,
+    sampling = to_sampling(
+        body,
+        max_tokens=body.max_completion_tokens or body.max_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        max_choices=limits.max_choices,
     )
     return ChatRequest(
         request_id=request_id,

@@ -25,7 +25,6 @@ from sightline.api.fields import (
     later,
     mapping,
     missing,
-    number,
     one_of,
     read,
     refused,
@@ -34,12 +33,11 @@ from sightline.api.fields import (
     to_schema,
     wrong_type,
 )
+from sightline.api.sampling import INT64, SamplingFields
 from sightline.errors import UnsupportedFeature
 from sightline.types import FinishReason, ResponseFormat, Tool, ToolChoice
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_INT64 = 2**63
-MAX_STOPS = 4
 MAX_TOOLS = 128
 MAX_METADATA = 16
 
@@ -54,22 +52,6 @@ def _name(value: Any, at: str) -> str:
     if not _NAME.fullmatch(checked):
         raise invalid(at, "must be 1 to 64 letters, digits, '_' or '-'")
     return checked
-
-
-@described({"anyOf": [to_schema(string(min_length=1)), to_schema(array(string(min_length=1), max_length=MAX_STOPS))]})
-def _stop(value: Any, at: str) -> tuple[str, ...]:
-    one = string(min_length=1)
-    return (one(value, at),) if isinstance(value, str) else array(one, max_length=MAX_STOPS)(value, at)
-
-
-@described({"type": "object", "additionalProperties": to_schema(number(-100, 100))})
-def _logit_bias(value: Any, at: str) -> dict[int, float]:
-    bias = {}
-    for token, weight in mapping(value, at).items():
-        if not (token.isascii() and token.isdecimal() and len(token) <= 10):
-            raise invalid(at, f"must have token ids for keys, not {token[:20]!r}")
-        bias[int(token)] = number(-100, 100)(weight, f"{at}.{token}")
-    return bias
 
 
 @described(
@@ -180,49 +162,25 @@ def _tool_choice(value: Any, at: str) -> ToolChoice:
 # --- the request -----------------------------------------------------------------------------------------------------
 
 
-class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
-    include_usage: Annotated[bool, boolean] = False
-    include_obfuscation: Annotated[bool, boolean] = False
-    """Padding against an observer who counts bytes: checked, and not done."""
-
-
-class ChatBody(msgspec.Struct, frozen=True, kw_only=True):
+class ChatBody(SamplingFields, frozen=True, kw_only=True):
     model: Annotated[str, string(min_length=1)]
     messages: Annotated[tuple[Any, ...], array(later(MessageBody), min_length=1)]
 
     max_completion_tokens: Annotated[int | None, integer(1)] = None
     max_tokens: Annotated[int | None, integer(1)] = None
     """The older name of the same bound; the newer one wins."""
-    n: Annotated[int, integer(1)] = 1
-    temperature: Annotated[float, number(0, 2)] = 1.0
-    top_p: Annotated[float, number(0, 1)] = 1.0
-    presence_penalty: Annotated[float, number(-2, 2)] = 0.0
-    frequency_penalty: Annotated[float, number(-2, 2)] = 0.0
-    stop: Annotated[tuple[str, ...], _stop] = ()
-    seed: Annotated[int | None, integer(-_INT64, _INT64 - 1)] = None
     logprobs: Annotated[bool, boolean] = False
     top_logprobs: Annotated[int | None, integer(0, 20)] = None
-    logit_bias: Annotated[dict[int, float], _logit_bias] = {}
     response_format: Annotated[ResponseFormat, _response_format] = ResponseFormat()
     tools: Annotated[tuple[Tool, ...], array(_tool, max_length=MAX_TOOLS)] = ()
     tool_choice: Annotated[ToolChoice | None, _tool_choice] = None
     parallel_tool_calls: Annotated[bool, boolean] = True
-    stream: Annotated[bool, boolean] = False
-    stream_options: Annotated[StreamOptions | None, struct(StreamOptions)] = None
     metadata: Annotated[None, _metadata] = None
     modalities: Annotated[None, _modalities] = None
 
     # Ours (wire contract, section 13).
-    top_k: Annotated[int, integer(-1)] = 0
-    """0 and, as some clients have it, -1: off."""
-    min_p: Annotated[float, number(0, 1)] = 0.0
-    repetition_penalty: Annotated[float, number(0, 2, above=True)] = 1.0
-    min_tokens: Annotated[int, integer(0)] = 0
-    ignore_eos: Annotated[bool, boolean] = False
-    stop_token_ids: Annotated[tuple[int, ...], array(integer(0, 2**31 - 1), max_length=128)] = ()
-    max_pixels: Annotated[int | None, integer(1, _INT64 - 1)] = None
-    min_pixels: Annotated[int | None, integer(1, _INT64 - 1)] = None
-    priority: Annotated[int, integer(-10, 10)] = 0
+    max_pixels: Annotated[int | None, integer(1, INT64 - 1)] = None
+    min_pixels: Annotated[int | None, integer(1, INT64 - 1)] = None
 
     audio: Annotated[None, refused("only text comes out of this server.")] = None
     functions: Annotated[None, refused("use 'tools'.")] = None

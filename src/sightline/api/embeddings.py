@@ -33,7 +33,7 @@ _texts = array(_text, min_length=1, max_length=MAX_ITEMS)
 _lists = array(_token_ids, min_length=1, max_length=MAX_ITEMS)
 
 
-@described({"oneOf": [to_schema(rule) for rule in (_text, _texts, _token_ids, _lists)]})
+@described({"anyOf": [to_schema(rule) for rule in (_text, _texts, _token_ids, _lists)]})
 def _input(value: Any, at: str) -> tuple[str | tuple[int, ...], ...]:
     match value:
         case str():

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from sightline.api.chat_schema import MAX_METADATA, MAX_TOOLS, REFUSED_PREFIX, StreamOptions
+from sightline.api.chat_schema import MAX_METADATA, MAX_TOOLS, REFUSED_PREFIX
 from sightline.api.fields import (
     array,
     boolean,
@@ -33,6 +33,7 @@ from sightline.api.fields import (
     wrong_type,
 )
 from sightline.api.responses_items import ITEM
+from sightline.api.sampling import StreamOptions
 from sightline.errors import UnsupportedFeature
 from sightline.types import ResponseFormat, Tool, ToolChoice
 
