@@ -38,11 +38,10 @@ def run(vocabulary: Vocabulary, tokens: list[int], *, max_tokens: int = 10_000, 
 ):  # fmt: skip
     """Pushes tokens until the answer ends. Asserts that nothing comes after the end."""
     answer = Answer(vocabulary, SamplingParams(**params), frozenset({EOS}), max_tokens)
-    deltas = []
+    deltas: list[TextDelta] = []
     for token in tokens:
-        delta, end = answer.push(token, Logprobs(-1.0, (token,), (-1.0,)) if told else None)
-        if delta is not None:
-            deltas.append(delta)
+        some, end = answer.push(token, Logprobs(-1.0, (token,), (-1.0,)) if told else None)
+        deltas += [delta for delta in some if isinstance(delta, TextDelta)]
         if end is not None:
             return deltas, end
     return deltas, None

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
-from sightline.engines.chat import ChatTemplate, PromptTokenizer, Written
+from sightline.engines.chat import ChatTemplate, PromptTokenizer
+from sightline.engines.sentinels import Written
 from sightline.types import EngineRequest, Image, Message, Text
 
 PARTS_ONLY = (

@@ -1,96 +1,239 @@
-"""Messages to tokens: the checkpoint's own chat template, and user text that can never become a special token.
+"""Messages to tokens: the checkpoint's own chat template, and what clients wrote that can never become a special token.
 
-The template is rendered with an unguessable sentinel in the place of every text, so that what the template wrote and
-what a person wrote stay apart. Special tokens are looked for only in what the template wrote; everything else is plain
-text to the tokenizer, whatever it looks like. Runs of plain text are tokenised in one piece, the template's and the
-person's together, which gives the reference's tokens.
+The template is rendered with an unguessable sentinel in the place of every text (`sentinels.py`), so that what the
+template wrote and what a person wrote stay apart: messages, and of tools their names, descriptions, schemas and
+arguments. Special tokens are looked for only in what the template wrote; everything else is plain text to the
+tokenizer, whatever it looks like. Runs of plain text are tokenised in one piece, the template's and the person's
+together, which gives the reference's tokens.
+
+A template that knows no tools is helped: the tools are told in the system turn (`tool_formats.instruction`), calls
+stand in the assistant's words and their results in a user's.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import jinja2
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from sightline.engines.checkpoint import CheckpointError, read_json
-from sightline.errors import InvalidRequest, UnsupportedFeature
-from sightline.types import EngineRequest, Image, Message, Text
+from sightline.engines.sentinels import Texts, Written
+from sightline.engines.tool_formats import FORMATS, GENERIC, ToolFormat, format_of, instruction, to_function
+from sightline.errors import InvalidRequest
+from sightline.types import EngineRequest, Image, Message, Text, Tool, ToolCall
 
 _IMAGE: Final = {"type": "image"}
+_TEXTS: Final = "sightline_texts"
+"""The template's variable in which `tojson` finds the texts of this rendering."""
+_REFUSALS: Final = (jinja2.TemplateError, TypeError, ValueError, KeyError)
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
-    """A run of a prompt, and who wrote it."""
+class _ToolStyle:
+    """How a template takes calls and their results; found by trying."""
 
-    text: str
-    by_template: bool
+    arguments: str = "object"
+    """`object`, or `string` for the JSON text."""
+    short_ids: bool = False
+    """Ids are nine letters or digits (Mistral's): ours stand for the clients'."""
 
 
 class ChatTemplate:
     """The chat template of one model. Thread-safe."""
 
-    def __init__(self, model_dir: Path, variables: dict[str, str] | None = None) -> None:
-        """`variables`: what the template may use beside the messages, such as `bos_token`. Raises `CheckpointError`
-        when the template is missing or broken."""
-        self._template = _compile(_read_template(model_dir))
+    def __init__(self, model_dir: Path, variables: dict[str, str] | None = None, tool_format: str = "auto") -> None:
+        """`variables`: what the template may use beside the messages, such as `bos_token`; `tool_format`: how the model
+        writes calls, by its name in `FORMATS`, or `auto`. Raises `CheckpointError` when the template is missing or
+        broken."""
+        source = _read_template(model_dir)
+        self._template = _compile(source)
         self._variables = variables or {}
-        self._takes_strings = self._knows_strings()
+        self._takes_strings = self._shows([{"role": "user", "content": "probe"}])
+        self._takes_system = self._shows_content([Message("system", (Text("probe"),)), Message("user", (Text("a"),))])
+        self._tools = self._tool_style()
+        """None: it knows no tools."""
+        known = format_of(source) if self._tools is not None else GENERIC
+        self.tool_format: ToolFormat = FORMATS.get(tool_format, known)
 
     def render(self, request: EngineRequest) -> list[Written]:
-        """Raises `InvalidRequest` for messages that the template refuses, `UnsupportedFeature` for tool calls."""
-        mark = secrets.token_hex(16)
-        texts: list[str] = []
-
-        def sentinel(text: str) -> str:
-            texts.append(_well_formed(text))
-            return f"{mark}:{len(texts) - 1};"
-
-        messages = [self._to_template(message, sentinel) for message in request.messages]
+        """Raises `InvalidRequest` for messages that the template refuses."""
+        tools = request.tools if request.tool_choice.mode != "none" else ()
+        texts = Texts()
         try:
-            rendered = self._render(messages)
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
-            reason = str(error).replace(mark, "…")[:200]
+            rendered = self._rendered(texts, request.messages, tools, self._tools)
+        except _REFUSALS as error:
+            reason = texts.hidden(str(error))[:200]
             raise InvalidRequest(
                 f"This model's chat template refuses these messages: {reason}", param="messages"
             ) from error
-        pieces = re.split(rf"{mark}:(\d+);", rendered)
+        return texts.split(rendered)
+
+    def _rendered(
+        self, texts: Texts, messages: Sequence[Message[Image]], tools: Sequence[Tool], style: _ToolStyle | None
+    ) -> str:
+        if style is None:
+            return self._render(texts, list(self._in_words(texts, messages, tools)), None)
+        names = {call.id: call.name for message in messages for call in message.tool_calls}
+        ids = {identity: f"{number:09d}" for number, identity in enumerate(names)} if style.short_ids else {}
+        converted = [self._to_template(texts, message, style, names, ids) for message in messages]
+        functions = [_function(texts, tool) for tool in tools]
+        return self._render(texts, converted, functions or None)
+
+    def _render(self, texts: Texts, messages: list[dict[str, Any]], tools: Any) -> str:
+        return self._template.render(
+            messages=messages, add_generation_prompt=True, tools=tools, **self._variables, **{_TEXTS: texts}
+        )
+
+    # --- messages ------------------------------------------------------------------------------------------------
+
+    def _to_template(
+        self, texts: Texts, message: Message[Image], style: _ToolStyle, names: dict[str, str], ids: dict[str, str]
+    ) -> dict[str, Any]:
+        """A message as chat templates expect it (Hugging Face's conventions for calls and results)."""
+
+        def identity(given: str) -> str:
+            return ids.get(given, "0" * 9) if style.short_ids else texts.sentinel(given)
+
+        out: dict[str, Any] = {"role": message.role, "content": self._content(texts, message.content)}
+        if message.tool_calls:
+            out["tool_calls"] = [
+                {
+                    "id": identity(call.id),
+                    "type": "function",
+                    "function": {"name": texts.sentinel(call.name), "arguments": _arguments(texts, call, style)},
+                }
+                for call in message.tool_calls
+            ]
+        if message.role == "tool" and message.tool_call_id is not None:
+            out["tool_call_id"] = identity(message.tool_call_id)
+            if (name := message.name or names.get(message.tool_call_id)) is not None:
+                out["name"] = texts.sentinel(name)
+        return out
+
+    def _content(self, texts: Texts, content: Sequence[Text | Image]) -> Any:
+        """A string where there is only text, else a list of parts."""
+        if self._takes_strings and all(isinstance(part, Text) for part in content):
+            text = "".join(part.text for part in content if isinstance(part, Text))
+            return texts.sentinel(text) if text else ""
         return [
-            Written(texts[int(piece)], by_template=False) if number % 2 else Written(piece, by_template=True)
-            for number, piece in enumerate(pieces)
+            {"type": "text", "text": texts.sentinel(part.text)} if isinstance(part, Text) else _IMAGE
+            for part in content
         ]
 
-    def _render(self, messages: list[dict[str, Any]]) -> str:
-        return self._template.render(messages=messages, add_generation_prompt=True, tools=None, **self._variables)
+    def _in_words(
+        self, texts: Texts, messages: Sequence[Message[Image]], tools: Sequence[Tool]
+    ) -> Iterator[dict[str, Any]]:
+        """Messages for a template that knows no tools. What we say ourselves may hold the format's own tokens."""
+        told = ""
+        if tools:
+            told = instruction([texts.sentinel(json.dumps(to_function(t), ensure_ascii=False)) for t in tools])
+        if told and self._takes_system and not (messages and messages[0].role == "system"):
+            yield {"role": "system", "content": self._said(told)}
+            told = ""
+        results: list[str] = []
+        for message in messages:
+            if message.role == "tool":
+                text = "".join(part.text for part in message.content if isinstance(part, Text))
+                results.append(f"<tool_response>\n{texts.sentinel(text)}\n</tool_response>")
+                continue
+            if results:
+                yield {"role": "user", "content": self._said("\n".join(results))}
+                results = []
+            content = self._content(texts, message.content)
+            if message.tool_calls:
+                content = self._joined(content, "\n".join(_call_in_words(texts, call) for call in message.tool_calls))
+            elif told and message.role in (("system",) if self._takes_system else ("user",)):
+                content = self._joined(content, told) if self._takes_system else self._joined(told, content)
+                told = ""
+            yield {"role": message.role, "content": content}
+        if results:
+            yield {"role": "user", "content": self._said("\n".join(results))}
 
-    def _knows_strings(self) -> bool:
+    def _said(self, text: str) -> Any:
+        return text if self._takes_strings else [{"type": "text", "text": text}]
+
+    def _joined(self, first: Any, second: Any) -> Any:
+        """Two contents, each a string or parts, with an empty line between them if there is something on both sides."""
+        if not (first and second):
+            return self._said(first or second) if isinstance(first or second, str) else first or second
+        if isinstance(first, str) and isinstance(second, str) and self._takes_strings:
+            return f"{first}\n\n{second}"
+        parts = [[{"type": "text", "text": c}] if isinstance(c, str) else c for c in (first, "\n\n", second)]
+        return [part for content in parts for part in content]
+
+    # --- what a template knows, found by trying ------------------------------------------------------------------
+
+    def _shows(self, messages: list[dict[str, Any]]) -> bool:
         """Whether a message's content may be a string: a template that only knows lists of parts would drop it."""
-        mark = secrets.token_hex(16)
         try:
-            return mark in self._render([{"role": "user", "content": mark}])
-        except (jinja2.TemplateError, TypeError, ValueError):
+            return "probe" in self._render(Texts(), messages, None)
+        except _REFUSALS:
             return False
 
-    def _to_template(self, message: Message[Image], sentinel: Callable[[str], str]) -> dict[str, Any]:
-        """A message as chat templates expect it: a string where there is only text, else a list of parts."""
-        if message.tool_calls:
-            raise UnsupportedFeature("This model does not take tool calls.", param="messages")
-        if self._takes_strings and all(isinstance(part, Text) for part in message.content):
-            text = "".join(part.text for part in message.content if isinstance(part, Text))
-            return {"role": message.role, "content": sentinel(text) if text else ""}
-        parts = [
-            {"type": "text", "text": sentinel(part.text)} if isinstance(part, Text) else _IMAGE
-            for part in message.content
-        ]
-        return {"role": message.role, "content": parts}
+    def _shows_content(self, messages: Sequence[Message[Image]]) -> bool:
+        return "probe" in self._tried(messages, (), _ToolStyle())
+
+    def _tool_style(self) -> _ToolStyle | None:
+        tool = Tool("probe_tool", "probe_words", {"type": "object", "properties": {"probe_key": {"type": "string"}}})
+        asked = Message[Image]("user", (Text("a"),))
+        if "probe_tool" not in self._tried((asked,), (tool,), _ToolStyle()):
+            return None
+        call = ToolCall("probe_id", "probe_tool", '{"probe_key": "probe_value"}')
+        talk = (
+            asked,
+            Message[Image]("assistant", (), (call,)),
+            Message[Image]("tool", (Text("probe_result"),), (), "probe_id"),
+        )
+        for style in (_ToolStyle(a, s) for a in ("object", "string") for s in (False, True)):
+            shown = self._tried(talk, (tool,), style)
+            if all(probe in shown for probe in ("probe_value", "probe_result")) and "{'" not in shown:
+                return style
+        return None
+
+    def _tried(self, messages: Sequence[Message[Image]], tools: Sequence[Tool], style: _ToolStyle) -> str:
+        """What the template makes of it; nothing, if it refuses."""
+        texts = Texts()
+        try:
+            return "".join(run.text for run in texts.split(self._rendered(texts, messages, tools, style)))
+        except _REFUSALS:
+            return ""
+
+
+def _function(texts: Texts, tool: Tool) -> dict[str, Any]:
+    function = to_function(tool)["function"]
+    return {
+        "type": "function",
+        "function": {
+            "name": texts.sentinel(function["name"]),
+            "description": texts.sentinel(function["description"]),
+            "parameters": texts.schema(function["parameters"]),
+        },
+    }
+
+
+def _arguments(texts: Texts, call: ToolCall, style: _ToolStyle) -> Any:
+    """An object where the template takes one and the model wrote one."""
+    if style.arguments == "object":
+        try:
+            arguments = json.loads(call.arguments or "{}")
+        except (ValueError, RecursionError):
+            arguments = None
+        if isinstance(arguments, dict):
+            return texts.value(arguments)
+    return texts.sentinel(call.arguments)
+
+
+def _call_in_words(texts: Texts, call: ToolCall) -> str:
+    name, arguments = texts.sentinel(json.dumps(call.name)), texts.sentinel(call.arguments or "{}")
+    return f'<tool_call>\n{{"name": {name}, "arguments": {arguments}}}\n</tool_call>'
 
 
 class PromptTokenizer:
@@ -109,6 +252,16 @@ class PromptTokenizer:
         plain = {**definition, "added_tokens": [], "post_processor": None}
         self._first = Tokenizer.from_str(json.dumps(plain))
         self._later = Tokenizer.from_str(json.dumps(_without_first_space(plain)))
+        self._first_space = "Prepend" in json.dumps(plain.get("normalizer"))
+
+    def encode_later(self, text: str) -> list[int]:
+        """Plain text in the middle of something."""
+        if not self._first_space:
+            return list(self._later.encode(text, add_special_tokens=False).ids)
+        # Where a space comes before every text, a character of no meaning takes it.
+        whole = self._later.encode(f"\x02{text}", add_special_tokens=False).ids
+        before = self._later.encode("\x02", add_special_tokens=False).ids
+        return list(whole[len(before) :] if whole[: len(before)] == before else whole)
 
     def tokenize(self, prompt: Iterable[Written]) -> list[int]:
         tokens: list[int] = []
@@ -141,11 +294,6 @@ def _without_first_space(definition: dict[str, Any]) -> dict[str, Any]:
     return definition
 
 
-def _well_formed(text: str) -> str:
-    """Half of a surrogate pair, which JSON can hold and UTF-8 cannot, becomes U+FFFD."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
 def misplaced_pictures() -> InvalidRequest:
     return InvalidRequest(
         "This model's chat template does not take pictures where the messages have them; put them in a user message.",
@@ -172,11 +320,17 @@ def _compile(source: str) -> jinja2.Template:
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
     environment.globals["raise_exception"] = _raise_exception
-    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
+    environment.filters["tojson"] = _to_json
     try:
         return environment.from_string(source)
     except jinja2.TemplateError as error:
         raise CheckpointError(f"chat template: {error}") from error
+
+
+@jinja2.pass_context
+def _to_json(context: Context, value: Any, **options: Any) -> str:
+    texts: Texts = context[_TEXTS]
+    return texts.to_json(value, **options)
 
 
 def _raise_exception(message: str) -> None:

@@ -1,6 +1,7 @@
 """Logits to the next token. Pure numpy, one sequence at a time.
 
-The order is that of vLLM's sampler: penalties, bias, forbidden tokens, temperature, min_p, top_k, top_p, draw.
+The order is that of vLLM's sampler: what a grammar forbids (`only`), penalties, bias, forbidden tokens, temperature,
+min_p, top_k, top_p, draw.
 
 The draw is reproducible whatever else runs: a counter-based generator (Philox, Salmon et al., "Parallel Random Numbers:
 As Easy as 1, 2, 3", SC 2011) keyed by the seed and counted by the position gives one number in [0, 1), and the token is
@@ -89,8 +90,16 @@ class Sampler:
         if len(self._bias_ids):
             out[self._bias_ids] += self._bias
         if forbid:
+            kept = out[self._end_tokens]
             out[self._end_tokens] = -np.inf
+            if out.max() == -np.inf:  # a grammar allows nothing but the end
+                out[self._end_tokens] = kept
         return out
+
+
+def only(allowed: npt.NDArray[np.bool_], logits: Logits) -> Logits:
+    """Logits in which other tokens cannot come."""
+    return np.where(allowed, logits, np.float32(-np.inf))
 
 
 def uniform_at(seed: int, position: int) -> float:
@@ -122,7 +131,7 @@ def pick(probabilities: npt.NDArray[np.float64], uniform: float) -> int:
 
 
 def logprobs(logits: Logits, token: int, num_top: int) -> Logprobs:
-    """Natural logarithms of probabilities, of `token` and of the `num_top` likeliest."""
+    """Natural logarithms of probabilities, of `token` and of the `num_top` likeliest of those that could come."""
     wide = logits.astype(np.float64)
     best = wide.max()
     log_probabilities = np.maximum(wide - best - np.log(np.exp(wide - best).sum()), MIN_LOGPROB)
@@ -130,6 +139,7 @@ def logprobs(logits: Logits, token: int, num_top: int) -> Logprobs:
     if num_top:
         count = min(num_top, wide.size)
         candidates = np.argpartition(-wide, count - 1)[:count]
+        candidates = candidates[wide[candidates] > -np.inf]
         top = candidates[np.lexsort((candidates, -wide[candidates]))]
     return Logprobs(
         float(log_probabilities[token]),

@@ -12,7 +12,7 @@ from sightline.engines.checkpoint import CheckpointError
 from sightline.engines.openvino.checkpoint import read_facts
 from sightline.engines.openvino.prompt import Prompt, PromptBuilder
 from sightline.engines.openvino.vision import read_preprocessor
-from sightline.errors import InvalidRequest, UnsupportedFeature
+from sightline.errors import InvalidRequest
 from sightline.types import EngineRequest, Image, Message, Role, SamplingParams, Text, ToolCall
 from tests.engines.openvino.tiny import SPECIALS, special
 
@@ -149,9 +149,11 @@ def test_placeholders_must_equal_pictures(tiny_checkpoint: Path, tmp_path: Path)
             build(template(tmp_path, tiny_checkpoint, source), user(*content))
 
 
-def test_tool_calls_are_refused_not_dropped(builder: PromptBuilder) -> None:
-    with pytest.raises(UnsupportedFeature):
-        build(builder, Message("assistant", (), (ToolCall("1", "f", "{}"),)))
+def test_tool_calls_are_told_in_words_where_the_template_knows_none(
+    builder: PromptBuilder, reference: Tokenizer
+) -> None:
+    prompt = build(builder, Message("assistant", (), (ToolCall("1", "f", '{"a": 1}'),)))
+    assert '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>' in reference.decode(prompt.tokens)
 
 
 def test_a_broken_directory_says_what_is_missing(tiny_checkpoint: Path, tmp_path: Path) -> None:

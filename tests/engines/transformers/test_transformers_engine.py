@@ -145,7 +145,7 @@ def test_features_are_those_that_work() -> None:
         finally:
             await engine.close()
 
-    assert asyncio.run(run()) == FEATURES - {"tools", "parallel_tool_calls", "json_object", "json_schema"}
+    assert asyncio.run(run()) == FEATURES
 
 
 # --- who joins and leaves --------------------------------------------------------------------------------------------

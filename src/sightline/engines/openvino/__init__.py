@@ -22,6 +22,7 @@ from sightline.config import MIB, ModelConfig
 from sightline.engines import FEATURES, EngineInfo
 from sightline.engines.answer import Vocabulary
 from sightline.engines.checkpoint import CheckpointError
+from sightline.engines.constraint import Constraints
 from sightline.engines.delivery import Events, room_for_answer, verify_logit_bias
 from sightline.engines.openvino import files
 from sightline.engines.openvino.checkpoint import read_facts
@@ -30,6 +31,8 @@ from sightline.engines.openvino.prompt import Prompt, PromptBuilder
 from sightline.engines.openvino.runner import LanguageRunner, load_models
 from sightline.engines.openvino.vision import VisionEncoder, read_preprocessor
 from sightline.engines.steps import generated
+from sightline.engines.tool_calls import calls_of
+from sightline.engines.tool_formats import FormatChoice
 from sightline.errors import EngineUnavailable, InvalidRequest
 from sightline.types import EngineRequest, Event, Text, TokenCount
 
@@ -54,6 +57,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     kv_cache_precision: Literal["f32", "f16", "u8"] = "f32"
     inference_precision: Literal["f32", "f16", "bf16"] = "f32"
     """f32, like the reference, unless speed is worth answers that differ now and then."""
+    tool_format: FormatChoice = "auto"
+    """How the model writes calls of tools; auto: as its chat template has it."""
     num_threads: int = 0
     """CPU threads; 0: all, but one for the language model if it is small."""
 
@@ -65,7 +70,12 @@ class _Loaded:
     info: EngineInfo
     prompts: PromptBuilder
     vocabulary: Vocabulary
+    constraints: Constraints
     loop: StepLoop
+
+    def close(self) -> None:
+        self.loop.close()
+        self.constraints.close()
 
 
 class OpenVINOEngine:
@@ -92,7 +102,7 @@ class OpenVINOEngine:
             self._closed = True
             raise EngineUnavailable(f"The model {self._config.name!r} cannot be loaded: {error}") from error
         if self._closed:
-            loaded.loop.close()
+            loaded.close()
             raise EngineUnavailable("The engine was closed while it was loading.")
         self._loaded = loaded
 
@@ -106,9 +116,11 @@ class OpenVINOEngine:
         verify_logit_bias(request.sampling, running.vocabulary.size)
         prompt = await self._build(request)
         max_tokens = room_for_answer(self.info.context_length, prompt.count, request.sampling.max_tokens)
+        constraint = await running.constraints.of(request)
 
         def make(deliver: Callable[[Events], None]) -> Generation:
-            return Generation(request, prompt, max_tokens, deliver, running.vocabulary)
+            calls = calls_of(request, running.prompts.tool_format)
+            return Generation(request, prompt, max_tokens, deliver, running.vocabulary, constraint, calls)
 
         async with aclosing(generated(running.loop, make)) as events:
             async for event in events:
@@ -118,7 +130,7 @@ class OpenVINOEngine:
         self._closed = True
         if (loaded := self._loaded) is not None:
             self._loaded = None
-            await asyncio.to_thread(loaded.loop.close)
+            await asyncio.to_thread(loaded.close)
 
     @property
     def _running(self) -> _Loaded:
@@ -157,17 +169,18 @@ class OpenVINOEngine:
             engine=self._config.engine,
             context_length=context,
             vision=preprocessor.budget,
-            features=FEATURES - {"tools", "parallel_tool_calls", "json_object", "json_schema"},
+            features=FEATURES,
             weights_digest=models.weights_digest,
         )
         loop = StepLoop(runner, encoder, max_running=self._config.max_concurrent, step_tokens=options.step_tokens)
-        prompts = PromptBuilder(model_dir, preprocessor, facts.image_token_id)
+        prompts = PromptBuilder(model_dir, preprocessor, facts.image_token_id, options.tool_format)
         vocabulary = Vocabulary(model_dir, facts.language.vocab_size, facts.eos_token_ids)
-        return _Loaded(info, prompts, vocabulary, loop)
+        constraints = Constraints(vocabulary, prompts.encode_later, prompts.tool_format)
+        return _Loaded(info, prompts, vocabulary, constraints, loop)
 
     async def _build(self, request: EngineRequest) -> Prompt:
         prompts = self._running.prompts
         texts = (part.text for m in request.messages for part in m.content if isinstance(part, Text))
-        if sum(map(len, texts)) < _LONG_PROMPT_CHARACTERS:
+        if not request.tools and sum(map(len, texts)) < _LONG_PROMPT_CHARACTERS:
             return prompts.build(request)
         return await asyncio.to_thread(prompts.build, request)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from sightline.engines.answer import End, Vocabulary
+from sightline.engines.constraint import Constraint
 from sightline.engines.delivery import Events
 from sightline.engines.generation import Generation as AnyGeneration
 from sightline.engines.openvino.blocks import BlockPool, PrefixNames
@@ -20,8 +21,9 @@ from sightline.engines.openvino.prompt import Prompt
 from sightline.engines.openvino.runner import Embeddings, LanguageRunner, Piece, Tokens
 from sightline.engines.openvino.scheduler import Chunk, Scheduler, Sequence
 from sightline.engines.openvino.vision import VisionEncoder
-from sightline.engines.sampler import Logits, logprobs
+from sightline.engines.sampler import Logits
 from sightline.engines.steps import StepThread
+from sightline.engines.tool_calls import ToolCalls
 from sightline.errors import EngineFailed, SightlineError
 from sightline.types import EngineRequest, Event, Finish, Timing, Usage
 
@@ -36,8 +38,10 @@ class Generation(AnyGeneration):
         max_tokens: int,
         deliver: Callable[[Events], None],
         vocabulary: Vocabulary,
+        constraint: Constraint | None = None,
+        calls: ToolCalls | None = None,
     ) -> None:
-        super().__init__(request, prompt.tokens, max_tokens, deliver, vocabulary)
+        super().__init__(request, prompt.tokens, max_tokens, deliver, vocabulary, constraint, calls)
         self.prompt = prompt
         self.pictures: list[Embeddings | None] = [None] * len(prompt.images)
         """Embeddings, once a chunk has needed them. Kept until the end: the sequence may have to be computed again."""
@@ -174,13 +178,13 @@ class StepLoop(StepThread[Generation]):
         if not np.isfinite(logits.max()):  # a NaN anywhere makes the maximum NaN
             self._end(generation, EngineFailed("The model gave no number for this request."))
             return
-        generation.first_token = generation.first_token or time.perf_counter()
-        token = generation.sampler.next_token(logits)
-        wanted = generation.request.sampling.logprobs
-        delta, end = generation.answer.push(token, None if wanted is None else logprobs(logits, token, wanted))
+        try:
+            token, deltas, end = generation.next_token(logits)
+        except SightlineError as error:
+            self._end(generation, error)
+            return
         sequence.tokens.append(token)
         if end is not None:
-            finish = generation.finish(end, sequence)
-            self._end(generation, *((finish,) if delta is None else (delta, finish)))
-        elif delta is not None:
-            generation.deliver([delta])
+            self._end(generation, *deltas, generation.finish(end, sequence))
+        elif deltas:
+            generation.deliver([*deltas])

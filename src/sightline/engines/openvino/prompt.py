@@ -33,16 +33,19 @@ class Prompt:
 class PromptBuilder:
     """Builds prompts for one model. Thread-safe."""
 
-    def __init__(self, model_dir: Path, preprocessor: Preprocessor, image_token_id: int) -> None:
+    def __init__(
+        self, model_dir: Path, preprocessor: Preprocessor, image_token_id: int, tool_format: str = "auto"
+    ) -> None:
         """Raises `CheckpointError` when the tokenizer or the template is missing or broken."""
         self._preprocessor = preprocessor
         self._image_token_id = image_token_id
-        self._template = ChatTemplate(model_dir)
+        self._template = ChatTemplate(model_dir, tool_format=tool_format)
         self._tokenizer = PromptTokenizer(model_dir)
+        self.tool_format = self._template.tool_format
+        self.encode_later = self._tokenizer.encode_later
 
     def build(self, request: EngineRequest) -> Prompt:
-        """Raises `InvalidRequest` for messages that the template refuses and for pictures of an impossible size,
-        `UnsupportedFeature` for tool calls."""
+        """Raises `InvalidRequest` for messages that the template refuses and for pictures of an impossible size."""
         grids = [self._preprocessor.grid(image) for image in request.images]
         tokens: list[int] = []
         spans: list[PictureSpan] = []

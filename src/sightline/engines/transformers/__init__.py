@@ -24,12 +24,15 @@ from sightline.engines.checkpoint import CheckpointError
 from sightline.engines.delivery import Events, room_for_answer, verify_logit_bias
 from sightline.engines.sources import model_directory
 from sightline.engines.steps import generated
+from sightline.engines.tool_calls import calls_of
+from sightline.engines.tool_formats import FormatChoice
 from sightline.errors import EngineUnavailable, InvalidRequest
 from sightline.images.checkpoint import BudgetError
 from sightline.types import EngineRequest, Event, TokenCount
 
 if TYPE_CHECKING:  # they import torch
     from sightline.engines.answer import Vocabulary
+    from sightline.engines.constraint import Constraints
     from sightline.engines.transformers.loop import StepLoop
     from sightline.engines.transformers.prompt import PromptBuilder
 
@@ -52,6 +55,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     attn_implementation: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
     trust_remote_code: bool = False
     """Runs Python code that comes with the checkpoint. Only for checkpoints whose code you have read."""
+    tool_format: FormatChoice = "auto"
+    """How the model writes calls of tools; auto: as its chat template has it."""
     threads: int = 0
     """CPU threads; 0: as torch chooses."""
 
@@ -63,7 +68,12 @@ class _Running:
     info: EngineInfo
     prompts: PromptBuilder
     vocabulary: Vocabulary
+    constraints: Constraints
     loop: StepLoop
+
+    def close(self) -> None:
+        self.loop.close()
+        self.constraints.close()
 
 
 class TransformersEngine:
@@ -100,7 +110,7 @@ class TransformersEngine:
             self._closed = True
             raise EngineUnavailable(f"The model {self._config.name!r} cannot be loaded: {error}") from error
         if self._closed:
-            loaded.loop.close()
+            loaded.close()
             raise EngineUnavailable("The engine was closed while it was loading.")
         self._loaded = loaded
 
@@ -118,9 +128,11 @@ class TransformersEngine:
         count = await asyncio.to_thread(running.prompts.count, request)  # before pictures are prepared for nothing
         max_tokens = room_for_answer(running.info.context_length, count, request.sampling.max_tokens)
         prompt = await asyncio.to_thread(running.prompts.build, request)
+        constraint = await running.constraints.of(request)
 
         def make(deliver: Callable[[Events], None]) -> Generation:
-            return Generation(request, prompt, max_tokens, deliver, running.vocabulary)
+            calls = calls_of(request, running.prompts.tool_format)
+            return Generation(request, prompt, max_tokens, deliver, running.vocabulary, constraint, calls)
 
         async with aclosing(generated(running.loop, make)) as events:
             async for event in events:
@@ -130,7 +142,7 @@ class TransformersEngine:
         self._closed = True
         if (loaded := self._loaded) is not None:
             self._loaded = None
-            await asyncio.to_thread(loaded.loop.close)
+            await asyncio.to_thread(loaded.close)
 
     @property
     def _running(self) -> _Running:
@@ -140,6 +152,7 @@ class TransformersEngine:
 
     def _load(self) -> _Running:
         from sightline.engines.answer import Vocabulary
+        from sightline.engines.constraint import Constraints
         from sightline.engines.transformers.loading import load
         from sightline.engines.transformers.loop import StepLoop
         from sightline.engines.transformers.prompt import PromptBuilder
@@ -148,15 +161,17 @@ class TransformersEngine:
         if not model_dir.is_dir():
             raise CheckpointError("there is no such directory")
         loaded = load(model_dir, options)
-        prompts = PromptBuilder(model_dir, loaded.pictures, loaded.tokenizer)
+        prompts = PromptBuilder(model_dir, loaded.pictures, loaded.tokenizer, options.tool_format)
         context = min(options.context_length or loaded.context_length, loaded.context_length)
         info = EngineInfo(
             engine=self._config.engine,
             context_length=context,
             vision=loaded.pictures.budget,
-            features=FEATURES - {"tools", "parallel_tool_calls", "json_object", "json_schema"},
+            features=FEATURES,
             weights_digest=loaded.weights_digest,
         )
         concurrent = self._config.max_concurrent
         loop = StepLoop(loaded.runner, max_running=min(options.max_batch or concurrent, concurrent))
-        return _Running(info, prompts, Vocabulary(model_dir, loaded.runner.vocab_size, loaded.eos_token_ids), loop)
+        vocabulary = Vocabulary(model_dir, loaded.runner.vocab_size, loaded.eos_token_ids)
+        constraints = Constraints(vocabulary, prompts.encode_later, prompts.tool_format)
+        return _Running(info, prompts, vocabulary, constraints, loop)

@@ -16,10 +16,11 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from sightline.engines.answer import End, Vocabulary
+from sightline.engines.constraint import Constraint
 from sightline.engines.delivery import Events
 from sightline.engines.generation import Generation as AnyGeneration
-from sightline.engines.sampler import logprobs
 from sightline.engines.steps import StepThread
+from sightline.engines.tool_calls import ToolCalls
 from sightline.engines.transformers.batch import Logits, Row, Runner
 from sightline.engines.transformers.prompt import Prompt
 from sightline.errors import EngineFailed, SightlineError
@@ -36,21 +37,20 @@ class Generation(AnyGeneration):
         max_tokens: int,
         deliver: Callable[[Events], None],
         vocabulary: Vocabulary,
+        constraint: Constraint | None = None,
+        calls: ToolCalls | None = None,
     ) -> None:
-        super().__init__(request, prompt.tokens, max_tokens, deliver, vocabulary)
+        super().__init__(request, prompt.tokens, max_tokens, deliver, vocabulary, constraint, calls)
         self.prompt = prompt
         self.row: Row | None = None
         """Its place in the batch, while it runs."""
         self.last_token = 0
 
     def extend(self, logits: Logits) -> list[Event]:
-        """Samples the next token; what came of it. Logits are of one position, [vocabulary]."""
-        self.first_token = self.first_token or time.perf_counter()
-        self.last_token = self.sampler.next_token(logits)
-        wanted = self.request.sampling.logprobs
-        told = None if wanted is None else logprobs(logits, self.last_token, wanted)
-        delta, end = self.answer.push(self.last_token, told)
-        return [*([] if delta is None else [delta]), *([] if end is None else [self._finish(end)])]
+        """Samples the next token; what came of it. Logits are of one position, [vocabulary]. Raises what `next_token`
+        raises."""
+        self.last_token, deltas, end = self.next_token(logits)
+        return [*deltas, *([] if end is None else [self._finish(end)])]
 
     def _finish(self, end: End) -> Finish:
         now = time.perf_counter()
@@ -139,7 +139,10 @@ class StepLoop(StepThread[Generation]):
         """Samples and delivers; False: the generation has ended."""
         events: list[Event | SightlineError]
         if np.isfinite(logits.max()):  # a NaN anywhere makes the maximum NaN
-            events = [*generation.extend(logits)]
+            try:
+                events = [*generation.extend(logits)]
+            except SightlineError as error:
+                events = [error]
         else:
             events = [EngineFailed("The model gave no number for this request.")]
         if events:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from sightline.engines.chat import ChatTemplate, PromptTokenizer, Written, misplaced_pictures
+from sightline.engines.chat import ChatTemplate, PromptTokenizer, misplaced_pictures
 from sightline.engines.checkpoint import CheckpointError
+from sightline.engines.sentinels import Written
 from sightline.engines.transformers.pictures import Pictures, Tensors
 from sightline.types import EngineRequest, Message, Text, TokenCount
 
@@ -27,12 +28,14 @@ class Prompt:
 class PromptBuilder:
     """Builds prompts for one model. Thread-safe."""
 
-    def __init__(self, model_dir: Path, pictures: Pictures, tokenizer: Any) -> None:
+    def __init__(self, model_dir: Path, pictures: Pictures, tokenizer: Any, tool_format: str = "auto") -> None:
         """`tokenizer`: transformers' own. Raises `CheckpointError` when the tokenizer or the template is missing or
         broken, or when text tokenised as we do it, in pieces, would not give the tokens that transformers gives."""
         self._pictures = pictures
-        self._template = ChatTemplate(model_dir, dict(tokenizer.special_tokens_map))
+        self._template = ChatTemplate(model_dir, dict(tokenizer.special_tokens_map), tool_format)
         self._tokenizer = PromptTokenizer(model_dir)
+        self.tool_format = self._template.tool_format
+        self.encode_later = self._tokenizer.encode_later
         begins_with_bos = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
         self._bos: str | None = tokenizer.bos_token if begins_with_bos else None
         self._check(tokenizer)
@@ -42,8 +45,7 @@ class PromptBuilder:
         return TokenCount(len(self._tokens(request)), tuple(map(self._pictures.tokens, request.images)))
 
     def build(self, request: EngineRequest) -> Prompt:
-        """Raises `InvalidRequest` for messages that the template refuses and for pictures of an impossible size,
-        `UnsupportedFeature` for tool calls."""
+        """Raises `InvalidRequest` for messages that the template refuses and for pictures of an impossible size."""
         tokens = self._tokens(request)
         (kinds,) = self._pictures.processor.create_mm_token_type_ids([tokens])
         count = TokenCount(len(tokens), tuple(map(self._pictures.tokens, request.images)))
