@@ -5,6 +5,7 @@
 #   make test-engines    engines against their references (installs torch into .venv-reference)   (ALL=1: litellm too)
 #   make test-clients    other people's clients: LiteLLM, LangChain, OpenAI's JavaScript SDK (npm)
 #   make fuzz-images     10,000 damaged pictures through the decoders, then a server   MUTATIONS=10000
+#   make chaos           broken networks, outages, deadlines: promise, measured, met     REQUESTS=10000 CHAOS="--only 9"
 #   make bench-images    speed and closeness of decoding, side by side with Pillow's own
 #   make train-peek      trains the embedded model           MINUTES=90 RUN=runs/peek
 #   make eval-peek       measures the embedded model         PER_TASK=200 EVAL="--photographs DIR --compare FILE"
@@ -22,10 +23,11 @@ MINUTES ?= 90
 RUN ?= runs/peek
 PER_TASK ?= 200
 MUTATIONS ?= 10000
+REQUESTS ?= 10000
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 LOCKED := requirements/dev.txt
 
-.PHONY: demo test test-engines test-clients fuzz-images bench-images train-peek eval-peek bench-health lint lock clean
+.PHONY: demo test test-engines test-clients fuzz-images chaos bench-images train-peek eval-peek bench-health lint lock clean
 
 $(VENV)/.installed: pyproject.toml $(LOCKED)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Sightline needs Python 3.11 or newer; name one with PYTHON=python3.12"; exit 1; }
@@ -67,6 +69,9 @@ test-clients: $(CLIENTS)/.installed
 fuzz-images: $(VENV)/.installed
 	$(BIN)/python -m tests.images.damage --mutations $(MUTATIONS)
 	$(BIN)/python -m tests.images.damage --mutations $(MUTATIONS) --server
+
+chaos: $(VENV)/.installed
+	$(BIN)/python -m tests.chaos_report --requests $(REQUESTS) --json runs/chaos.json $(CHAOS)
 
 bench-images: $(VENV)/.installed
 	$(BIN)/python $(PIP_INSTALL) matplotlib
