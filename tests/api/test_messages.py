@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from sightline import errors as e
 from sightline.api.messages_reply import INVALID_JSON, to_error
 from sightline.api.wire import encode
+from sightline.models import ModelStatus
 from sightline.types import (
     Finish,
     ImageRef,
@@ -27,6 +29,7 @@ from sightline.types import (
 )
 from tests.api.standin import (
     FINISH,
+    INFO,
     JSON_HEADERS,
     Call,
     Reply,
@@ -43,6 +46,7 @@ from tests.api.test_streams import endless, silence, stalled, until
 pytestmark = pytest.mark.anyio
 
 PATH = "/v1/messages"
+STATUS = ModelStatus("m", "ready", "scripted", 1741570283, INFO)
 TOOL = {"name": "f", "description": "Does.", "input_schema": {"type": "object"}}
 PNG = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "iVBO"}}
 
@@ -380,6 +384,62 @@ async def test_a_key_may_come_under_either_name() -> None:
     assert (await send(ask(), authorization="Bearer secret")).status == 200
 
 
+# --- models ----------------------------------------------------------------------------------------------------------
+
+
+async def models(query: str = "", name: str = "") -> Reply:
+    app = app_of(ScriptedService(statuses=tuple(replace(STATUS, name=n) for n in "abcde")))
+    call = Call("GET", f"/v1/models{name}", headers={"host": "localhost", "anthropic-version": "2023-06-01"})
+    call.query = query
+    return await call.run(app)
+
+
+async def test_models_have_anthropics_shape_for_its_clients() -> None:
+    expected = {
+        "type": "model", "id": "a", "display_name": "a", "created_at": "2025-03-10T01:31:23Z", "lifecycle": "active",
+        "max_input_tokens": 100, "max_tokens": 100,
+    }  # fmt: skip
+    reply = await models()
+    assert reply.headers["request-id"]
+    page = reply.json
+    assert page["data"][0] == expected
+    assert (page["has_more"], page["first_id"], page["last_id"]) == (False, "a", "e")
+    assert (await models(name="/a")).json == expected
+    others = await get(app_of(ScriptedService()), "/v1/models")
+    assert others.json["object"] == "list", "OpenAI's clients send no such header"
+
+
+@pytest.mark.parametrize(
+    ("query", "ids", "more"),
+    [
+        ("limit=2", "ab", True), ("limit=2&after_id=b", "cd", True), ("limit=2&after_id=d", "e", False),
+        ("after_id=e", "", False), ("limit=2&before_id=d", "bc", True), ("before_id=c", "ab", False),
+        ("before_id=a", "", False), ("limit=5", "abcde", False),
+    ],
+)  # fmt: skip
+async def test_pages_of_models(query: str, ids: str, more: bool) -> None:
+    page = (await models(query)).json
+    assert ("".join(model["id"] for model in page["data"]), page["has_more"]) == (ids, more)
+    assert (page["first_id"], page["last_id"]) == ((ids[0], ids[-1]) if ids else (None, None))
+
+
+@pytest.mark.parametrize(
+    ("query", "name", "status", "kind", "named"),
+    [
+        ("limit=0", "", 400, "invalid_request_error", "limit"),
+        ("limit=x", "", 400, "invalid_request_error", "limit"),
+        ("limit=1001", "", 400, "invalid_request_error", "limit"),
+        ("after_id=z", "", 400, "invalid_request_error", "after_id"),
+        ("before_id=z", "", 400, "invalid_request_error", "before_id"),
+        ("", "/z", 404, "not_found_error", "'z'"),
+    ],
+)
+async def test_what_is_wrong_about_models(query: str, name: str, status: int, kind: str, named: str) -> None:
+    reply = await models(query, name)
+    assert (reply.status, reply.json["error"]["type"]) == (status, kind)
+    assert named in reply.json["error"]["message"]
+
+
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 DOCUMENTED = {
@@ -497,7 +557,7 @@ _TURNS = st.fixed_dictionaries({"role": _WORDS, "content": _VALUES | st.lists(_B
 
 
 @given(st.dictionaries(_FIELDS, _VALUES, max_size=4), st.lists(_TURNS, max_size=3))
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_body_is_a_bug(fields: dict[str, Any], turns: list[Any]) -> None:
     body = {**ask(), **({"messages": turns} if turns else {}), **fields}
     app = app_of(ScriptedService())

@@ -167,6 +167,15 @@ def test_thoughts_come_in_blocks_of_their_own_and_may_go_back(client: anthropic.
     assert [block.type for block in without.content] == ["text"]
 
 
+def test_models_are_listed_page_by_page(client: anthropic.Anthropic) -> None:
+    assert [model.id for model in client.models.list(limit=1)] == [MODEL, "narrow"]
+    model = client.models.retrieve(MODEL)
+    assert (model.type, model.display_name, model.max_input_tokens) == ("model", MODEL, 8192)
+    with pytest.raises(anthropic.NotFoundError) as unknown:
+        client.models.retrieve("other")
+    assert unknown.value.type == "not_found_error"
+
+
 def test_errors_are_the_sdks_own_classes(client: anthropic.Anthropic) -> None:
     with pytest.raises(anthropic.NotFoundError) as unknown:
         client.messages.create(**ask("hello", model="other"))

@@ -1,4 +1,5 @@
-"""GET /v1/models: what is served, and in which state it is."""
+"""GET /v1/models: what is served, and in which state it is. Anthropic's clients, who say so by a header, get theirs
+(`messages_models.py`)."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from sightline.api import messages_models
 from sightline.api.wire import json_response
 from sightline.engines import EngineState
 from sightline.errors import ModelNotFound
@@ -55,10 +57,14 @@ def to_model(status: ModelStatus) -> Model:
 
 def routes(service: Service) -> list[Route]:
     async def list_models(request: Request) -> Response:
+        if messages_models.VERSION in request.headers:
+            return messages_models.answer(request, service.models())
         return json_response(ModelList(data=[to_model(status) for status in service.models()]))
 
     async def retrieve_model(request: Request) -> Response:
         name = request.path_params["id"]
+        if messages_models.VERSION in request.headers:
+            return messages_models.answer(request, service.models(), name)
         for status in service.models():
             if status.name == name:
                 return json_response(to_model(status))
