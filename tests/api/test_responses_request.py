@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sightline.api.responses_items import Placed, read_items
+from sightline.api.responses_items import Placed, read_items, seal
 from sightline.api.responses_request import fit, refuse_contradictions, to_chat_request, to_response
 from sightline.api.responses_schema import ResponsesBody, read_responses_body
 from sightline.api.wire import encode
@@ -111,6 +111,17 @@ def test_calls_stand_in_one_message_and_pictures_of_outputs_after_all_of_these()
     assert chat.messages[1].tool_calls == (ToolCall("call_1", "f", '{"n":1}'), ToolCall("call_2", "f", '{"n":2}'))
     assert [m.tool_call_id for m in chat.messages[2:4]] == ["call_1", "call_2"]
     assert chat.images[0].param == "input[4].output[1].image_url"
+
+
+def test_a_summary_is_what_the_assistant_remembers() -> None:
+    item = {"type": "compaction", "id": "cmp_1", "encrypted_content": seal("They met in 日本.")}
+    chat = to_chat(input=[item, {"role": "user", "content": "where?"}])
+    remembered = "What was said before, in short: They met in 日本."
+    assert said(chat) == [("assistant", remembered), ("user", "where?")]
+    for wrong in ("x", "sightline1.?", "sightline1._w==", ""):
+        with pytest.raises(SightlineError) as refused:
+            to_chat(input=[{**item, "encrypted_content": wrong}])
+        assert refused.value.param == "input[0].encrypted_content"
 
 
 def test_what_is_said_after_a_call_does_not_part_it_from_its_output() -> None:

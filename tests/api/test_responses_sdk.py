@@ -17,11 +17,13 @@ import openai
 import pytest
 from openai.types.responses import Response as SdkResponse
 from openai.types.responses import ResponseStreamEvent
+from openai.types.responses.response_compaction_item import ResponseCompactionItem
 from openai.types.responses.response_item_list import ResponseItemList
 from PIL import Image as PILImage
 from pydantic import BaseModel, TypeAdapter
 
 from sightline.api.app import create_app
+from sightline.api.responses_items import unseal
 from sightline.config import ModelConfig, Settings
 from sightline.service import Service
 from tests.api.serving import serving
@@ -300,6 +302,31 @@ def test_a_deleted_response_ends_its_conversation(client: openai.OpenAI) -> None
     assert client.responses.retrieve(second.id).id == second.id
     with pytest.raises(openai.NotFoundError):
         client.responses.delete(first.id)
+
+
+def test_a_conversation_is_made_short(client: openai.OpenAI) -> None:
+    """The users' words and pictures stay as they were; the model's own summary stands for the rest."""
+    first = client.responses.create(model="fake", input=user(picture(60, 30, "red"), "first"))
+    ask = client.responses.with_raw_response.compact
+    raw = ask(model="fake", input="second", previous_response_id=first.id)
+    short = raw.parse()
+    assert short.object == "response.compaction"
+    assert short.usage.output_tokens > 0
+    *said, summary = json.loads(raw.content)["output"]  # the SDK's type has no room for the users' messages
+    assert [item["content"][-1]["text"] for item in said] == ["first", "second"]
+    ResponseCompactionItem.model_validate(summary, strict=True)
+    assert "Summarise this conversation" in unseal(summary["encrypted_content"]), "the fake engine says what it heard"
+    more: Any = [*said[:1], summary, {"role": "user", "content": "go on"}]
+    reply = client.responses.create(model="fake", input=more)
+    assert "60x30 mostly red" in reply.output_text
+    listed = client.responses.input_items.list(reply.id, order="asc").data
+    assert [item.type for item in listed] == ["message", "compaction", "message"]
+    foreign: Any = [{"type": "compaction", "encrypted_content": "gAAAA"}, *more]
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.responses.create(model="fake", input=foreign)
+    assert refused.value.param == "input[0].encrypted_content"
+    with pytest.raises(openai.BadRequestError, match="input"):
+        ask(model="fake")
 
 
 # --- in the background -----------------------------------------------------------------------------------------------

@@ -11,7 +11,17 @@ from typing import Any
 
 import msgspec
 
-from sightline.api import analyze, chat_schema, embeddings, errors, models, ollama_models, ovms, responses_objects
+from sightline.api import (
+    analyze,
+    chat_schema,
+    embeddings,
+    errors,
+    models,
+    ollama_models,
+    ovms,
+    responses_compact,
+    responses_objects,
+)
 from sightline.api import messages_schema as messages
 from sightline.api import ollama as ollama_api
 from sightline.api import ollama_schema as ollama
@@ -59,6 +69,7 @@ _TEXT = {"type": "string"}
 _STATUS = {"type": "object", "properties": {"status": {"type": "string"}}, "required": ["status"]}
 _VERSION = {"type": "object", "properties": {"version": {"type": "string"}}, "required": ["version"]}
 _LIMIT: Schema = {"type": "integer", "minimum": 1, "maximum": 100}
+_INCLUDE: Schema = {"type": "array", "items": {"type": "string", "enum": list(responses.INCLUDABLE)}}
 _ORDER: Schema = {"type": "string", "enum": ["asc", "desc"]}
 
 OPENAI = Api(
@@ -95,14 +106,23 @@ OPENAI = Api(
             body=responses.ResponsesBody,
             reply=responses_objects.InputTokens,
         ),
-        "GET /v1/responses/{id}": Operation(summary="A kept response", reply=responses_objects.ResponseReply),
+        "POST /v1/responses/compact": Operation(
+            summary="A conversation made short by the model",
+            body=responses_compact.CompactBody,
+            reply=responses_compact.Compacted,
+        ),
+        "GET /v1/responses/{id}": Operation(
+            summary="A kept response, or the stream of one that was made in the background",
+            query={"include": _INCLUDE, "stream": {"type": "boolean"}, "starting_after": {"type": "integer"}},
+            reply=responses_objects.ResponseReply,
+        ),
         "DELETE /v1/responses/{id}": Operation(summary="Forget a response", reply=responses_objects.Deleted),
         "POST /v1/responses/{id}/cancel": Operation(
             summary="End a response that runs in the background", reply=responses_objects.ResponseReply
         ),
         "GET /v1/responses/{id}/input_items": Operation(
             summary="What a kept response was asked",
-            query={"limit": _LIMIT, "order": _ORDER, "after": _TEXT},
+            query={"include": _INCLUDE, "limit": _LIMIT, "order": _ORDER, "after": _TEXT},
             reply=responses_objects.ItemList,
         ),
         "POST /v1/embeddings": Operation(

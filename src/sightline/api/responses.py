@@ -7,6 +7,7 @@
       responses_objects.py    the response, its items, its events on the wire
     responses_store.py        what is kept, for how long, for whom
     responses_background.py   responses that run while nobody waits
+    responses_compact.py      a conversation made short
 
 What lies between request and events is the service's work.
 """
@@ -23,14 +24,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from sightline.api import access, errors
+from sightline.api import access, errors, responses_compact
 from sightline.api.dialect import Dialect
 from sightline.api.disconnect import unless_disconnected
 from sightline.api.exchange import Exchange, new_id, timeout_s
 from sightline.api.extension import to_headers
-from sightline.api.fields import array, integer, invalid, one_of
+from sightline.api.fields import array, integer, invalid, missing, one_of, read
 from sightline.api.responses_answer import Answer, Frames, in_own_words
 from sightline.api.responses_background import Background, Replay, Run
+from sightline.api.responses_compact import CompactBody, to_compacted
 from sightline.api.responses_items import Item, Placed, read_items
 from sightline.api.responses_objects import Deleted, InputImage, InputTokens, ItemList
 from sightline.api.responses_request import fit, refuse_contradictions, to_chat_request, to_response
@@ -66,6 +68,7 @@ def routes(service: Service, settings: Settings) -> list[Route]:
     return [
         Route(PATH, api.create_response, methods=["POST"]),
         Route(f"{PATH}/input_tokens", api.count_input_tokens, methods=["POST"]),
+        Route(f"{PATH}/compact", api.compact_conversation, methods=["POST"]),
         Route(one, api.retrieve_response, methods=["GET"]),
         Route(one, api.delete_response, methods=["DELETE"]),
         Route(f"{one}/cancel", api.cancel_response, methods=["POST"]),
@@ -123,8 +126,7 @@ class _Responses:
             body = read_responses_body(await self._exchange.read_json(request))
             refuse_contradictions(body)
             tenant = _tenant(request)
-            before = await self._before(body.previous_response_id, tenant)
-            items = [await self._referred(item, tenant) for item in read_items(body.input, self._exchange.limits)]
+            before, items = await self._read_items(body, tenant)
             response_id = new_id("resp_")
             access.of(request.scope).facts.update(response=response_id, stream=body.stream, background=body.background)
             chat = to_chat_request(body, [*before, *items], response_id, tenant, self._exchange.limits)
@@ -135,6 +137,11 @@ class _Responses:
             )
             return _Asked(body, chat, answer, [placed.item for placed in items], tenant)
 
+    async def _read_items(self, body: ResponsesBody | CompactBody, tenant: str) -> tuple[list[Placed], list[Placed]]:
+        """What came before, and what is new."""
+        before = await self._before(body.previous_response_id, tenant)
+        return before, [await self._referred(i, tenant) for i in read_items(body.input, self._exchange.limits)]
+
     async def _fit(self, asked: _Asked) -> ChatRequest:
         chat, asked.answer.turns_dropped = await fit(asked.chat, self._exchange.service.measure)
         return chat
@@ -143,6 +150,19 @@ class _Responses:
         asked = await self._read(request)
         count, images = await self._exchange.measure(request, asked.chat)
         return json_response(_to_input_tokens(count, images))
+
+    async def compact_conversation(self, request: Request) -> Response:
+        response_id, tenant = new_id("resp_"), _tenant(request)
+        with self._exchange.reading(request.scope):
+            body = read(CompactBody, await self._exchange.read_json(request))
+            access.of(request.scope).facts["response"] = response_id
+            before, items = await self._read_items(body, tenant)
+            if not (conversation := [*before, *items]):
+                raise missing("input")
+            chat = responses_compact.to_chat_request(body, conversation, response_id, tenant)
+        answer = await self._exchange.collect(request, chat)
+        compacted = to_compacted(response_id, int(time.time()), conversation, answer)
+        return json_response(compacted, headers=to_headers(answer.prepared.engine, answer.prepared.path))
 
     # --- in the background ------------------------------------------------------------------------------------------
 

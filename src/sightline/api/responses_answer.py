@@ -16,7 +16,6 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET
 
-from sightline.api.collected import to_usage
 from sightline.api.errors import SERVER_ERROR, to_error
 from sightline.api.exchange import new_id
 from sightline.api.extension import to_extension
@@ -61,6 +60,7 @@ from sightline.types import (
     TextDelta,
     TokenLogprob,
     ToolCallDelta,
+    Usage,
 )
 
 Kind = Literal["output_text", "refusal", "reasoning_text"]
@@ -326,7 +326,7 @@ class Answer:
             "incomplete" if reason else "completed",
             completed_at=None if reason else int(time.time()),
             incomplete_details=IncompleteDetails(reason=reason) if reason else None,
-            usage=_to_usage_reply(finish),
+            usage=to_usage_reply(finish.usage),
             sightline=self._to_extension(finish),
         )
         return [*events, end]
@@ -376,8 +376,7 @@ def _to_logprobs(tokens: Sequence[TokenLogprob]) -> tuple[Logprob, ...]:
     )
 
 
-def _to_usage_reply(finish: Finish) -> UsageReply:
-    usage = to_usage([finish])
+def to_usage_reply(usage: Usage) -> UsageReply:
     image_tokens = sum(usage.image_tokens)
     return UsageReply(
         input_tokens=usage.prompt_tokens,

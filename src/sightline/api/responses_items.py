@@ -10,10 +10,12 @@
 | function_call_output | a tool message; its pictures follow in a user message, where every model takes them |
 | item_reference | the stored item of that id (`responses.py` looks it up) |
 | reasoning | nothing: a model is not shown what it once thought |
+| compaction | what the assistant remembers of a conversation: `responses_compact.py` made it |
 """
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
@@ -52,8 +54,10 @@ _PARTS: Mapping[Role, tuple[str, ...]] = {
     "tool": ("input_text", "input_image", "input_file"),
 }
 _ALL_PARTS = ("input_text", "input_image", "input_file", "output_text", "refusal")
-_ITEMS = ("message", "function_call", "function_call_output", "reasoning", "item_reference")
+_ITEMS = ("message", "function_call", "function_call_output", "reasoning", "compaction", "item_reference")
 _MAX_PIXELS = 2**63 - 1
+_SEAL = "sightline1."
+_REMEMBERED = "What was said before, in short: "
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +218,32 @@ def _read_reasoning(value: Any, at: str, item_id: str | None) -> Item:
     }
 
 
+class CompactionItem(msgspec.Struct, frozen=True, kw_only=True):
+    encrypted_content: Annotated[str, string(min_length=1)]
+
+
+def _read_compaction(value: Any, at: str, item_id: str | None) -> Item:
+    sealed = read(CompactionItem, value, at).encrypted_content
+    try:
+        unseal(sealed)
+    except ValueError:
+        raise invalid(f"{at}.encrypted_content", "is not what this server's /v1/responses/compact has given") from None
+    return {"type": "compaction", "id": item_id or new_id("cmp_"), "encrypted_content": sealed}
+
+
+def seal(summary: str) -> str:
+    """A summary as a `compaction` item carries it. The API calls that encrypted, for whoever sends one need not
+    understand it. Ours is base64 and no secret: it was made of what the client sent, for that client."""
+    return _SEAL + base64.urlsafe_b64encode(summary.encode()).decode()
+
+
+def unseal(sealed: str) -> str:
+    """Raises `ValueError` for what `seal` did not make."""
+    if not sealed.startswith(_SEAL):
+        raise ValueError(sealed[:16])
+    return base64.b64decode(sealed.removeprefix(_SEAL), altchars=b"-_", validate=True).decode()
+
+
 def _read_reference(value: Any, at: str, item_id: str | None) -> Item:
     if item_id is None:
         raise missing(f"{at}.id")
@@ -226,6 +256,7 @@ ITEM: Schema = {
         tagged(FunctionCallItem, "function_call"),
         tagged(FunctionOutputItem, "function_call_output"),
         tagged(ReasoningItem, "reasoning"),
+        tagged(CompactionItem, "compaction"),
         {"type": "object", "properties": {"type": {"enum": ["item_reference", None]}}, "required": ["id"]},
     ]
 }
@@ -235,6 +266,7 @@ _READERS: Mapping[str, Callable[[Any, str, str | None], Item]] = {
     "function_call": _read_call,
     "function_call_output": _read_output,
     "reasoning": _read_reasoning,
+    "compaction": _read_compaction,
     "item_reference": _read_reference,
 }
 
@@ -301,6 +333,8 @@ class _Conversation:
                 self._call(ToolCall(item["call_id"], item["name"], item["arguments"]))
             case "function_call_output":
                 self._return(item, at)
+            case "compaction":
+                self._say("assistant", (Text(f"{_REMEMBERED}{unseal(item['encrypted_content'])}"),))
 
     def show_pictures(self) -> None:
         if self.pictures:

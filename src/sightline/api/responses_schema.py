@@ -69,7 +69,7 @@ def _name(value: Any, at: str) -> str:
 
 
 @described({"anyOf": [{"type": "string"}, {"type": "array", "items": ITEM}]})
-def _input(value: Any, at: str) -> Any:
+def input_rule(value: Any, at: str) -> Any:
     if not isinstance(value, str | list):
         raise wrong_type(at, "a string or an array of items", value)
     return value
@@ -207,7 +207,7 @@ class Reasoning(msgspec.Struct, frozen=True, kw_only=True):
 
 class ResponsesBody(msgspec.Struct, frozen=True, kw_only=True):
     model: Annotated[str, string(min_length=1)]
-    input: Annotated[Any, _input] = None
+    input: Annotated[Any, input_rule] = None
     """A string, or items: `responses_items.py`."""
     instructions: Annotated[str | None, string()] = None
     previous_response_id: Annotated[str | None, string(min_length=1)] = None
