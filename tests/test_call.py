@@ -21,7 +21,7 @@ from sightline.errors import (
 )
 from sightline.metrics import REGISTRY
 from sightline.service import Call, Called, Service
-from sightline.types import EngineRequest, Event, TokenCount
+from sightline.types import ChatRequest, EngineRequest, Event, TokenCount
 
 pytestmark = pytest.mark.anyio
 
@@ -178,3 +178,11 @@ async def test_it_waits_for_a_slot_and_a_full_line_refuses() -> None:
         results: list[Called[str] | BaseException] = await asyncio.gather(*tasks, return_exceptions=True)
     assert sum(isinstance(result, SightlineError) for result in results) == 1
     assert engine.calls == 2
+
+
+@pytest.mark.parametrize(("prompt", "told"), [("go on", "completes no plain text"), (None, "answers no messages")])
+async def test_requests_for_other_work_are_refused(prompt: str | None, told: str) -> None:
+    async with serving(Engine("a")) as service:
+        with pytest.raises(UnsupportedFeature, match=told) as refused:
+            await anext(service.generate(ChatRequest(request_id="r", model="a", messages=(), prompt=prompt)))
+    assert refused.value.param == "model"

@@ -20,7 +20,20 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sightline import metrics
-from sightline.api import access, analyze, chat, embeddings, errors, messages, models, ollama, openapi, ovms, responses
+from sightline.api import (
+    access,
+    analyze,
+    chat,
+    completions,
+    embeddings,
+    errors,
+    messages,
+    models,
+    ollama,
+    openapi,
+    ovms,
+    responses,
+)
 from sightline.api.cors import Cors
 from sightline.api.dialect import Dialect
 from sightline.api.disconnect import ClientDisconnected
@@ -73,6 +86,7 @@ def to_dialects(service: Service, settings: Settings) -> list[Dialect]:
         responses.dialect(service, settings),
         messages.dialect(service, settings),
         ollama.dialect(service, settings),
+        completions.dialect(service, settings),
         embeddings.dialect(service, settings),
         Dialect(models.routes(service)),
         Dialect(_probes(service)),

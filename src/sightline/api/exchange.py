@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import AsyncGenerator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from typing import Any, Protocol, TypeVar
 
@@ -20,6 +20,7 @@ from sightline.api import access
 from sightline.api.collected import Collected, to_collected
 from sightline.api.disconnect import ClientDisconnected, unless_disconnected
 from sightline.api.extension import to_headers
+from sightline.api.merged import merged
 from sightline.api.sse import EVENTS, EventStream, Framer, Framing, first_event
 from sightline.api.wire import read_json
 from sightline.config import HttpLimits
@@ -69,13 +70,12 @@ class Exchange:
             access.of(request.scope).facts["model"] = model
         return raw
 
-    async def collect(self, request: Request, chat: ChatRequest) -> Collected:
-        """The whole answer. A client that leaves ends the work (`ClientDisconnected`)."""
-        items = await unless_disconnected(
-            request.receive, _all(self.service.generate(chat, timeout_s=timeout_s(request)))
-        )
+    async def collect(self, request: Request, *chats: ChatRequest) -> Collected:
+        """The whole answer; of several requests, with their choices one after the other. A client that leaves ends the
+        work (`ClientDisconnected`)."""
+        items = await unless_disconnected(request.receive, _all(self._generate(request, chats)))
         access.of(request.scope).facts.update(access.to_facts(items))
-        return to_collected(items, n=chat.n)
+        return to_collected(items, n=sum(chat.n for chat in chats))
 
     async def measure(self, request: Request, chat: ChatRequest) -> tuple[TokenCount, tuple[ServedImage, ...]]:
         """What the prompt would cost; nothing runs."""
@@ -96,14 +96,25 @@ class Exchange:
         access.of(request.scope).facts.update(engine=called.engine, path=called.path, queue_s=round(called.queue_s, 6))
         return called
 
-    async def begin(self, request: Request, chat: ChatRequest) -> tuple[Prepared, AsyncGenerator[Item, None]]:
-        """The first item of a stream, and the rest. An error until then can still be a true status."""
-        items = self.service.generate(chat, timeout_s=timeout_s(request))
+    async def begin(self, request: Request, *chats: ChatRequest) -> tuple[Prepared, AsyncGenerator[Item, None]]:
+        """The first item of a stream, and the rest. An error until then can still be a true status: of several
+        requests, what is wrong with one."""
+        if len(chats) > 1:
+            await unless_disconnected(request.receive, self._measure_all(request, chats))
+        items = self._generate(request, chats)
         first = await first_event(request.receive, items)
         assert isinstance(first, Prepared), "the service yields Prepared first"
         record = access.of(request.scope)
         record.facts["ttft_s"] = record.elapsed_s()
         return first, items
+
+    async def _measure_all(self, request: Request, chats: Sequence[ChatRequest]) -> None:
+        for chat in chats:
+            await self.service.measure(chat, timeout_s=timeout_s(request))
+
+    def _generate(self, request: Request, chats: Sequence[ChatRequest]) -> AsyncGenerator[Item, None]:
+        streams = [self.service.generate(chat, timeout_s=timeout_s(request)) for chat in chats]
+        return streams[0] if len(streams) == 1 else merged(streams, [chat.n for chat in chats])
 
     def stream(
         self,

@@ -14,6 +14,7 @@ import msgspec
 from sightline.api import (
     analyze,
     chat_schema,
+    completions_schema,
     embeddings,
     errors,
     models,
@@ -124,6 +125,12 @@ OPENAI = Api(
             summary="What a kept response was asked",
             query={"include": _INCLUDE, "limit": _LIMIT, "order": _ORDER, "after": _TEXT},
             reply=responses_objects.ItemList,
+        ),
+        "POST /v1/completions": Operation(
+            summary="Go on with plain text",
+            body=completions_schema.CompletionBody,
+            reply=completions_schema.Completion,
+            events=completions_schema.Completion,
         ),
         "POST /v1/embeddings": Operation(
             summary="Texts as vectors",
