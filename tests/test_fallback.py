@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -17,6 +18,7 @@ import pytest
 from PIL import Image as PILImage
 
 from sightline.config import ModelConfig, Settings
+from sightline.configfile import load
 from sightline.engines import EngineInfo, EngineState
 from sightline.errors import (
     ContextLengthExceeded,
@@ -458,6 +460,34 @@ async def test_a_model_on_demand_is_loaded_by_its_first_request_and_unloaded_whe
         assert local.starts == 2
 
 
+async def test_a_model_on_demand_is_unloaded_when_that_is_wanted_and_nobody_uses_it() -> None:
+    local = Engine("local")
+    async with serving(local, load="demand") as service:
+        assert service.unload("local"), "it is not loaded, and need not be"
+        local.gate.clear()
+        async with aclosing(service.generate(request())) as items:
+            first = asyncio.ensure_future(anext(items))
+            async with asyncio.timeout(2):
+                while service.models()[0].state != "ready":
+                    await asyncio.sleep(0.001)
+            assert service.unload("local")
+            await asyncio.sleep(0.02)
+            assert (service.models()[0].state, local.closes) == ("ready", 0), "it is in use"
+            local.gate.set()
+            await first
+        async with asyncio.timeout(2):
+            while not local.closes:
+                await asyncio.sleep(0.001)
+        assert (await ask(service, request()))[1] == "local"
+        await asyncio.sleep(0.02)
+        assert (local.starts, service.models()[0].state) == (2, "ready"), "once it is loaded again it stays"
+        with pytest.raises(ModelNotFound):
+            service.unload("other")
+    async with serving(Engine("local")) as service:
+        assert not service.unload("local")
+        assert service.models()[0].state == "ready"
+
+
 async def test_who_waits_for_a_model_to_load_has_a_deadline() -> None:
     class Slow(Engine):
         async def start(self) -> None:
@@ -483,3 +513,14 @@ async def test_overload_without_a_fallback_is_told_as_it_is() -> None:
 def test_a_fallback_that_does_not_exist_is_named() -> None:
     with pytest.raises(InvalidRequest, match="'peek' falls back to 'nowhere'"):
         Service(Settings(models=(ModelConfig(name="peek", engine="fake", fallbacks=("nowhere",)),)))
+
+
+def test_the_pages_configuration_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "fallback.md").read_text()
+    file = tmp_path / "sightline.yaml"
+    file.write_text(page.partition("```yaml\n")[2].partition("```")[0])
+    monkeypatch.setenv("SIGHTLINE_PROVIDER_KEY", "sk-none")
+    settings = load(file)
+    assert [model.name for model in settings.models] == ["assistant", "rack", "provider"]
+    assert settings.models[0].fallbacks == ("rack", "provider")
+    Service(settings)  # which makes every engine, and so checks their options

@@ -66,6 +66,8 @@ class ServedModel:
         self._unloading: asyncio.Task[None] | None = None
         self._idle: asyncio.TimerHandle | None = None
         self._users = 0
+        self._unloads_next = False
+        """As soon as nobody uses it: somebody asked for that."""
         self._closed = False
         self._phase: Literal["serving", "closing", "closed"] = "serving"
         metrics.RUNNING.labels(self.name).set_function(lambda: self.admission.running)
@@ -145,18 +147,31 @@ class ServedModel:
         Raises `EngineUnavailable` when it failed to load.
         """
         self._users += 1
-        if self._idle is not None:
-            self._idle.cancel()
-            self._idle = None
+        self._unloads_next = False
+        self._stay()
         try:
             yield await self._loaded()
         finally:
             self._users -= 1
             self._rest()
 
+    def unload(self) -> bool:
+        """Unloads it as soon as nobody uses it, where the next request loads it again. Whether that is so."""
+        if not self._loads_on_demand:
+            return False
+        self._unloads_next = True
+        self._stay()
+        self._rest()
+        return True
+
+    def _stay(self) -> None:
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
+
     def _rest(self) -> None:
         """Begins to count the time in which nobody uses it."""
-        after_s = self.config.idle_unload_s
+        after_s = 0.0 if self._unloads_next else self.config.idle_unload_s
         if after_s is not None and not self._users and not self._closed and self._idle is None:
             self._idle = asyncio.get_running_loop().call_later(after_s, self._unload)
 
@@ -164,7 +179,7 @@ class ServedModel:
         self._idle = None
         if self._users or self.state != "ready":
             return
-        log.info("model %s is unloaded after %g s without a request", self.name, self.config.idle_unload_s)
+        log.info("model %s is unloaded: nobody uses it", self.name)
         old, self.engine, self._starting = self.engine, self._open(), None
         self._unloading = asyncio.create_task(old.close())
 

@@ -175,6 +175,11 @@ class Service:
         aliases = [replace(self._models[name].status(), name=alias) for alias, name in self._names.items()]
         return (*own, *aliases)
 
+    def unload(self, name: str) -> bool:
+        """Frees what a model holds as soon as nobody uses it, where its next request loads it again; whether that is
+        so. Raises `ModelNotFound`."""
+        return self._model(name).unload()
+
     def ready(self) -> bool:
         """Whether every configured model can take a request now."""
         return all(model.available for model in self._models.values())

@@ -81,6 +81,9 @@ class ScriptedService:
     def models(self) -> tuple[ModelStatus, ...]:
         return self.statuses
 
+    def unload(self, name: str) -> bool:
+        return False
+
     def ready(self) -> bool:
         return all(s.state == "ready" for s in self.statuses)
 

@@ -99,9 +99,13 @@ def test_a_model_is_loaded_when_it_is_asked_for(client: ollama.Client) -> None:
     assert (loaded.done, loaded.done_reason, loaded.message.content) == (True, "load", "")
     assert "asleep:latest" in [m.model for m in client.ps().models]
     assert client.generate("asleep", "").done_reason == "load"
+    for unloaded in (client.chat("asleep", [], keep_alive=0), client.generate("asleep", keep_alive="0s")):
+        assert (unloaded.done, unloaded.done_reason) == (True, "unload")
+    assert "asleep:latest" not in [m.model for m in client.ps().models]
     with pytest.raises(ollama.ResponseError, match="keep_alive") as refused:
-        client.chat("asleep", [], keep_alive=0)
-    assert refused.value.status_code == 400
+        client.chat(MODEL, [], keep_alive=0)
+    assert refused.value.status_code == 400, "its operator did not say that it may be loaded on demand"
+    assert "org/fake:latest" in [m.model for m in client.ps().models]
     for keep in (0, 300, "5m", "-1s", "1h30m", -1):
         assert client.chat("asleep", user("hello"), keep_alive=keep).message.content
 

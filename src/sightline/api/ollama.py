@@ -21,7 +21,7 @@ from sightline.api.exchange import Exchange, new_id
 from sightline.api.extension import to_headers
 from sightline.api.fields import invalid, missing, read
 from sightline.api.ollama_models import resolve, to_ps, to_shown, to_tags
-from sightline.api.ollama_reply import FRAMING, Head, Lines, to_answer, to_error_response, to_load
+from sightline.api.ollama_reply import FRAMING, Head, Lines, to_answer, to_error_response, to_nothing
 from sightline.api.ollama_schema import Asked, ChatBody, GenerateBody, MessageBody, Options, ShowBody
 from sightline.api.wire import json_response
 from sightline.config import HttpLimits, Settings
@@ -32,6 +32,8 @@ from sightline.types import ChatRequest, ImageRef, Message, SamplingParams, Text
 VERSION = "0.17.0"
 """Of Ollama: that whose API this is. Clients ask for it to learn what they may use."""
 REFUSED = ("/api/pull", "/api/push", "/api/create", "/api/copy", "/api/delete", "/api/blobs/{digest:path}")
+
+_ANYTHING: Message[ImageRef] = Message("user", (Text("?"),))
 
 AskedT = TypeVar("AskedT", ChatBody, GenerateBody)
 
@@ -221,13 +223,14 @@ class _Ollama:
 
     async def _load(self, request: Request, body: Asked, chat: ChatRequest, head: Head) -> Response:
         """Nothing is asked: the model is only to be loaded, or unloaded."""
-        if not body.keep_alive:
+        if body.keep_alive:
+            await self._exchange.measure(request, replace(chat, prompt=None, messages=(_ANYTHING,)))
+            return json_response(to_nothing(head, "load"))
+        if not self._exchange.service.unload(chat.model):
             raise UnsupportedFeature(
-                "'keep_alive' cannot unload a model here: when that happens is decided by who runs this server.",
-                param="keep_alive",
+                "'keep_alive' cannot unload this model: its operator keeps it loaded.", param="keep_alive"
             )
-        await self._exchange.measure(request, replace(chat, messages=(Message("user", (Text("?"),)),)))
-        return json_response(to_load(head))
+        return json_response(to_nothing(head, "unload"))
 
     async def _read(self, request: Request, schema: type[AskedT]) -> tuple[AskedT, ChatRequest, Head]:
         record = access.of(request.scope)

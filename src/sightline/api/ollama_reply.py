@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 from msgspec import UNSET
 from starlette.responses import Response
@@ -83,9 +83,9 @@ def to_time(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
-def to_load(head: Head) -> Line:
+def to_nothing(head: Head, reason: Literal["load", "unload"]) -> Line:
     """The answer to a request that asks nothing."""
-    return head.to_line(done=True, done_reason="load")
+    return head.to_line(done=True, done_reason=reason)
 
 
 # --- an answer in one piece -------------------------------------------------------------------------------------------
