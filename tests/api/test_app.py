@@ -80,8 +80,9 @@ async def test_input_tokens() -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
-        ("GET", "/nothing", 404), ("GET", "/v1", 404), ("GET", "/v1/models/", 404), ("GET", "/v1/chat/completions/", 404),
-        ("POST", "/v1/chat", 404), ("GET", "/health/", 404), ("GET", "/../etc/passwd", 404), ("GET", "/V1/MODELS", 404),
+        ("GET", "/nothing", 404), ("GET", "/v1", 404), ("GET", "/v1/models/", 404),
+        ("GET", "/v1/chat/completions/", 404), ("POST", "/v1/chat", 404), ("GET", "/health/", 404),
+        ("GET", "/../etc/passwd", 404), ("GET", "/V1/MODELS", 404),
         ("GET", "/v1/chat/completions", 405), ("DELETE", "/v1/chat/completions", 405), ("POST", "/v1/models", 405),
         ("DELETE", "/v1/models/m", 405), ("POST", "/health", 405), ("OPTIONS", "/v1/chat/completions", 405),
         ("BREW", "/v1/models", 405),
@@ -95,6 +96,12 @@ async def test_other_paths_and_methods_get_the_error_object(method: str, path: s
     assert set(error) == {"message", "type", "param", "code"}
     assert reply.headers["x-request-id"]
     assert ("allow" in reply.headers) == (status == 405)
+
+
+async def test_a_path_tells_all_its_methods() -> None:
+    reply = await get(app_of(ScriptedService()), "/v1/responses/resp_1", "PUT")
+    assert (reply.status, reply.headers["allow"]) == (405, "DELETE, GET, HEAD")
+    assert "DELETE, GET, HEAD" in reply.json["error"]["message"]
 
 
 async def test_heads_are_as_the_gets() -> None:

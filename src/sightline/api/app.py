@@ -151,12 +151,19 @@ class Edge:
             except ClientDisconnected:
                 record.status = CLIENT_CLOSED_REQUEST
             except Exception as error:
+                if isinstance(error, HTTPException) and error.status_code == 405:
+                    error.headers = {"Allow": ", ".join(self._methods(scope["path"]))}
                 record.error = error
                 if record.status is not None:
                     return  # too late for an answer: the server closes a connection whose reply stays incomplete
                 await self._to_response(error, scope, request_id)(scope, receive, send_with_headers)
         finally:
             _log(scope, record)
+
+    def _methods(self, path: str) -> list[str]:
+        """All that a path takes: Starlette knows only those of the first route that has it."""
+        routes = [route for dialect in self._dialects for route in dialect.routes if route.path_regex.match(path)]
+        return sorted({method for route in routes for method in route.methods or ()})
 
     def _to_response(self, error: Exception, scope: Scope, request_id: str) -> Response:
         """In the shape of the dialect whose path was asked for, whether or not there is a route."""

@@ -93,8 +93,7 @@ def _operation(document: Json, method: str, path: str, operation: Json) -> Itera
 
 def _contents_of(title: str, content: Json) -> Iterator[str]:
     for media_type, media in content.items():
-        event = media.get("x-event-schema")
-        what = _type(media["schema"]) if event is None else f"a stream, each of which is {_type(event)}"
+        what = _type(media["schema"]) if "schema" in media else f"A stream of {_type(media['x-event-schema'])}"
         yield f"<h4>{escape(title)} <code>{escape(media_type)}</code></h4><p>{what}</p>"
 
 
