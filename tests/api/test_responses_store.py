@@ -102,7 +102,8 @@ async def test_nothing_is_left_when_all_is_deleted() -> None:
     for n in (1, 0, 2):
         await kept.delete(f"resp_{n}", "t")
     assert kept.num_bytes == 0
-    assert not any((kept._held, kept._items, kept._pictures))
+    shelf = kept._shelves["t"]
+    assert not any((shelf.held, shelf.items, shelf.pictures))
 
 
 async def test_another_tenant_sees_nothing() -> None:
@@ -133,6 +134,24 @@ async def test_what_was_used_longest_ago_goes_first() -> None:
     assert [await is_kept(kept, f"resp_{n}") for n in range(5)] == [True, False, True, True, False], (
         "what can never fit does not cost the others their place"
     )
+
+
+async def test_whoever_has_the_most_makes_room() -> None:
+    kept = store(max_bytes=350_000)
+    await kept.put(await record("resp_small", url("s", 100_000), tenant="small"))
+    for n in range(4):
+        await kept.put(await record(f"resp_{n}", url(str(n), 100_000), tenant="large"))
+    assert [await is_kept(kept, f"resp_{n}", "large") for n in range(4)] == [False, False, True, True]
+    assert await is_kept(kept, "resp_small", "small"), "though it was used longest ago"
+
+
+async def test_what_is_too_old_goes_though_its_tenant_never_comes_back() -> None:
+    clock = Clock()
+    kept = store(clock, max_age_s=100)
+    await kept.put(await record("resp_1", tenant="gone"))
+    clock.now += 200
+    await kept.put(await record("resp_2"))
+    assert list(kept._shelves) == ["t"]
 
 
 async def test_age_counts_from_the_last_use() -> None:

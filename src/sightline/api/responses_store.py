@@ -148,11 +148,68 @@ def _decode(value: bytes) -> Any:
 
 # --- in memory -------------------------------------------------------------------------------------------------------
 
+_OVERHEAD = 1024
+"""Bytes that a record takes beside what it holds, about."""
+_SWEEP_S = 60.0
+"""How often what is too old is looked for where nobody asks for anything."""
 
-@dataclass(slots=True)
-class _Picture:
-    url: str
-    holders: int = 0
+
+class MemoryStore:
+    """Gone with the process. Where the bytes run out, the tenant who has the most loses what it used longest ago, so
+    that nobody can push out what is another's. Using a response is using those before it, for whoever goes on from one
+    asks for all of them."""
+
+    def __init__(self, limits: ResponseLimits, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limits = limits
+        self._clock = clock
+        self._shelves: dict[str, _Shelf] = {}
+        self._swept = clock()
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(shelf.num_bytes for shelf in self._shelves.values())
+
+    async def put(self, stored: StoredResponse) -> None:
+        self._sweep()
+        shelf = self._shelves.setdefault(stored.tenant, _Shelf())
+        shelf.drop(stored.id)
+        if _own_bytes(stored) + sum(map(len, stored.pictures.values())) > self._limits.max_bytes:
+            return  # or everything else would go, and then this too
+        shelf.add(stored, self._clock())
+        while self.num_bytes > self._limits.max_bytes:
+            max(self._shelves.values(), key=lambda shelf: shelf.num_bytes).drop_oldest()
+
+    async def get(self, response_id: str, tenant: str) -> StoredResponse:
+        return self._owned(tenant, response_id, f"response {response_id[:64]!r}")
+
+    async def holder_of(self, item_id: str, tenant: str) -> StoredResponse:
+        shelf = self._shelves.get(tenant, _NOTHING)
+        return self._owned(tenant, shelf.items.get(item_id, ""), f"item {item_id[:64]!r}")
+
+    async def delete(self, response_id: str, tenant: str) -> None:
+        self._owned(tenant, response_id, f"response {response_id[:64]!r}")
+        self._shelves[tenant].drop(response_id)
+
+    def _owned(self, tenant: str, response_id: str, shown: str) -> StoredResponse:
+        """The one place where it is decided who may see what."""
+        self._sweep()
+        shelf = self._shelves.get(tenant, _NOTHING)
+        shelf.drop_older_than(self._clock() - self._limits.max_age_s)
+        if response_id not in shelf.held:
+            raise ObjectNotFound(
+                f"There is no {shown} here. Responses are kept for {_span(self._limits.max_age_s)} after they were "
+                "last used, for less when the server's memory for them is full, until it restarts, and only when "
+                "'store' is not false."
+            )
+        return shelf.use(response_id, self._clock())
+
+    def _sweep(self) -> None:
+        if (now := self._clock()) - self._swept < _SWEEP_S:
+            return
+        self._swept = now
+        for shelf in self._shelves.values():
+            shelf.drop_older_than(now - self._limits.max_age_s)
+        self._shelves = {tenant: shelf for tenant, shelf in self._shelves.items() if shelf.held}
 
 
 @dataclass(slots=True)
@@ -161,89 +218,70 @@ class _Held:
     used: float
 
 
-class MemoryStore:
-    """Gone with the process. What was used longest ago goes first when the bytes run out; using a response is using
-    those before it, for whoever goes on from one asks for all of them."""
+@dataclass(slots=True)
+class _Picture:
+    url: str
+    holders: int = 0
 
-    def __init__(self, limits: ResponseLimits, clock: Callable[[], float] = time.monotonic) -> None:
-        self._limits = limits
-        self._clock = clock
-        self._held: OrderedDict[str, _Held] = OrderedDict()
-        self._items: dict[tuple[str, str], str] = {}
-        """From a tenant and an item's id, which clients choose, to the response that has it."""
-        self._pictures: dict[tuple[str, str], _Picture] = {}
-        """By tenant and digest: nothing crosses tenants, not even what is the same."""
-        self.num_bytes = 0
 
-    async def put(self, stored: StoredResponse) -> None:
-        self._forget(stored.id)
-        if _own_bytes(stored) + sum(map(len, stored.pictures.values())) > self._limits.max_bytes:
-            return  # or everything else would go, and then this too
+@dataclass(slots=True)
+class _Shelf:
+    """What is one tenant's. Nothing crosses tenants, not even a picture that both have."""
+
+    held: OrderedDict[str, _Held] = field(default_factory=OrderedDict)
+    """What was used longest ago first."""
+    items: dict[str, str] = field(default_factory=dict)
+    """From an item's id, which clients may choose, to the response that has it."""
+    pictures: dict[str, _Picture] = field(default_factory=dict)
+    """By digest."""
+    num_bytes: int = 0
+
+    def add(self, stored: StoredResponse, now: float) -> None:
         kept = {}
         for digest, url in stored.pictures.items():
-            picture = self._pictures.setdefault((stored.tenant, digest), _Picture(url))
+            picture = self.pictures.setdefault(digest, _Picture(url))
             if picture.holders == 0:
                 self.num_bytes += len(url)
             picture.holders += 1
             kept[digest] = picture.url
         stored = replace(stored, pictures=kept)
         self.num_bytes += _own_bytes(stored)
-        self._held[stored.id] = _Held(stored, self._clock())
-        self._items.update({(stored.tenant, item_id): stored.id for item_id in stored.item_ids})
-        self._evict()
+        self.held[stored.id] = _Held(stored, now)
+        self.items.update(dict.fromkeys(stored.item_ids, stored.id))
 
-    async def get(self, response_id: str, tenant: str) -> StoredResponse:
-        return self._owned(response_id, tenant, f"response {response_id[:64]!r}")
-
-    async def holder_of(self, item_id: str, tenant: str) -> StoredResponse:
-        return self._owned(self._items.get((tenant, item_id), ""), tenant, f"item {item_id[:64]!r}")
-
-    async def delete(self, response_id: str, tenant: str) -> None:
-        self._owned(response_id, tenant, f"response {response_id[:64]!r}")
-        self._forget(response_id)
-
-    def _owned(self, response_id: str, tenant: str, shown: str) -> StoredResponse:
-        """The one place where it is decided who may see what."""
-        self._evict()
-        held = self._held.get(response_id)
-        if held is None or held.stored.tenant != tenant:
-            raise ObjectNotFound(
-                f"There is no {shown} here. Responses are kept for {_span(self._limits.max_age_s)} after they were "
-                "last used, for less when the server's memory for them is full, until it restarts, and only when "
-                "'store' is not false."
-            )
-        held.used = self._clock()
-        self._held.move_to_end(response_id)
+    def use(self, response_id: str, now: float) -> StoredResponse:
+        held = self.held[response_id]
+        held.used = now
+        self.held.move_to_end(response_id)
         return held.stored
 
-    def _evict(self) -> None:
-        """Drops what is too old, and the oldest where there is too much."""
-        oldest = self._clock() - self._limits.max_age_s
-        while self._held:
-            response_id, held = next(iter(self._held.items()))
-            if held.used >= oldest and self.num_bytes <= self._limits.max_bytes:
-                return
-            self._forget(response_id)
-
-    def _forget(self, response_id: str) -> None:
-        held = self._held.pop(response_id, None)
+    def drop(self, response_id: str) -> None:
+        """Nothing where there is nothing."""
+        held = self.held.pop(response_id, None)
         if held is None:
             return
         stored = held.stored
         self.num_bytes -= _own_bytes(stored)
         for item_id in stored.item_ids:
-            if self._items.get(key := (stored.tenant, item_id)) == response_id:
-                del self._items[key]
+            if self.items.get(item_id) == response_id:
+                del self.items[item_id]
         for digest in stored.pictures:
-            picture = self._pictures[stored.tenant, digest]
+            picture = self.pictures[digest]
             picture.holders -= 1
             if picture.holders == 0:
                 self.num_bytes -= len(picture.url)
-                del self._pictures[stored.tenant, digest]
+                del self.pictures[digest]
+
+    def drop_oldest(self) -> None:
+        self.drop(next(iter(self.held)))
+
+    def drop_older_than(self, oldest: float) -> None:
+        while self.held and next(iter(self.held.values())).used < oldest:
+            self.drop_oldest()
 
 
-_OVERHEAD = 1024
-"""Bytes that a record takes beside what it holds, about."""
+_NOTHING = _Shelf()
+"""What a tenant has who has nothing. Never written to."""
 
 
 def _own_bytes(stored: StoredResponse) -> int:
