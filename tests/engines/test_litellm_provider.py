@@ -29,7 +29,6 @@ from sightline.errors import (
     DeadlineExceeded,
     EngineUnavailable,
     InvalidRequest,
-    ModelNotFound,
     Overloaded,
     SightlineError,
     UnsupportedFeature,
@@ -275,7 +274,7 @@ FAULTS: list[tuple[str, type[SightlineError]]] = [
     ("refuse", InvalidRequest),
     ("broken", UpstreamFailed),
     ("who", UpstreamFailed),
-    ("gone", ModelNotFound),
+    ("gone", EngineUnavailable),
     ("word " * 700, ContextLengthExceeded),
 ]
 

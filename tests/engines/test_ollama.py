@@ -27,7 +27,6 @@ from sightline.errors import (
     ContextLengthExceeded,
     EngineUnavailable,
     InvalidRequest,
-    ModelNotFound,
     Overloaded,
     SightlineError,
     UnsupportedFeature,
@@ -413,7 +412,7 @@ async def test_a_stream_that_is_not_whole_is_no_answer(base_url: str, how: str) 
         ("refuse", InvalidRequest),
         ("broken", UpstreamFailed),
         ("who", EngineUnavailable),
-        ("gone", ModelNotFound),
+        ("gone", EngineUnavailable),
         ("big", BodyTooLarge),
     ],
 )

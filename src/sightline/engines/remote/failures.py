@@ -16,7 +16,6 @@ from sightline.errors import (
     ContextLengthExceeded,
     EngineUnavailable,
     InvalidRequest,
-    ModelNotFound,
     Overloaded,
     SightlineError,
     UnsupportedFeature,
@@ -81,8 +80,8 @@ def to_error(refusal: Refusal, context_length: int | None = None) -> SightlineEr
         )
     if status in (401, 403):
         return EngineUnavailable("The server behind this model does not let us in. Its operator has been told.")
-    if status == 404:
-        return ModelNotFound("The server behind this model does not have it.", param="model")
+    if status == 404:  # our client has named a model that we serve: it is not at fault, and another may stand in
+        return EngineUnavailable("The server behind this model does not have it. Its operator has been told.")
     if status in (429, 503):
         return Overloaded(
             "The server behind this model has too much to do. Try again later.", retry_after_s=refusal.retry_after_s
