@@ -41,7 +41,7 @@ _KEPT: Final = 64
 _STARTS_WITHIN_S: Final = 30.0
 _LOOKED_AHEAD: Final = 256
 """Characters of a text that must come: the first token of it is what counts."""
-_REASON: Final = re.compile(r"(?:at \d+\(\d+\): )?(?:failed to compile JSON schema: )?(.*)")
+_WHERE: Final = re.compile(r"^(?:at \d+\(\d+\): )?(?:failed to compile JSON schema: )?")
 
 
 class Constraints:
@@ -234,8 +234,10 @@ class _Trial:
 
 def _unusable(fault: str, param: str | None) -> SchemaInvalid:
     """llguidance's first line, without what it says of where in our grammar it was."""
-    found = _REASON.match(fault)
-    reason = (found[1] if found else fault).strip()[:300].rstrip(".")
+    lines = [_WHERE.sub("", line).strip() for line in fault.splitlines()] or [""]
+    # Of a regular expression the fault stands behind a picture of where it is.
+    reason = next((line for line in lines if line.startswith("error: ")), lines[0]).removeprefix("error: ")
+    reason = reason[:300].rstrip(".")
     if "NoExtension" in reason:
         reason = "there is no value that it describes"
     return SchemaInvalid(f"This JSON schema cannot be used: {reason}.", param=param)

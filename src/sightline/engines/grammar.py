@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from sightline.engines import tool_elements
 from sightline.engines.tool_formats import Mark, ToolFormat, calls_rule, quoted
 from sightline.types import EngineRequest, Tool
 
@@ -87,21 +88,25 @@ def _calls(request: EngineRequest, form: ToolFormat, mark: Mark) -> tuple[str, l
     if choice.mode == "auto" and not is_bound:
         return "", []
     allowed = [tool for tool in tools if not choice.names or tool.name in choice.names]
-    schemas = [_arguments(tool, request.tools.index(tool), enforced=choice.mode == "required") for tool in allowed]
-    rules = [f"schema_{index}" for index in range(len(schemas))]
-    return calls_rule(form, allowed, rules, mark, parallel=choice.parallel), schemas
+    schemas: list[Schema] = []
 
+    def arguments(tool: Tool) -> str:
+        """By the schema if the tool is strict or a call is enforced; then, if it is not strict, as far as can be."""
+        param = tool.param or f"tools[{request.tools.index(tool)}].function.parameters"
+        wanted = tool.parameters if tool.strict or choice.mode == "required" else {}
 
-def _arguments(tool: Tool, index: int, *, enforced: bool) -> Schema:
-    """Of a strict tool always by its schema; of another, where calls are enforced, if a grammar can be made of it."""
-    anything = _to_text(_ANY_OBJECT, strict=True)
-    param = tool.param or f"tools[{index}].function.parameters"
-    if not (tool.strict or enforced):
-        return Schema(anything, param)
-    schema = dict(tool.parameters)
-    if not schema.keys() & {"type", "$ref", "anyOf", "oneOf", "allOf", "enum", "const"}:
-        schema["type"] = "object"
-    return Schema(_to_text(schema, strict=tool.strict), param, None if tool.strict else anything)
+        def rule(schema: Mapping[str, Any], otherwise: Mapping[str, Any]) -> str:
+            instead = None if tool.strict else _to_text(otherwise, strict=True)
+            schemas.append(Schema(_to_text(schema, strict=tool.strict), param, instead))
+            return f"schema_{len(schemas) - 1}"
+
+        if form.name == "qwen3-coder":
+            return tool_elements.to_rule(wanted, lambda schema: rule(schema, {}))
+        is_typed = wanted.keys() & {"type", "$ref", "anyOf", "oneOf", "allOf", "enum", "const"}
+        return rule(wanted if is_typed else {**wanted, **_ANY_OBJECT}, _ANY_OBJECT)
+
+    rules = calls_rule(form, allowed, [arguments(tool) for tool in allowed], mark, parallel=choice.parallel)
+    return rules + (tool_elements.RULES if form.name == "qwen3-coder" else ""), schemas
 
 
 @dataclass(frozen=True, slots=True)

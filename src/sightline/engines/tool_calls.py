@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from sightline.engines import tool_elements
 from sightline.engines.tool_formats import ToolFormat
 from sightline.types import EngineRequest, Tool
 
@@ -22,7 +23,6 @@ _NAME_FIRST: Final = re.compile(
 """As models write it, so that arguments can be told while they come."""
 _NAMED: Final = re.compile(r"\s*([\w.-]+)\s*(?:\[CALL_ID\][^\[]*)?\[ARGS\]\s*(?=\{)")
 _FUNCTION: Final = re.compile(r"\s*<function=([^>\n]+)>")
-_PARAMETER: Final = re.compile(r"<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>", re.DOTALL)
 _LONGEST_HEAD: Final = 400
 """Characters before which a call in words (`name[ARGS]`) must have shown itself."""
 
@@ -87,9 +87,11 @@ class ToolCalls:
     def flush(self) -> list[Piece]:
         """What was held back, when nothing follows."""
         held, self._held = self._held, ""
+        if self.is_done:
+            return []
         if self._state == "head":
             return [_words(self._head + held)]
-        if self._state == "words" or (self._state == "after" and held.strip()):
+        if held.strip() or (self._state == "words" and not self.num_calls):
             return [_words(held)] if held else []
         return [Piece("nothing", "", len(held))] if held else []
 
@@ -223,7 +225,7 @@ class ToolCalls:
         if end < 0:
             return []
         end += len("</function>")
-        text = _elements_to_json(self._held[found.end() : end], self._tools[name])
+        text = tool_elements.to_json(self._held[found.end() : end], self._tools[name])
         return [self._call(name, end), self._arguments(text), *self._complete()]
 
     # --- from one to another -------------------------------------------------------------------------------------
@@ -303,19 +305,3 @@ def _loaded(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
-
-
-def _elements_to_json(text: str, tool: Tool) -> str:
-    """`<parameter=NAME>` elements as one JSON object. A text stays one where the schema says so, or where it is no
-    JSON; everything else is what it says."""
-    properties = tool.parameters.get("properties")
-    kinds = properties if isinstance(properties, Mapping) else {}
-
-    def value(name: str, written: str) -> Any:
-        schema = kinds.get(name)
-        if isinstance(schema, Mapping) and schema.get("type") == "string":
-            return written
-        loaded = _loaded(written)
-        return written if loaded is None and written.strip() != "null" else loaded
-
-    return json.dumps({m[1].strip(): value(m[1].strip(), m[2]) for m in _PARAMETER.finditer(text)}, ensure_ascii=False)
