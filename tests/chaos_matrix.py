@@ -69,6 +69,8 @@ class Result:
     """As the client saw it on the engine's side, as the gateway's log tells it on the client's."""
     upstream_tries: int = 0
     fell_back: int = 0
+    held_up_s: float = 0.0
+    """The most by which this process woke too late from a short sleep: what the machine adds to any time here."""
     left_over: int = 0
     """Requests that the gateway still had when all had ended for the client."""
     problems: list[str] = field(default_factory=list)
@@ -82,6 +84,7 @@ class Result:
             "slowest_s": round(self.slowest_s, 3),
             "upstream_tries": self.upstream_tries,
             "fell_back": self.fell_back,
+            "held_up_s": round(self.held_up_s, 3),
             "left_over": self.left_over,
             "problems": self.problems,
         }
@@ -202,6 +205,7 @@ async def run_cell(bench: Bench, cell: Cell, requests: int, *, deadline_s: float
     chance = random.Random(f"{seed}:{cell}")
     bench.ended()
     tries = bench.engine_side.asked["POST /v1/chat/completions"]
+    watch = asyncio.create_task(_watch(result))
     turns = asyncio.create_task(_keep_toxic(proxy, cell, random.Random(f"{seed}:{cell}:turns")))
     places = asyncio.Semaphore(at_once)
 
@@ -218,6 +222,7 @@ async def run_cell(bench: Bench, cell: Cell, requests: int, *, deadline_s: float
         outcomes = await asyncio.gather(*(one(number) for number in range(requests)))
     finally:
         turns.cancel()
+        watch.cancel()
         proxy.requests = proxy.answers = None
     result.upstream_tries = bench.engine_side.asked["POST /v1/chat/completions"] - tries
     result.ends = Counter(outcome.end for outcome in outcomes)
@@ -245,6 +250,13 @@ async def _keep_toxic(proxy: Proxy, cell: Cell, chance: random.Random) -> None:
         toxic: Toxic | None = TOXICS[name]() if name else None
         setattr(proxy, cell.direction, toxic)
         await asyncio.sleep(_SWITCH_S if cell.toxic == MIXED else 3600)
+
+
+async def _watch(result: Result) -> None:
+    while True:
+        asleep = time.perf_counter()
+        await asyncio.sleep(0.02)
+        result.held_up_s = max(result.held_up_s, time.perf_counter() - asleep - 0.02)
 
 
 async def _left_over(bench: Bench, within_s: float = 1.0) -> int:

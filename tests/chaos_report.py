@@ -20,15 +20,13 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sightline.config import ModelConfig, Settings
-from sightline.engines.remote.answer import Answer
-from sightline.engines.remote.sse import ServerEvents
 from sightline.errors import SightlineError
 from sightline.routing import Breaker
 from sightline.service import Service
@@ -36,6 +34,7 @@ from sightline.types import ChatRequest, ImageRef, Message, Text, TextDelta
 from tests import chaos_matrix
 from tests.chaos import Proxy, limit_data, reset_peer, timeout
 from tests.chaos_client import Outcome, Question, ask
+from tests.chaos_cuts import cuts_of, read, record
 from tests.chaos_matrix import fake, metric, remote, server, server_in_thread
 
 _CHAT = "POST /v1/chat/completions"
@@ -284,7 +283,7 @@ async def _text(it: Service, text: str) -> tuple[str, SightlineError | None]:
 
 async def matrix(
     directory: Path, seed: int, requests: int, *, cells: list[chaos_matrix.Cell] | None = None,
-    deadline_s: float = 3.0, say: Callable[[str], None] = lambda line: None,
+    deadline_s: float = 3.0, at_once: int = 16, say: Callable[[str], None] = lambda line: None,
 ) -> Row:  # fmt: skip
     cells = cells or chaos_matrix.cells()
     shares = [len(range(index, requests, len(cells))) for index in range(len(cells))]
@@ -292,10 +291,13 @@ async def matrix(
     async with chaos_matrix.bench(directory, seed) as bench:
         for cell, share in zip(cells, shares, strict=True):
             began = time.monotonic()
-            result = await chaos_matrix.run_cell(bench, cell, share, deadline_s=deadline_s, at_once=32, seed=seed)
+            result = await chaos_matrix.run_cell(bench, cell, share, deadline_s=deadline_s, at_once=at_once, seed=seed)
             results.append(result)
             ends = ", ".join(f"{count} {end}" for end, count in sorted(result.ends.items()))
-            say(f"  {cell!s:32} {ends:44} slowest {result.slowest_s:.2f} s, in {time.monotonic() - began:.0f} s")
+            say(
+                f"  {cell!s:32} {ends:44} slowest {result.slowest_s:.2f} s, held up "
+                f"{result.held_up_s:.2f} s, in {time.monotonic() - began:.0f} s"
+            )
             for problem in result.problems[:5]:
                 say(f"    {problem}")
             await chaos_matrix.heal(bench)
@@ -307,7 +309,8 @@ async def matrix(
     return Row(
         15,
         "through every toxic each request ends, well or with a well-formed error, within its deadline + 1 s",
-        f"{requests} requests, deadline {deadline_s:g} s: slowest {slowest_s:.2f} s, {stuck} stuck, {len(problems)} "
+        f"{requests} requests, deadline {deadline_s:g} s: slowest {slowest_s:.2f} s (the machine itself held up "
+        f"processes by {max(result.held_up_s for result in results):.2f} s), {stuck} stuck, {len(problems)} "
         f"otherwise wrong; upstream's side: {ends['ok']} answered, {ends['error']} well-formed errors; "
         f"client's side: {client} ended in the server",
         not problems,
@@ -320,13 +323,13 @@ async def matrix(
 
 async def cuts(directory: Path, seed: int, splits: int) -> Row:
     """A stream of our own server, cut at every byte, into slices of every size from 1 to 7, and at random."""
-    stream = await _record(directory)
-    whole = _read([stream])
+    stream = await record(directory)
+    whole = read([stream])
     chance = random.Random(seed)
     tried = wrong = 0
-    for pieces in _splits(stream, chance, splits):
+    for pieces in cuts_of(stream, chance, splits):
         tried += 1
-        wrong += _read(pieces) != whole
+        wrong += read(pieces) != whole
     return Row(
         16,
         "an upstream's stream gives the same text for every cut of its bytes",
@@ -334,36 +337,6 @@ async def cuts(directory: Path, seed: int, splits: int) -> Row:
         wrong == 0 and len(whole) > 0,
         {"bytes": len(stream), "splits": tried, "different": wrong},
     )
-
-
-async def _record(directory: Path) -> bytes:
-    """The body of a streamed answer."""
-    text = "Gr\u00fc\u00dfe \U0001f431 caf\u00e9"
-    body = json.dumps({"model": "m", "stream": True, "messages": [{"role": "user", "content": text}]}).encode()
-    head = "POST /v1/chat/completions HTTP/1.0\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    with server(directory, "upstream", {"models": [fake()]}) as port:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        received = await reader.read()
-        writer.close()
-    return received.partition(b"\r\n\r\n")[2]
-
-
-def _splits(stream: bytes, chance: random.Random, count: int) -> Iterator[list[bytes]]:
-    for cut in range(len(stream) + 1):
-        yield [stream[:cut], stream[cut:]]
-    for size in range(1, 8):
-        yield [stream[start : start + size] for start in range(0, len(stream), size)]
-    for _ in range(count):
-        places = sorted({0, len(stream), *(chance.randrange(len(stream)) for _ in range(chance.randrange(1, 40)))})
-        yield [stream[a:b] for a, b in itertools.pairwise(places)]
-
-
-def _read(pieces: list[bytes]) -> str:
-    events, answer = ServerEvents(), Answer("r")
-    deltas = [delta for piece in pieces for event in events.feed(piece) for delta in answer.take(event)]
-    assert answer.done
-    return "".join(delta.text for delta in deltas if isinstance(delta, TextDelta))
 
 
 # --- all of it -------------------------------------------------------------------------------------------------------
@@ -400,13 +373,13 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-async def report(requests: int, seed: int, only: set[int], say: Callable[[str], None]) -> list[Row]:
+async def report(requests: int, at_once: int, seed: int, only: set[int], say: Callable[[str], None]) -> list[Row]:
     small = max(40, min(1000, requests // 10))
     promises: dict[int, Callable[[Path], Any]] = {
         7: lambda directory: deadlines(directory, seed, min(400, small)),
         9: lambda directory: breaker(directory, seed, min(300, small)),
         10: lambda directory: retries(directory, seed, small),
-        15: lambda directory: matrix(directory, seed, requests, say=say),
+        15: lambda directory: matrix(directory, seed, requests, at_once=at_once, say=say),
         16: lambda directory: cuts(directory, seed, requests),
     }
     rows = []
@@ -425,19 +398,24 @@ async def report(requests: int, seed: int, only: set[int], say: Callable[[str], 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=10_000, help="through the matrix of toxics (default: 10000)")
+    parser.add_argument("--at-once", type=int, default=16, help="of those (default: 16)")
     parser.add_argument("--seed", type=int, default=15)
     parser.add_argument("--only", type=int, action="append", default=[], help="a figure; may be given again")
     parser.add_argument("--json", type=Path, help="where the figures are written, with their details")
     args = parser.parse_args()
     logging.getLogger("sightline").setLevel(logging.CRITICAL)  # of the service that runs in this process
     began = time.monotonic()
-    rows = asyncio.run(report(args.requests, args.seed, set(args.only), lambda line: print(line, flush=True)))
+    rows = asyncio.run(
+        report(args.requests, args.at_once, args.seed, set(args.only), lambda line: print(line, flush=True))
+    )
     print()
     print(table(rows))
     if args.json is not None:
         told = {
-            "command": f"python -m tests.chaos_report --requests {args.requests} --seed {args.seed}",
+            "command": "python -m tests.chaos_report "
+            f"--requests {args.requests} --at-once {args.at_once} --seed {args.seed}",
             "machine": f"{os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}",
+            "load_average": [round(load, 1) for load in os.getloadavg()],
             "took_s": round(time.monotonic() - began),
             "promises": [dataclasses.asdict(row) for row in rows],
         }
