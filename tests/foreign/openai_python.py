@@ -1,6 +1,6 @@
 """openai-python's own request tests, pointed at our server: `python -m tests.foreign.openai_python`.
 
-They were written for a mock of the whole OpenAI API: every field of every request at once, objects that were never made.
+They were written for a mock of all of OpenAI: every field of a request at once, objects that were never made.
 What we answer with an error by intent is in `declined.toml`. The suite comes from the SDK's source distribution.
 """
 

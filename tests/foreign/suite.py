@@ -1,7 +1,7 @@
 """What the runners of other people's test suites share: a server to point them at, what we decline, the table.
 
 Their code is fetched or installed when it is run, into a folder that git ignores; none of it is here. A test that fails
-must stand in `declined.toml` with the reason, or the run fails; and so it does when a reason has nothing left to excuse.
+must stand in `declined.toml` with the reason, or the run fails; and so it does when a reason excuses nothing.
 """
 
 from __future__ import annotations
