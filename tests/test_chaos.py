@@ -11,9 +11,16 @@ from pathlib import Path
 
 import pytest
 
+from sightline.config import ModelConfig, Settings
+from sightline.errors import EngineUnavailable
+from sightline.service import Service
+from sightline.types import ChatRequest, ImageRef, Message, Text, TextDelta
 from tests import chaos_matrix
 from tests.chaos import Proxy, Toxic, bandwidth, latency, limit_data, reset_peer, slicer, timeout
 from tests.chaos_matrix import MIXED, Cell
+from tests.engines.remote.toxic import ANSWER as UPSTREAMS_ANSWER
+from tests.engines.remote.toxic import STREAM, toxic
+from tests.engines.remote.toxic import TEXT as UPSTREAMS_TEXT
 
 pytestmark = pytest.mark.anyio
 
@@ -122,6 +129,31 @@ async def test_a_limit_ends_the_connection_in_the_same_places_each_time() -> Non
     assert all(0 < length < len(ANSWER) for length in first)
     assert first == await cuts(7)
     assert first != await cuts(8)
+
+
+async def test_a_remote_server_that_was_away_at_start_is_used_once_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sightline.models.reload_after_s", lambda failures: 0.05)
+    async with toxic() as upstream, Proxy("127.0.0.1", int(upstream.base_url.split(":")[2][:-3]), seed=1) as proxy:
+        upstream.misbehave = lambda connection: connection.send(STREAM + UPSTREAMS_ANSWER)
+        proxy.requests = reset_peer()
+        options = {"base_url": f"http://127.0.0.1:{proxy.port}/v1", "context_length": 1000}
+        config = ModelConfig(name="m", engine="remote", options=options, start_timeout_s=0.1)
+        service = Service(Settings(models=(config,)))
+        await service.start()
+        try:
+            assert service.models()[0].state == "failed"
+            request = ChatRequest("r", "m", (Message[ImageRef]("user", (Text("hi"),)),))
+            with pytest.raises(EngineUnavailable, match="failed to load"):
+                async for _ in service.generate(request):
+                    pass
+            proxy.requests = None
+            async with asyncio.timeout(5):
+                while service.models()[0].state != "ready":
+                    await asyncio.sleep(0.01)
+            events = [getattr(item, "event", None) async for item in service.generate(request)]
+            assert "".join(event.text for event in events if isinstance(event, TextDelta)) == UPSTREAMS_TEXT
+        finally:
+            await service.close()
 
 
 @pytest.mark.timeout(60)
