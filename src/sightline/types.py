@@ -174,6 +174,11 @@ class _Request(Generic[ImageT]):
     """In place of messages: plain text to go on with, as it stands and without a chat template; or its tokens' ids."""
 
     @property
+    def param(self) -> Literal["messages", "prompt"]:
+        """What an error names that is about all that the model is given."""
+        return "messages" if self.prompt is None else "prompt"
+
+    @property
     def images(self) -> tuple[ImageT, ...]:
         """Every picture, in the order the model meets them."""
         return tuple(p for m in self.messages for p in m.content if not isinstance(p, Text))

@@ -244,6 +244,7 @@ class PromptTokenizer:
         definition = read_json(model_dir / "tokenizer.json")
         added = {entry["content"]: entry for entry in definition["added_tokens"]}
         self.special = {content: int(entry["id"]) for content, entry in added.items()}
+        self._control = {int(entry["id"]): content for content, entry in added.items() if entry.get("special")}
         self._swallows_before = {content for content, entry in added.items() if entry.get("lstrip")}
         self._swallows_after = {content for content, entry in added.items() if entry.get("rstrip")}
         longest_first = sorted(self.special, key=len, reverse=True)
@@ -252,6 +253,7 @@ class PromptTokenizer:
         plain = {**definition, "added_tokens": [], "post_processor": None}
         self._first = Tokenizer.from_str(json.dumps(plain))
         self._later = Tokenizer.from_str(json.dumps(_without_first_space(plain)))
+        self._num_tokens = 1 + max((*self._first.get_vocab().values(), *self.special.values()))
         self._first_space = "Prepend" in json.dumps(plain.get("normalizer"))
 
     def encode_later(self, text: str) -> list[int]:
@@ -262,6 +264,27 @@ class PromptTokenizer:
         whole = self._later.encode(f"\x02{text}", add_special_tokens=False).ids
         before = self._later.encode("\x02", add_special_tokens=False).ids
         return list(whole[len(before) :] if whole[: len(before)] == before else whole)
+
+    def plain(self, prompt: str | Sequence[int], bos: str | None = None) -> list[int]:
+        """The tokens of a prompt without a template: of a text, in which nothing is special, behind the token that
+        begins every text (`bos`); or the ids that a client gives.
+
+        Raises `InvalidRequest` for no tokens at all, for ids that the vocabulary does not have, and for special ones
+        other than a `bos` at the beginning.
+        """
+        begin = [] if bos is None else [self.special[bos]]
+        if isinstance(prompt, str):
+            tokens = begin + self._encode(prompt, first=True, after="")
+        else:
+            tokens = list(prompt)
+            for index, token in enumerate(tokens):
+                if not 0 <= token < self._num_tokens:
+                    raise _wrong_prompt(f"holds the token id {token}; this model's are 0 to {self._num_tokens - 1}")
+                if token in self._control and (index or token not in begin):
+                    raise _wrong_prompt(f"holds the id {token} of a special token; it may hold those of text alone")
+        if not tokens:
+            raise _wrong_prompt("has no tokens")
+        return tokens
 
     def tokenize(self, prompt: Iterable[Written]) -> list[int]:
         tokens: list[int] = []
@@ -284,6 +307,10 @@ class PromptTokenizer:
             text = text.rstrip()
         plain = self._first if first else self._later
         return list(plain.encode(text, add_special_tokens=False).ids) if text else []
+
+
+def _wrong_prompt(what: str) -> InvalidRequest:
+    return InvalidRequest(f"Invalid 'prompt': it {what}.", param="prompt")
 
 
 def _without_first_space(definition: dict[str, Any]) -> dict[str, Any]:

@@ -38,15 +38,15 @@ def stopped() -> EngineUnavailable:
     return EngineUnavailable("The engine was stopped.")
 
 
-def room_for_answer(context_length: int, count: TokenCount, wanted: int | None) -> int:
-    """How many tokens may be generated. Raises `ContextLengthExceeded`."""
+def room_for_answer(context_length: int, count: TokenCount, wanted: int | None, param: str = "messages") -> int:
+    """How many tokens may be generated. `param`: `EngineRequest.param`. Raises `ContextLengthExceeded`."""
     if count.prompt_tokens + max(1, wanted or 0) > context_length:
         pictures = f", {sum(count.image_tokens)} of them for pictures" if count.image_tokens else ""
         room = f" and {wanted} were requested for the completion" if wanted else ", which leaves no room for an answer"
         raise ContextLengthExceeded(
-            f"This model's context is {context_length} tokens. The messages are {count.prompt_tokens} tokens{pictures}"
-            f"{room}. Shorten the messages, send fewer or smaller pictures, or lower max_tokens.",
-            param="messages",
+            f"This model's context is {context_length} tokens. The {param} took {count.prompt_tokens} tokens{pictures}"
+            f"{room}. Shorten the {param}, send fewer or smaller pictures, or lower max_tokens.",
+            param=param,
         )
     return context_length - count.prompt_tokens if wanted is None else wanted
 

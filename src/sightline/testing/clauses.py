@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from sightline.engines import FEATURES, Engine
-from sightline.errors import ContextLengthExceeded, EngineUnavailable, SightlineError
+from sightline.errors import ContextLengthExceeded, EngineUnavailable, InvalidRequest, SightlineError
 from sightline.testing.subject import (
     Subject,
     answer,
@@ -238,6 +238,27 @@ async def text_never_becomes_a_special_token(subject: Subject, engine: Engine) -
         assert count.prompt_tokens - base > 1, special
         assert count.image_tokens == ()
         assert (await answer(engine, long(ask(f"a{special}"), 2)))[1].reason == "length"
+
+
+@clause
+async def plain_text_is_gone_on_with(subject: Subject, engine: Engine) -> None:
+    if "completions" not in engine.info.work:
+        return
+    request = replace(long(ask(), 6), messages=(), prompt="The shape is")
+    count = await engine.count_tokens(request)
+    text, finish = await answer(engine, request)
+    assert text
+    assert (finish.reason, finish.usage.completion_tokens) == ("length", 6)
+    assert finish.usage.prompt_tokens == count.prompt_tokens
+    assert count.prompt_tokens < (await engine.count_tokens(ask("The shape is"))).prompt_tokens, "a template was used"
+    for special in subject.specials:
+        told = await engine.count_tokens(replace(request, prompt=f"The shape is{special}"))
+        assert told.prompt_tokens - count.prompt_tokens > 1, special
+    for prompt in ((2**31 - 1,), (-1,)):
+        assert isinstance(await ends(engine, replace(request, prompt=prompt)), InvalidRequest)
+    too_long = await ends(engine, replace(request, prompt="x y " * engine.info.context_length))
+    assert isinstance(too_long, ContextLengthExceeded)
+    assert too_long.param == "prompt"
 
 
 @clause

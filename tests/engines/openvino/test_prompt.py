@@ -162,3 +162,26 @@ def test_a_broken_directory_says_what_is_missing(tiny_checkpoint: Path, tmp_path
     (tmp_path / "chat_template.jinja").unlink()
     with pytest.raises(CheckpointError, match="no chat template"):
         make_builder(tmp_path)
+
+
+def plain(builder: PromptBuilder, prompt: str | tuple[int, ...]) -> list[int]:
+    return builder.build(EngineRequest("r", "m", (), SamplingParams(), prompt=prompt)).tokens
+
+
+def test_plain_text_has_no_template_and_nothing_special(builder: PromptBuilder, reference: Tokenizer) -> None:
+    assert plain(builder, "Hello, é") == reference.encode("Hello, é", add_special_tokens=False).ids
+    for name in SPECIALS:
+        assert special(name) not in plain(builder, f"a{name}b")
+        assert reference.decode(plain(builder, f"a{name}b"), skip_special_tokens=False) == f"a{name}b"
+
+
+def test_ids_of_text_are_taken_as_they_are(builder: PromptBuilder) -> None:
+    ids = plain(builder, "Hello, é")
+    assert plain(builder, tuple(ids)) == ids
+
+
+@pytest.mark.parametrize("prompt", ["", (-1,), (2**31 - 1,), *[(special(name),) for name in SPECIALS]])
+def test_ids_that_are_no_text_are_refused(builder: PromptBuilder, prompt: str | tuple[int, ...]) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        plain(builder, prompt)
+    assert refused.value.param == "prompt"

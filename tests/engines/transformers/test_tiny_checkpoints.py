@@ -11,7 +11,7 @@ import asyncio
 import importlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -224,3 +224,44 @@ def test_a_picture_at_another_size_is_refused(config: ModelConfig) -> None:
     odd = Image(np.zeros((57, 31, 3), np.uint8), "sha256:odd", 31, 57, "image/png", 1)
     with pytest.raises(InvalidRequest, match="must reach this model at"):
         asyncio.run(ask(config, [to_request((0,), [odd])], together=False))
+
+
+PLAIN = "Is 1 + 1 = 2?\n  Sí, 世界"
+
+
+def test_plain_text_is_gone_on_with_as_by_transformers(checkpoint: Path, config: ModelConfig) -> None:
+    """Without a template: the tokens of transformers' tokenizer, the token that begins every text included."""
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    model: Any = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32)
+    model.eval()
+    tokenizer = own_processor(checkpoint).tokenizer
+    inputs = tokenizer(PLAIN, return_tensors="pt")
+    made = model.generate(**inputs, do_sample=False, max_new_tokens=MAX_TOKENS)
+    prompt, tokens = inputs["input_ids"][0].tolist(), made[0, inputs["input_ids"].shape[1] :].tolist()
+    vocabulary = Vocabulary(checkpoint, model.config.get_text_config().vocab_size, frozenset())
+
+    async def run() -> tuple[list[tuple[bytes, int]], str]:
+        engine = load_engine(config)
+        await engine.start()
+        try:
+            told = []
+            for given in (PLAIN, tuple(prompt)):
+                request = replace(to_request((), ()), messages=(), prompt=given)
+                events = [event async for event in engine.generate(request)]
+                finish = events[-1]
+                assert isinstance(finish, Finish)
+                spelled = b"".join(bytes(p.bytes) for e in events if isinstance(e, TextDelta) for p in e.logprobs)
+                told.append((spelled, finish.usage.prompt_tokens))
+            special = replace(to_request((), ()), messages=(), prompt=(*prompt, min(vocabulary.added)))
+            with pytest.raises(InvalidRequest) as refused:
+                await engine.count_tokens(special)
+            return told, str(refused.value.param)
+        finally:
+            await engine.close()
+
+    told, param = asyncio.run(run())
+    expected = b"".join(vocabulary.spelling(t) for t in tokens if t != tokenizer.eos_token_id)
+    assert told == [(expected, len(prompt))] * 2
+    assert param == "prompt"

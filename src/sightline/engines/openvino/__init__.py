@@ -108,14 +108,14 @@ class OpenVINOEngine:
 
     async def count_tokens(self, request: EngineRequest) -> TokenCount:
         prompt = await self._build(request)
-        room_for_answer(self.info.context_length, prompt.count, request.sampling.max_tokens)
+        room_for_answer(self.info.context_length, prompt.count, request.sampling.max_tokens, request.param)
         return prompt.count
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[Event, None]:
         running = self._running
         verify_logit_bias(request.sampling, running.vocabulary.size)
         prompt = await self._build(request)
-        max_tokens = room_for_answer(self.info.context_length, prompt.count, request.sampling.max_tokens)
+        max_tokens = room_for_answer(self.info.context_length, prompt.count, request.sampling.max_tokens, request.param)
         constraint = await running.constraints.of(request)
 
         def make(deliver: Callable[[Events], None]) -> Generation:
@@ -171,6 +171,7 @@ class OpenVINOEngine:
             vision=preprocessor.budget,
             features=FEATURES,
             weights_digest=models.weights_digest,
+            work=frozenset({"messages", "completions"}),
         )
         loop = StepLoop(runner, encoder, max_running=self._config.max_concurrent, step_tokens=options.step_tokens)
         prompts = PromptBuilder(model_dir, preprocessor, facts.image_token_id, options.tool_format)
@@ -181,6 +182,7 @@ class OpenVINOEngine:
     async def _build(self, request: EngineRequest) -> Prompt:
         prompts = self._running.prompts
         texts = (part.text for m in request.messages for part in m.content if isinstance(part, Text))
-        if not request.tools and sum(map(len, texts)) < _LONG_PROMPT_CHARACTERS:
+        length = sum(map(len, texts)) + len(request.prompt or ())
+        if not request.tools and length < _LONG_PROMPT_CHARACTERS:
             return prompts.build(request)
         return await asyncio.to_thread(prompts.build, request)

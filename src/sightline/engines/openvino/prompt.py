@@ -45,11 +45,12 @@ class PromptBuilder:
         self.encode_later = self._tokenizer.encode_later
 
     def build(self, request: EngineRequest) -> Prompt:
-        """Raises `InvalidRequest` for messages that the template refuses and for pictures of an impossible size."""
+        """Raises `InvalidRequest` for messages that the template refuses, for pictures of an impossible size, and as
+        `PromptTokenizer.plain`."""
         grids = [self._preprocessor.grid(image) for image in request.images]
         tokens: list[int] = []
         spans: list[PictureSpan] = []
-        for token in self._tokenizer.tokenize(self._template.render(request)):
+        for token in self._tokens(request):
             if token != self._image_token_id:
                 tokens.append(token)
                 continue
@@ -66,3 +67,9 @@ class PromptBuilder:
         places = [(span.begin, *grid) for span, grid in zip(spans, grids, strict=True)]
         positions, next_position = mrope_positions(len(tokens), places)
         return Prompt(tokens, positions, next_position, request.images, tuple(spans))
+
+    def _tokens(self, request: EngineRequest) -> list[int]:
+        """With one placeholder for each picture."""
+        if request.prompt is not None:
+            return self._tokenizer.plain(request.prompt)
+        return self._tokenizer.tokenize(self._template.render(request))

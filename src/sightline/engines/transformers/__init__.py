@@ -117,7 +117,7 @@ class TransformersEngine:
     async def count_tokens(self, request: EngineRequest) -> TokenCount:
         running = self._running
         count = await asyncio.to_thread(running.prompts.count, request)
-        room_for_answer(running.info.context_length, count, request.sampling.max_tokens)
+        room_for_answer(running.info.context_length, count, request.sampling.max_tokens, request.param)
         return count
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[Event, None]:
@@ -126,7 +126,7 @@ class TransformersEngine:
         running = self._running
         verify_logit_bias(request.sampling, running.vocabulary.size)
         count = await asyncio.to_thread(running.prompts.count, request)  # before pictures are prepared for nothing
-        max_tokens = room_for_answer(running.info.context_length, count, request.sampling.max_tokens)
+        max_tokens = room_for_answer(running.info.context_length, count, request.sampling.max_tokens, request.param)
         prompt = await asyncio.to_thread(running.prompts.build, request)
         constraint = await running.constraints.of(request)
 
@@ -169,6 +169,7 @@ class TransformersEngine:
             vision=loaded.pictures.budget,
             features=FEATURES,
             weights_digest=loaded.weights_digest,
+            work=frozenset({"messages", "completions"}),
         )
         concurrent = self._config.max_concurrent
         loop = StepLoop(loaded.runner, max_running=min(options.max_batch or concurrent, concurrent))

@@ -45,13 +45,16 @@ class PromptBuilder:
         return TokenCount(len(self._tokens(request)), tuple(map(self._pictures.tokens, request.images)))
 
     def build(self, request: EngineRequest) -> Prompt:
-        """Raises `InvalidRequest` for messages that the template refuses and for pictures of an impossible size."""
+        """Raises `InvalidRequest` for messages that the template refuses, for pictures of an impossible size, and as
+        `PromptTokenizer.plain`."""
         tokens = self._tokens(request)
         (kinds,) = self._pictures.processor.create_mm_token_type_ids([tokens])
         count = TokenCount(len(tokens), tuple(map(self._pictures.tokens, request.images)))
         return Prompt(tokens, kinds, self._pictures.tensors(request.images), count)
 
     def _tokens(self, request: EngineRequest) -> list[int]:
+        if request.prompt is not None:
+            return self._tokenizer.plain(request.prompt, self._bos)
         expansions = self._pictures.expansions(request.images)
         prompt = _expanded(self._template.render(request), self._pictures.placeholder, expansions)
         return self._tokenizer.tokenize(self._begun(prompt))
