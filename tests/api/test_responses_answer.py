@@ -157,6 +157,14 @@ async def test_an_answer_that_was_cut_is_incomplete(reason: str, told: str) -> N
     assert (await whole(TextDelta("A c"), finish(reason)))["status"] == "incomplete"
 
 
+async def test_of_several_calls_only_the_last_can_have_been_cut() -> None:
+    cut = [ToolCallDelta(0, "{}", "call_a", "f"), ToolCallDelta(1, '{"a', "call_b", "f")]
+    events = await stream(*cut, finish("length"))
+    done = [e["item"]["status"] for e in events if e["type"] == "response.output_item.done"]
+    assert done == ["completed", "incomplete"]
+    assert [item["status"] for item in events[-1]["response"]["output"]] == done
+
+
 async def test_usage_and_what_is_ours() -> None:
     response = await whole(TextDelta("A cat", 3), FINISH)
     assert response["usage"] == {

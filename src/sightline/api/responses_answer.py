@@ -290,9 +290,9 @@ class Answer:
 
     def _close_calls(self, status: ItemStatus) -> list[WireEvent]:
         events: list[WireEvent] = []
-        for call in self._calls.values():
+        for left, call in zip(reversed(range(len(self._calls))), self._calls.values(), strict=True):
             events.append(self._tell_arguments("done", call, name=call.name, arguments="".join(call.pieces)))
-            events += self._close_item(call, status)
+            events += self._close_item(call, "completed" if left else status)
         self._calls.clear()
         return events
 
@@ -343,11 +343,13 @@ class Answer:
         return self._tell("response.incomplete" if status == "cancelled" else f"response.{status}")
 
     def _output(self, status: ItemStatus) -> tuple[OutputItem, ...]:
-        """With what is still being written, which `status` is said of."""
+        """With what is still being written, which `status` is said of: of the last item alone where it is how they
+        ended (Open Responses: an incomplete item is the last)."""
         output = list(self._items)
         for item in (self._speech, *self._calls.values()):
             if item is not None:
-                output[item.index] = item.to_item(status)
+                is_last = status == "in_progress" or item.index == len(output) - 1
+                output[item.index] = item.to_item(status if is_last else "completed")
         return tuple(item for item in output if item is not None)
 
     def _tell(self, kind: str) -> WireEvent:
