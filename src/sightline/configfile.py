@@ -23,7 +23,7 @@ import msgspec
 import yaml
 
 from sightline.config import PEEK, ModelConfig, Settings, variable
-from sightline.engines import EngineEntry, engine_names, find_entry, load_engine, refuse_python
+from sightline.engines import EngineEntry, engine_names, find_entry, load_engine, refuse_python, target_of
 from sightline.engines.interpreter import find, verify
 from sightline.engines.sources import check_source
 from sightline.errors import InvalidRequest, SightlineError
@@ -336,7 +336,8 @@ def _check_options(reading: _Reading, model: ModelConfig, entry: EngineEntry, pa
     if any(problem.path.startswith(f"{path}.options") for problem in reading.problems):
         return
     try:
-        load_engine(model, entry.target)  # made, not started: that is where every engine checks what it is told
+        # Made, not started: that is where every engine checks what it is told.
+        load_engine(model, target_of(model, entry))
     except SightlineError as error:
         reading.wrong(f"{path}.options", error.message)
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from sightline import metrics
+from sightline.audio.decoder import AudioDecoder
 from sightline.config import ModelConfig, Settings
 from sightline.engine_request import (
     likeness,
@@ -44,7 +45,9 @@ from sightline.images.plan import Room, picture_budget
 from sightline.models import ModelStatus, ServedModel
 from sightline.routing import Deadline, Pass, Quarantine, backoff_s, falls_back, passes_over
 from sightline.schemas import verify_schemas
+from sightline.speech import SpeechItem, written_down
 from sightline.types import (
+    AudioRef,
     ChatRequest,
     EmbeddingRequest,
     Embeddings,
@@ -52,6 +55,8 @@ from sightline.types import (
     Event,
     Finish,
     ImageRef,
+    Samples,
+    SpeechRequest,
     TokenCount,
 )
 
@@ -117,6 +122,8 @@ class Call(Generic[T]):
     run: Callable[[Engine], Awaitable[T]]
     """Raises what an engine's `generate` may raise. Without effects: it may be run once more."""
     priority: int = 0
+    begun: Callable[[], bool] = lambda: False
+    """Whether the client has been told something of it: then nothing is tried again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +142,7 @@ class Service:
         """`engines` replaces, by model name, the engines that `settings.models` would open (tests, embedding)."""
         self._settings = settings
         self._intake = Intake(settings.images, settings.fetch)
+        self._audio = AudioDecoder(settings.audio)
         self._lag: asyncio.Task[None] | None = None
         self._models = {
             config.name: ServedModel(config, _opener(config, (engines or {}).get(config.name)))
@@ -166,6 +174,7 @@ class Service:
         """Ends what runs (streams raise `EngineUnavailable`) and stops every process that was started."""
         await asyncio.gather(*(model.close() for model in self._models.values()))
         await self._intake.close()
+        await self._audio.close()
         if self._lag is not None:
             self._lag.cancel()
 
@@ -253,6 +262,26 @@ class Service:
         model = called.path[-1].rpartition("@")[0]
         metrics.PROMPT_TOKENS.labels(model).inc(called.value.prompt_tokens)
         return called
+
+    def transcribe(self, request: SpeechRequest, *, timeout_s: float | None = None) -> AsyncGenerator[SpeechItem, None]:
+        """What `speech.written_down` yields. Raises an `AudioError`, and as `call`."""
+        deadline = self._deadline(timeout_s)
+
+        async def decode(ref: AudioRef) -> Samples:
+            try:
+                async with deadline:
+                    if (info := self._model(request.model).status().info) is not None:
+                        refuse_work("transcription", request.model, info)
+                    return await self._audio.decode(ref)
+            except BaseException:
+                with self._observed(request.model):  # `call` counts those that get as far as that
+                    raise
+
+        async def call(run: Callable[[Engine], Awaitable[None]], begun: Callable[[], bool]) -> Called[None]:
+            work = Call(request.request_id, request.model, "transcription", run, begun=begun)
+            return await self.call(work, timeout_s=deadline.left_s())
+
+        return written_down(request, decode, call)
 
     # --- one request ---------------------------------------------------------------------------------------------
 
@@ -381,7 +410,8 @@ class Service:
                     try:
                         value = await call.run(model.engine)
                     except EngineError as error:
-                        await self._before_retry(error, retry, model, allowed, way)
+                        way.begun = call.begun()
+                        await self._before_retry(error, retry, model, allowed, way, begun=way.begun)
                     else:
                         allowed.succeeded()
                         return Called(value, info.engine, tuple(way.path), queue_s)

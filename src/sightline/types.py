@@ -335,13 +335,10 @@ class AudioRef:
     """Where it stood in the request: `file`."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class TranscriptionRequest:
-    """Speech that an engine is to write down."""
-
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class _Speech:
     request_id: str
     model: str
-    samples: Samples
     task: SpeechTask = "transcribe"
     """`translate`: into English, whatever is spoken."""
     language: str | None = None
@@ -352,6 +349,20 @@ class TranscriptionRequest:
     """0: greedy, and warmer where that fails by the engine's own measures."""
     word_times: bool = False
     logprobs: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class SpeechRequest(_Speech):
+    """What a dialect makes of a client's request. Its recording has not been listened to."""
+
+    audio: AudioRef
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class TranscriptionRequest(_Speech):
+    """What an engine writes down."""
+
+    samples: Samples
 
 
 @dataclass(frozen=True, slots=True)

@@ -371,7 +371,7 @@ async def test_without_memory_for_pictures_a_request_can_be_tried_again(monkeypa
     def no_memory(*_: object) -> int:
         raise OSError("no space")
 
-    monkeypatch.setattr("sightline.engines.worker.child.share", no_memory)
+    monkeypatch.setattr("sightline.engines.worker.parcel.share", no_memory)
     image = Image(np.zeros((112, 112, 3), np.uint8), "sha256:0", 112, 112, "image/png", 9)
     async with running() as engine:
         with pytest.raises(EngineUnavailable, match="memory"):

@@ -68,6 +68,8 @@ def error_rate(model: Whisper, tokenizer_file: Path, *, count: int, seed: int) -
             logits = model.decoder(tokens, memory)[:, -1]
             if mode == "timed":
                 logits[:, ids["notimestamps"]] = -torch.inf
+                times = logits[:, ids["0.00"] :].logsumexp(-1) > logits[:, : ids["0.00"]].max(-1).values
+                logits[:, : ids["0.00"]].masked_fill_(times[:, None], -torch.inf)  # as engines prefer them, too
             tokens = torch.cat([tokens, logits.argmax(-1, keepdim=True)], dim=1)
             if bool((tokens == ids["endoftext"]).any(dim=1).all()):
                 break

@@ -108,7 +108,10 @@ class Studio:
             mixed[begin : begin + len(part)] += part * rng.uniform(0.5, 1.0)
             phrases.append(tuple(Word(w.word, w.start + at, w.end + at) for w in take.words))
             at = phrases[-1][-1].end + rng.uniform(*PHRASE_GAP_S)
-        return Scene(self._in_a_room(mixed), tuple(phrases), takes[0].language if takes else "en")
+        samples = self._in_a_room(mixed)
+        if rng.random() < 0.4:  # a recording that ends before the window does: nothing, not even noise
+            samples[round((at - rng.uniform(0.3, PHRASE_GAP_S[0])) * SAMPLE_RATE) :] = 0.0
+        return Scene(samples, tuple(phrases), takes[0].language if takes else "en")
 
     def quiet(self, window_s: float) -> Samples:
         """Nobody speaks."""

@@ -33,6 +33,7 @@ from sightline.api import (
     openapi,
     ovms,
     responses,
+    transcriptions,
 )
 from sightline.api.cors import Cors
 from sightline.api.dialect import Dialect
@@ -88,6 +89,7 @@ def to_dialects(service: Service, settings: Settings) -> list[Dialect]:
         ollama.dialect(service, settings),
         completions.dialect(service, settings),
         embeddings.dialect(service, settings),
+        transcriptions.dialect(service, settings),
         Dialect(models.routes(service)),
         Dialect(_probes(service)),
         analyze.dialect(service, settings),
@@ -161,9 +163,10 @@ class Edge:
             _log(scope, record)
 
     def _methods(self, path: str) -> list[str]:
-        """All that a path takes: Starlette knows only those of the first route that has it."""
-        routes = [route for dialect in self._dialects for route in dialect.routes if route.path_regex.match(path)]
-        return sorted({method for route in routes for method in route.methods or ()})
+        """All that a path takes: Starlette tells only those of the first route that has it."""
+        routes = [route for dialect in self._dialects for route in dialect.routes]
+        first = next((route.path for route in routes if route.path_regex.match(path)), None)
+        return sorted({method for route in routes if route.path == first for method in route.methods or ()})
 
     def _to_response(self, error: Exception, scope: Scope, request_id: str) -> Response:
         """In the shape of the dialect whose path was asked for, whether or not there is a route."""

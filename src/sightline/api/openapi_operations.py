@@ -22,6 +22,8 @@ from sightline.api import (
     ovms,
     responses_compact,
     responses_objects,
+    transcriptions,
+    transcriptions_reply,
 )
 from sightline.api import messages_schema as messages
 from sightline.api import ollama as ollama_api
@@ -136,6 +138,21 @@ OPENAI = Api(
             summary="Texts as vectors",
             body=embeddings.EmbeddingsBody,
             reply=embeddings.EmbeddingList,
+        ),
+        "POST /v1/audio/transcriptions": Operation(
+            summary="Write down what is said in a recording",
+            description="As `response_format` says: an object, a `verbose_json` object, plain text or subtitles.",
+            form=transcriptions.TranscriptionBody,
+            files=("file",),
+            reply=transcriptions_reply.Transcription | transcriptions_reply.VerboseTranscription,
+            events=transcriptions_reply.TextDelta | transcriptions_reply.TextDone,
+        ),
+        "POST /v1/audio/translations": Operation(
+            summary="Write down in English what is said in a recording",
+            description="As `response_format` says: an object, a `verbose_json` object, plain text or subtitles.",
+            form=transcriptions.TranslationBody,
+            files=("file",),
+            reply=transcriptions_reply.Transcription | transcriptions_reply.VerboseTranscription,
         ),
         "GET /v1/models": Operation(summary="Which models are served, and in which state", reply=models.ModelList),
         "GET /v1/models/{id:path}": Operation(

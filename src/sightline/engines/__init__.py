@@ -13,10 +13,19 @@ from importlib import import_module
 from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 from sightline.config import ModelConfig
+from sightline.engines.checkpoint import is_whisper
 from sightline.engines.table import ENGINES, EngineEntry, engine_names, find_entry
 from sightline.errors import InvalidRequest
 from sightline.images.budget import VisionBudget
-from sightline.types import EmbeddingRequest, Embeddings, EngineRequest, Event, TokenCount
+from sightline.types import (
+    EmbeddingRequest,
+    Embeddings,
+    EngineRequest,
+    Event,
+    TokenCount,
+    TranscriptionEvent,
+    TranscriptionRequest,
+)
 
 __all__ = [
     "ENGINES",
@@ -28,12 +37,14 @@ __all__ = [
     "EngineState",
     "ShowsProgress",
     "Supervised",
+    "Transcribes",
     "Work",
     "engine_names",
     "find_entry",
     "load_engine",
     "open_engine",
     "refuse_python",
+    "target_of",
 ]
 
 
@@ -122,6 +133,19 @@ class Embeds(Protocol):
         ...
 
 
+@runtime_checkable
+class Transcribes(Protocol):
+    """What an engine whose work `transcription` is has, too."""
+
+    def transcribe(self, request: TranscriptionRequest) -> AsyncGenerator[TranscriptionEvent, None]:
+        """Yields segments in order, as they are final, then exactly one `Transcribed`.
+
+        Raises as `Engine.generate`: `InvalidRequest` for a language that the model does not know, `UnsupportedFeature`
+        for a task. Closing the generator ends the work within one step.
+        """
+        ...
+
+
 EngineState = Literal["unloaded", "loading", "ready", "failed"]
 
 
@@ -147,13 +171,20 @@ class ShowsProgress(Protocol):
 
 
 def load_engine(config: ModelConfig, target: str | None = None) -> Engine:
-    """The engine itself, in this process; `target`: that of its row, where it has been found already.
+    """The engine itself, in this process; `target`: what `target_of` says, where it has been asked already.
 
     Raises as `find_entry`, and as the engine for options that cannot be meant.
     """
-    module, _, name = (target or find_entry(config.engine).target).partition(":")
+    module, _, name = (target or target_of(config, find_entry(config.engine))).partition(":")
     factory: Any = getattr(import_module(module), name)
     return cast(Engine, factory(config))
+
+
+def target_of(config: ModelConfig, entry: EngineEntry) -> str:
+    """Where the class of a model's engine is: by its row, and by what its files say it is."""
+    if entry.speech_target is not None and is_whisper(config.path):
+        return entry.speech_target
+    return entry.target
 
 
 def refuse_python(config: ModelConfig, entry: EngineEntry) -> None:
@@ -176,4 +207,4 @@ def open_engine(config: ModelConfig) -> Engine:
         from sightline.engines.worker import WorkerEngine
 
         return WorkerEngine(config)
-    return load_engine(config, entry.target)
+    return load_engine(config, target_of(config, entry))

@@ -11,6 +11,14 @@ class CheckpointError(ValueError):
     """The directory does not hold what it must. The message names the file and what is wrong."""
 
 
+def is_whisper(model_dir: Path) -> bool:
+    """Whether the directory holds a speech model of Whisper's architecture."""
+    try:
+        return read_json(model_dir / "config.json").get("model_type") == "whisper"
+    except CheckpointError:
+        return False
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Raises `CheckpointError` when the file is missing or is not a JSON object."""
     try:

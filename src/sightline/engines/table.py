@@ -31,6 +31,8 @@ class EngineEntry:
 
     target: str
     """`module:Class`; called with a `ModelConfig`, gives an `Engine` that runs in this process."""
+    speech_target: str | None = None
+    """The same for a source that is a Whisper model; None: the engine runs none."""
     isolated: bool = True
     """Runs in a supervised child process (`worker`). False for engines that only talk to another process."""
     summary: str = ""
@@ -54,6 +56,7 @@ class EngineEntry:
 ENGINES: dict[str, EngineEntry] = {
     "openvino": EngineEntry(
         "sightline.engines.openvino:OpenVINOEngine",
+        speech_target="sightline.engines.whisper.engine:OpenVINOWhisperEngine",
         summary="our own, on OpenVINO's runtime; fastest on a CPU",
         options="sightline.engines.openvino:Options",
         sources=("directory",),
@@ -104,10 +107,18 @@ ENGINES: dict[str, EngineEntry] = {
     ),
     "transformers": EngineEntry(
         "sightline.engines.transformers:TransformersEngine",
+        speech_target="sightline.engines.whisper.engine:TransformersWhisperEngine",
         summary="Hugging Face transformers: any model it can open",
         options="sightline.engines.transformers:Options",
         needs=("torch", "transformers", "accelerate"),
         sources=("directory", "hub"),
+    ),
+    "easydel": EngineEntry(
+        "sightline.engines.easydel:EasyDelEngine",
+        summary="EasyDeL's eSurge on JAX: TPU, GPU or CPU",
+        options="sightline.engines.easydel.options:Options",
+        needs=("jax", "easydel"),
+        sources=("directory",),
     ),
     "fake": EngineEntry(
         "sightline.engines.fake:FakeEngine",

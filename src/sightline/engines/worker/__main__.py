@@ -16,15 +16,16 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from sightline.config import ModelConfig
-from sightline.engines import Embeds, Engine, ShowsProgress, load_engine
+from sightline.engines import Embeds, Engine, ShowsProgress, Transcribes, load_engine
 from sightline.engines.worker import frames
-from sightline.engines.worker.pictures import receive, size_only
+from sightline.engines.worker.pictures import receive, receive_samples, size_only
 from sightline.errors import EngineFailed, EngineUnavailable, SightlineError, UnsupportedFeature
+from sightline.types import Event, TranscriptionEvent
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +105,8 @@ class Worker:
                 self._begin(stream, self._count(frame))
             case frames.Embed(stream):
                 self._begin(stream, self._embed(frame))
+            case frames.Transcribe(stream):
+                self._begin(stream, self._transcribe(frame, fd))
             case frames.Cancel(stream):
                 if (task := self._tasks.get(stream)) is not None:
                     task.cancel()
@@ -152,18 +155,35 @@ class Worker:
             await asyncio.sleep(_PROGRESS_EVERY_S)
 
     async def _generate(self, frame: frames.Generate, fd: int | None) -> None:
-        credit = self._credits[frame.stream] = asyncio.Semaphore(frames.WINDOW)
-        try:
+        def begin() -> AsyncGenerator[Event, None]:
             pixels = receive(fd, frame.shared_bytes) if fd is not None else size_only
-            request = frames.from_wire(frame.request, pixels)
-            async with aclosing(self._ready_engine().generate(request)) as events:
+            return self._ready_engine().generate(frames.from_wire(frame.request, pixels))
+
+        await self._stream(frame.stream, begin)
+
+    async def _transcribe(self, frame: frames.Transcribe, fd: int | None) -> None:
+        def begin() -> AsyncGenerator[TranscriptionEvent, None]:
+            assert fd is not None, "samples come with every transcription"
+            samples = receive_samples(fd, frame.request.samples)
+            engine = self._ready_engine()
+            if not isinstance(engine, Transcribes):
+                raise UnsupportedFeature("The engine does not transcribe.", param="model")
+            return engine.transcribe(frames.from_wire_transcription(frame.request, samples))
+
+        await self._stream(frame.stream, begin)
+
+    async def _stream(self, stream: int, begin: Callable[[], AsyncGenerator[Any, None]]) -> None:
+        """Sends the events of what `begin` begins, as fast as they are taken."""
+        credit = self._credits[stream] = asyncio.Semaphore(frames.WINDOW)
+        try:
+            async with aclosing(begin()) as events:
                 async for event in events:
                     await credit.acquire()
-                    self._send(frames.said(frame.stream, event))
+                    self._send(frames.said(stream, event))
         except Exception as error:
-            self._fail(frame.stream, error)
+            self._fail(stream, error)
         finally:
-            del self._credits[frame.stream]
+            del self._credits[stream]
 
     async def _count(self, frame: frames.Count) -> None:
         try:

@@ -13,20 +13,31 @@ import socket
 import sys
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from typing import Any
 
 import msgspec
 
 from sightline.config import ModelConfig
-from sightline.engines import EngineEntry, EngineInfo
+from sightline.engines import EngineEntry, EngineInfo, target_of
 from sightline.engines.interpreter import verify
 from sightline.engines.worker import frames
 from sightline.engines.worker.environment import child_environment
 from sightline.engines.worker.output import printable_lines
-from sightline.engines.worker.pictures import share
+from sightline.engines.worker.parcel import NoMemory, Parcel, Shared
 from sightline.errors import EngineError, EngineFailed, EngineUnavailable, InvalidRequest, SightlineError
-from sightline.types import EmbeddingRequest, Embeddings, EngineRequest, Event, Finish, Pixels, TokenCount
+from sightline.types import (
+    EmbeddingRequest,
+    Embeddings,
+    EngineRequest,
+    Event,
+    Finish,
+    TokenCount,
+    Transcribed,
+    TranscriptionEvent,
+    TranscriptionRequest,
+)
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +48,8 @@ _EXIT_TO_EOF_S = 0.5
 """A dead child's events end with the socket, unless a process of its own holds the socket open."""
 _LAST_LINES = 40
 _LEVELS = logging.getLevelNamesMapping()
+_LAST = (Finish, Transcribed)
+"""Events after which nothing comes."""
 
 
 class Child:
@@ -71,7 +84,7 @@ class Child:
         self._streams: dict[int, _Stream] = {}
         self._asked: dict[int, asyncio.Future[Any]] = {}
         """What is answered in one frame."""
-        self._to_send: queue.SimpleQueue[_Parcel | None] = queue.SimpleQueue()
+        self._to_send: queue.SimpleQueue[Parcel | None] = queue.SimpleQueue()
         self._process: asyncio.subprocess.Process | None = None
         self._exit: asyncio.Task[int] | None = None
         self._output: asyncio.Task[None] | None = None
@@ -87,7 +100,7 @@ class Child:
         except OSError as error:
             log.error("model %s: no process could be started: %s", self._config.name, error)
             raise EngineUnavailable("The engine's process could not be started.") from None
-        self._send(frames.Start(self._config, self._entry.target))
+        self._send(frames.Start(self._config, target_of(self._config, self._entry)))
         timeout_s = self._config.start_timeout_s
         await self._first_of(self._ready, self._ended, timeout_s=timeout_s)
         if self._ready.done():
@@ -166,17 +179,40 @@ class Child:
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[Event, None]:
         """As `Engine.generate`."""
+
+        def send(number: int) -> None:
+            wire, shared_bytes = frames.to_wire(request)
+            pictures = [part for m in wire.messages for part in m.content if not isinstance(part, str)]
+            shared = [(i.pixels, p.offset) for i, p in zip(request.images, pictures, strict=True)]
+            self._send(frames.Generate(number, wire, shared_bytes), shared if shared_bytes else ())
+
+        async with aclosing(self._stream(send)) as events:
+            async for event in events:
+                yield event
+
+    async def transcribe(self, request: TranscriptionRequest) -> AsyncGenerator[TranscriptionEvent, None]:
+        """As `Transcribes.transcribe`."""
+
+        def send(number: int) -> None:
+            wire = frames.to_wire_transcription(request)
+            self._send(frames.Transcribe(number, wire), [(request.samples, 0)])
+
+        async with aclosing(self._stream(send)) as events:
+            async for event in events:
+                yield event
+
+    async def _stream(self, send: Callable[[int], None]) -> AsyncGenerator[Any, None]:
+        """The events of what `send` asks for under a number."""
         number, stream = self._open(), _Stream()
         self._streams[number] = stream
         try:
-            wire, shared_bytes = frames.to_wire(request)
-            self._send(frames.Generate(number, wire, shared_bytes), request)
+            send(number)
             for taken in itertools.count(1):
                 event = await stream.take()
                 if taken % (frames.WINDOW // 2) == 0:
                     self._send(frames.Credit(number, frames.WINDOW // 2))
                 yield event
-                if isinstance(event, Finish):
+                if isinstance(event, _LAST):
                     return
         finally:
             del self._streams[number]
@@ -212,19 +248,13 @@ class Child:
 
     # --- down ----------------------------------------------------------------------------------------------------
 
-    def _send(self, frame: frames.ToChild, pictures_of: EngineRequest | None = None) -> None:
-        """Raises `InvalidRequest` for what cannot be encoded."""
+    def _send(self, frame: frames.ToChild, shared: Sequence[Shared] = ()) -> None:
+        """`shared`: arrays that go beside it. Raises `InvalidRequest` for what cannot be encoded."""
         try:
             data = frames.encode(frame)
         except (ValueError, TypeError, OverflowError):  # e.g. an integer over 64 bits, somewhere in a tool's schema
             raise InvalidRequest("The request holds a value that cannot be passed to the engine.") from None
-        if isinstance(frame, frames.Generate) and pictures_of is not None and frame.shared_bytes:
-            pictures = [part for m in frame.request.messages for part in m.content if not isinstance(part, str)]
-            self._to_send.put(
-                _Parcel(data, frame.stream, [i.pixels for i in pictures_of.images], [p.offset for p in pictures])
-            )
-        else:
-            self._to_send.put(_Parcel(data))
+        self._to_send.put(Parcel(data, getattr(frame, "stream", 0), shared))
 
     def _run_sender(self, sock: socket.socket) -> None:
         """A thread of its own: copying pixels takes milliseconds, and a child may be slow to read."""
@@ -232,13 +262,13 @@ class Child:
             while self._deliver(self._to_send.get(), sock):
                 pass
 
-    def _deliver(self, parcel: _Parcel | None, sock: socket.socket) -> bool:
+    def _deliver(self, parcel: Parcel | None, sock: socket.socket) -> bool:
         """Whether there may be more to deliver."""
         if parcel is None:
             return False
         try:
             parcel.send(sock)
-        except _NoMemory:
+        except NoMemory:
             self._in_loop(self._refuse, parcel.stream)
         except OSError:  # the child is gone, as the event socket will tell, too
             return False
@@ -249,16 +279,16 @@ class Child:
             self._loop.call_soon_threadsafe(callback, argument)
 
     def _refuse(self, number: int) -> None:
-        log.error("model %s: no shared memory for a request's pictures", self._config.name)
+        log.error("model %s: no shared memory for a request's pictures or sound", self._config.name)
         if number in self._streams:
-            self._streams[number].end(EngineUnavailable("There is no memory for the pictures right now."))
+            self._streams[number].end(EngineUnavailable("There is no memory for the request right now."))
 
     # --- up ------------------------------------------------------------------------------------------------------
 
     def receive(self, frame: frames.ToParent) -> None:
         """What is for a stream that is no more is dropped: it was cancelled, and its last events crossed the word."""
         if isinstance(frame, frames.Said):
-            if isinstance(frame, frames.Finished):
+            if isinstance(frame, frames.Finished | frames.HeardAll):
                 self.served = True
             if (stream := self._streams.get(frame.stream)) is not None:
                 stream.put(frame.event)
@@ -359,19 +389,19 @@ class _Stream:
     def __init__(self) -> None:
         self.ended = False
         """Nothing more will come from the child."""
-        self._items: asyncio.Queue[Event | SightlineError] = asyncio.Queue()  # bounded by frames.WINDOW
+        self._items: asyncio.Queue[Any | SightlineError] = asyncio.Queue()  # bounded by frames.WINDOW
         self._begun = False
 
-    async def take(self) -> Event:
+    async def take(self) -> Any:
         item = await self._items.get()
         if isinstance(item, SightlineError):
             raise item
         self._begun = True
         return item
 
-    def put(self, item: Event | SightlineError) -> None:
+    def put(self, item: Event | TranscriptionEvent | SightlineError) -> None:
         if not self.ended:
-            self.ended = isinstance(item, Finish | SightlineError)
+            self.ended = isinstance(item, (*_LAST, SightlineError))
             self._items.put_nowait(item)
 
     def end(self, error: SightlineError) -> None:
@@ -416,35 +446,3 @@ class _Listener(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._child.lose()
-
-
-class _Parcel:
-    """A frame, and the pictures that go beside it."""
-
-    def __init__(
-        self, data: bytes, stream: int = 0, pixels: list[Pixels] | None = None, offsets: list[int] | None = None
-    ) -> None:
-        self.stream = stream
-        self._data = data
-        self._pixels = pixels
-        self._offsets = offsets
-
-    def send(self, sock: socket.socket) -> None:
-        """Raises `_NoMemory`, or `OSError` when the child is gone."""
-        if not self._pixels or not self._offsets:
-            sock.sendall(self._data)
-            return
-        try:
-            fd = share(self._pixels, self._offsets)
-        except (OSError, MemoryError) as error:
-            raise _NoMemory from error
-        # The descriptor rides on the length, which the child reads alone; the body follows.
-        try:
-            sent = socket.send_fds(sock, [self._data[: frames.LENGTH_BYTES]], [fd])
-        finally:
-            os.close(fd)
-        sock.sendall(memoryview(self._data)[sent:])
-
-
-class _NoMemory(Exception):
-    """Neither memory nor a descriptor for pictures."""

@@ -13,7 +13,15 @@ from sightline.engines import EngineInfo, EngineState, find_entry
 from sightline.engines.worker.child import Child
 from sightline.engines.worker.restarts import RestartPolicy
 from sightline.errors import EngineUnavailable
-from sightline.types import EmbeddingRequest, Embeddings, EngineRequest, Event, TokenCount
+from sightline.types import (
+    EmbeddingRequest,
+    Embeddings,
+    EngineRequest,
+    Event,
+    TokenCount,
+    TranscriptionEvent,
+    TranscriptionRequest,
+)
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +106,13 @@ class WorkerEngine:
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         """As the engine in the child does. Raises `UnsupportedFeature` where it does not."""
         return await (await self._ready_child()).embed(request)
+
+    async def transcribe(self, request: TranscriptionRequest) -> AsyncGenerator[TranscriptionEvent, None]:
+        """As the engine in the child does. Raises `UnsupportedFeature` where it does not."""
+        child = await self._ready_child()
+        async with aclosing(child.transcribe(request)) as events:
+            async for event in events:
+                yield event
 
     async def close(self) -> None:
         """Streams end at once; the child has `CLOSE_GRACE_S` to close its engine."""

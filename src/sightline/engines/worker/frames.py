@@ -31,7 +31,10 @@ from sightline.types import (
     RefusalDelta,
     ResponseFormat,
     Role,
+    Samples,
     SamplingParams,
+    Segment,
+    SpeechTask,
     Text,
     TextDelta,
     TokenCount,
@@ -39,6 +42,9 @@ from sightline.types import (
     ToolCall,
     ToolCallDelta,
     ToolChoice,
+    Transcribed,
+    TranscriptionEvent,
+    TranscriptionRequest,
 )
 
 WINDOW = 256
@@ -139,6 +145,33 @@ def from_wire(wire: WireRequest, pixels: Callable[[Picture], Pixels]) -> EngineR
     return EngineRequest(messages=messages, **{name: getattr(wire, name) for name in _PLAIN_FIELDS})
 
 
+class WireTranscription(msgspec.Struct, frozen=True):
+    """A `TranscriptionRequest`, field for field (a test compares the two), but that its samples are only counted."""
+
+    request_id: str
+    model: str
+    samples: int
+    task: SpeechTask
+    language: str | None
+    prompt: str
+    temperature: float
+    word_times: bool
+    logprobs: bool
+
+
+_SPOKEN_FIELDS = [f.name for f in fields(TranscriptionRequest) if f.name != "samples"]
+
+
+def to_wire_transcription(request: TranscriptionRequest) -> WireTranscription:
+    return WireTranscription(
+        samples=len(request.samples), **{name: getattr(request, name) for name in _SPOKEN_FIELDS}
+    )  # fmt: skip
+
+
+def from_wire_transcription(wire: WireTranscription, samples: Samples) -> TranscriptionRequest:
+    return TranscriptionRequest(samples=samples, **{name: getattr(wire, name) for name in _SPOKEN_FIELDS})
+
+
 # --- an error --------------------------------------------------------------------------------------------------------
 
 
@@ -197,6 +230,13 @@ class Embed(_Frame, frozen=True):
     request: EmbeddingRequest
 
 
+class Transcribe(_Frame, frozen=True):
+    """The descriptor of the samples comes beside it."""
+
+    stream: int
+    request: WireTranscription
+
+
 class Cancel(_Frame, frozen=True):
     stream: int
 
@@ -216,7 +256,7 @@ class Close(_Frame, frozen=True):
     pass
 
 
-ToChild: TypeAlias = Start | Generate | Count | Embed | Cancel | Credit | Ping | Close
+ToChild: TypeAlias = Start | Generate | Count | Embed | Transcribe | Cancel | Credit | Ping | Close
 
 
 # --- to the parent ---------------------------------------------------------------------------------------------------
@@ -291,7 +331,19 @@ class Finished(_Frame, frozen=True):
     event: Finish
 
 
-Said: TypeAlias = SaidText | SaidReasoning | SaidToolCall | SaidRefusal | Finished
+class Heard(_Frame, frozen=True):
+    stream: int
+    event: Segment
+
+
+class HeardAll(_Frame, frozen=True):
+    """The last frame of a transcription that did not fail."""
+
+    stream: int
+    event: Transcribed
+
+
+Said: TypeAlias = SaidText | SaidReasoning | SaidToolCall | SaidRefusal | Finished | Heard | HeardAll
 ToParent: TypeAlias = Loading | Ready | NotReady | Counted | Embedded | Failed | Pong | Said
 
 _SAID: dict[type[Any], Callable[[int, Any], Said]] = {
@@ -300,10 +352,12 @@ _SAID: dict[type[Any], Callable[[int, Any], Said]] = {
     ToolCallDelta: SaidToolCall,
     RefusalDelta: SaidRefusal,
     Finish: Finished,
+    Segment: Heard,
+    Transcribed: HeardAll,
 }
 
 
-def said(stream: int, event: Event) -> Said:
+def said(stream: int, event: Event | TranscriptionEvent) -> Said:
     return _SAID[type(event)](stream, event)
 
 

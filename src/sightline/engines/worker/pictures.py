@@ -1,4 +1,4 @@
-"""Pixels between processes: an anonymous file of a request's pictures, whose descriptor is passed along.
+"""Pixels and samples between processes: an anonymous file of what a request holds, whose descriptor is passed along.
 
 It has no name, so nothing is left behind whoever dies: the kernel frees it with the last descriptor and mapping.
 """
@@ -9,15 +9,19 @@ import mmap
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from sightline.engines.worker.frames import Picture
-from sightline.types import Pixels
+from sightline.types import Pixels, Samples
+
+_SAMPLE = np.dtype(np.float32)
 
 
-def share(pixels: Sequence[Pixels], offsets: Sequence[int]) -> int:
-    """Writes pictures to shared memory; returns its descriptor, which the caller closes.
+def share(pixels: Sequence[npt.NDArray[Any]], offsets: Sequence[int]) -> int:
+    """Writes pictures, or a recording, to shared memory; returns its descriptor, which the caller closes.
 
     Raises `OSError` when there is no memory or no descriptor left. That is why it writes and does not map: a mapping
     that finds no memory kills the process.
@@ -50,6 +54,15 @@ def receive(fd: int, size: int) -> Callable[[Picture], Pixels]:
         return np.frombuffer(mapping, np.uint8, shape[0] * shape[1] * 3, picture.offset).reshape(shape)
 
     return pixels
+
+
+def receive_samples(fd: int, count: int) -> Samples:
+    """Maps shared memory that holds so many samples and closes the descriptor; read-only."""
+    try:
+        mapping = mmap.mmap(fd, max(1, count) * _SAMPLE.itemsize, prot=mmap.PROT_READ)
+    finally:
+        os.close(fd)
+    return np.frombuffer(mapping, _SAMPLE, count)
 
 
 def size_only(picture: Picture) -> Pixels:

@@ -1,0 +1,94 @@
+"""A recording's way through the service: decoded, admitted, written down, segment by segment.
+
+The recording is decoded before it takes a place in line, in a process of its own; the engine's work is a `Call`, which
+is admitted, tried again and counted like any other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, fields
+from typing import Any, Final, Protocol
+
+from sightline.audio.mel import SAMPLE_RATE
+from sightline.engines import Engine, Transcribes
+from sightline.types import AudioRef, Samples, SpeechRequest, TranscriptionEvent, TranscriptionRequest
+
+_BUFFERED_EVENTS: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """Comes before the first event: what is known when an engine has begun to answer."""
+
+    engine: str
+    duration_s: float
+    """Of the recording."""
+    decode_s: float
+    """What decoding it took."""
+
+
+SpeechItem = Listening | TranscriptionEvent
+
+
+class CallEngine(Protocol):
+    async def __call__(self, run: Callable[[Engine], Awaitable[None]], begun: Callable[[], bool]) -> Any:
+        """Has `run` done by an engine, once more where that fails before `begun`."""
+        ...
+
+
+async def written_down(
+    request: SpeechRequest, decode: Callable[[AudioRef], Awaitable[Samples]], call: CallEngine
+) -> AsyncGenerator[SpeechItem, None]:
+    """Yields `Listening` when the first event of an engine is there (an error before it can still be a true status),
+    then segments, then one `Transcribed`. Closing it ends the decoding or the engine's work.
+
+    The work runs in a task of its own, as that of `Service.generate` does, and for the same reason.
+    """
+    items: asyncio.Queue[SpeechItem | None] = asyncio.Queue(_BUFFERED_EVENTS)
+    has_begun = False
+
+    async def work() -> None:
+        started = time.perf_counter()
+        samples = await decode(request.audio)
+        decode_s = time.perf_counter() - started
+        wanted = to_transcription_request(request, samples)
+
+        async def run(engine: Engine) -> None:
+            nonlocal has_begun
+            assert isinstance(engine, Transcribes), "an engine whose work it is has the method"
+            async with aclosing(engine.transcribe(wanted)) as events:
+                async for event in events:
+                    if not has_begun:
+                        has_begun = True
+                        await items.put(Listening(engine.info.engine, len(samples) / SAMPLE_RATE, decode_s))
+                    await items.put(event)
+
+        await call(run, lambda: has_begun)
+
+    async def work_and_tell() -> None:
+        try:
+            await work()
+        except asyncio.CancelledError:
+            raise  # nobody takes items any more
+        except BaseException:
+            await items.put(None)
+            raise
+        await items.put(None)
+
+    working = asyncio.create_task(work_and_tell())
+    try:
+        while (item := await items.get()) is not None:
+            yield item
+        await working
+    finally:
+        working.cancel()
+        await asyncio.wait([working])
+
+
+def to_transcription_request(request: SpeechRequest, samples: Samples) -> TranscriptionRequest:
+    same = {f.name: getattr(request, f.name) for f in fields(request) if f.name != "audio"}
+    return TranscriptionRequest(samples=samples, **same)
