@@ -206,6 +206,15 @@ def test_parse_gives_calls_their_arguments(client: openai.OpenAI) -> None:
     assert call.parsed_arguments == {"city": "Oslo"}
 
 
+def test_json_comes_when_it_is_asked_for(client: openai.OpenAI) -> None:
+    text: Any = {"format": {"type": "json_object"}}
+    reply = client.responses.create(model="fake", input=user(picture(40, 20, "red"), "hi"), text=text)
+    assert json.loads(reply.output_text)
+    assert reply.text is not None
+    assert reply.text.format is not None
+    assert reply.text.format.type == "json_object"
+
+
 def test_logprobs_come_when_they_are_asked_for(client: openai.OpenAI, port: int) -> None:
     include: Any = ["message.output_text.logprobs"]
     reply = client.responses.create(model="fake", input="[[fake: say a b]]", include=include, top_logprobs=2)
