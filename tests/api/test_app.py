@@ -102,6 +102,7 @@ async def test_a_path_tells_all_its_methods() -> None:
     reply = await get(app_of(ScriptedService()), "/v1/responses/resp_1", "PUT")
     assert (reply.status, reply.headers["allow"]) == (405, "DELETE, GET, HEAD")
     assert "DELETE, GET, HEAD" in reply.json["error"]["message"]
+    assert (await get(app_of(ScriptedService()), "/v1/responses/input_tokens", "PUT")).headers["allow"] == "POST"
 
 
 async def test_heads_are_as_the_gets() -> None:
