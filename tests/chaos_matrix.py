@@ -23,7 +23,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from tests.chaos import TOXICS, Proxy, Toxic
 from tests.chaos_client import Outcome, Question, ask
@@ -70,7 +70,7 @@ class Result:
     upstream_tries: int = 0
     fell_back: int = 0
     held_up_s: float = 0.0
-    """The most by which this process woke too late from a short sleep: what the machine adds to any time here."""
+    """See `HeldUp`."""
     left_over: int = 0
     """Requests that the gateway still had when all had ended for the client."""
     problems: list[str] = field(default_factory=list)
@@ -154,6 +154,29 @@ def chats(log: Iterable[str]) -> list[dict[str, Any]]:
     return [told for line in lines if line and (told := json.loads(line))["route"] == "/v1/chat/completions"]
 
 
+class HeldUp:
+    """The most by which this process woke too late from a short sleep, while inside: what the machine, if others use it
+    too, adds to any time that is measured on it."""
+
+    def __init__(self) -> None:
+        self.most_s = 0.0
+        self._watch: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._watch = asyncio.create_task(self._sleep())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._watch is not None
+        self._watch.cancel()
+
+    async def _sleep(self) -> None:
+        while True:
+            asleep = time.perf_counter()
+            await asyncio.sleep(0.02)
+            self.most_s = max(self.most_s, time.perf_counter() - asleep - 0.02)
+
+
 class Bench:
     """The two servers and the two proxies."""
 
@@ -205,7 +228,6 @@ async def run_cell(bench: Bench, cell: Cell, requests: int, *, deadline_s: float
     chance = random.Random(f"{seed}:{cell}")
     bench.ended()
     tries = bench.engine_side.asked["POST /v1/chat/completions"]
-    watch = asyncio.create_task(_watch(result))
     turns = asyncio.create_task(_keep_toxic(proxy, cell, random.Random(f"{seed}:{cell}:turns")))
     places = asyncio.Semaphore(at_once)
 
@@ -219,10 +241,11 @@ async def run_cell(bench: Bench, cell: Cell, requests: int, *, deadline_s: float
             return await ask(port, question, timeout_s=deadline_s, patience_s=patience_s)
 
     try:
-        outcomes = await asyncio.gather(*(one(number) for number in range(requests)))
+        async with HeldUp() as held_up:
+            outcomes = await asyncio.gather(*(one(number) for number in range(requests)))
+        result.held_up_s = held_up.most_s
     finally:
         turns.cancel()
-        watch.cancel()
         proxy.requests = proxy.answers = None
     result.upstream_tries = bench.engine_side.asked["POST /v1/chat/completions"] - tries
     result.ends = Counter(outcome.end for outcome in outcomes)
@@ -250,13 +273,6 @@ async def _keep_toxic(proxy: Proxy, cell: Cell, chance: random.Random) -> None:
         toxic: Toxic | None = TOXICS[name]() if name else None
         setattr(proxy, cell.direction, toxic)
         await asyncio.sleep(_SWITCH_S if cell.toxic == MIXED else 3600)
-
-
-async def _watch(result: Result) -> None:
-    while True:
-        asleep = time.perf_counter()
-        await asyncio.sleep(0.02)
-        result.held_up_s = max(result.held_up_s, time.perf_counter() - asleep - 0.02)
 
 
 async def _left_over(bench: Bench, within_s: float = 1.0) -> int:

@@ -48,6 +48,8 @@ class Row:
     promise: str
     measured: str
     met: bool
+    held_up_ms: int = 0
+    """See `chaos_matrix.HeldUp`."""
     details: Any = field(default_factory=dict)
 
 
@@ -107,7 +109,7 @@ async def deadlines(directory: Path, seed: int, requests: int) -> Row:
         f"{len(statuses)} queued requests: {started} started, {late} answered 504; after the deadline, by the server's "
         f"log {_spread(in_server)}, as the client saw it {_spread(in_client)}",
         started == 0 and late == len(statuses) and in_server[-1] <= 100,
-        {
+        details={
             "requests": len(statuses),
             "started": started,
             "status_504": late,
@@ -173,7 +175,7 @@ async def breaker(directory: Path, seed: int, requests: int) -> Row:
         f"reached the upstream; after {probe_s:.2f} s {probes} of 20 at once was let through as a probe; it closed "
         f"{healed_s:.2f} s after the upstream was well again",
         met,
-        {
+        details={
             "failures": failures,
             "refused": refused,
             "open_ms": _figures(open_ms),
@@ -217,7 +219,13 @@ async def retries(directory: Path, seed: int, requests: int) -> Row:
         f"{counting} where a prompt is counted first; {cut['begun']} answers broken off after their first byte: "
         f"{cut['tries']} tries",
         met,
-        {"requests": requests, "outage": outage, "breaker_shut": shut, "breaker_shut_counting": counting, "cut": cut},
+        details={
+            "requests": requests,
+            "outage": outage,
+            "breaker_shut": shut,
+            "breaker_shut_counting": counting,
+            "cut": cut,
+        },
     )
 
 
@@ -309,12 +317,11 @@ async def matrix(
     return Row(
         15,
         "through every toxic each request ends, well or with a well-formed error, within its deadline + 1 s",
-        f"{requests} requests, deadline {deadline_s:g} s: slowest {slowest_s:.2f} s (the machine itself held up "
-        f"processes by {max(result.held_up_s for result in results):.2f} s), {stuck} stuck, {len(problems)} "
+        f"{requests} requests, deadline {deadline_s:g} s: slowest {slowest_s:.2f} s, {stuck} stuck, {len(problems)} "
         f"otherwise wrong; upstream's side: {ends['ok']} answered, {ends['error']} well-formed errors; "
         f"client's side: {client} ended in the server",
         not problems,
-        {"deadline_s": deadline_s, "cells": [result.to_json() for result in results]},
+        details={"deadline_s": deadline_s, "cells": [result.to_json() for result in results]},
     )
 
 
@@ -335,7 +342,7 @@ async def cuts(directory: Path, seed: int, splits: int) -> Row:
         "an upstream's stream gives the same text for every cut of its bytes",
         f"{len(stream)} bytes cut in {tried} ways: {wrong} differ",
         wrong == 0 and len(whole) > 0,
-        {"bytes": len(stream), "splits": tried, "different": wrong},
+        details={"bytes": len(stream), "splits": tried, "different": wrong},
     )
 
 
@@ -368,8 +375,11 @@ def _spread(sorted_ms: list[float]) -> str:
 
 
 def table(rows: list[Row]) -> str:
-    lines = ["| figure | promise | measured | met |", "|---|---|---|---|"]
-    lines += [f"| {r.figure} | {r.promise} | {r.measured} | {'yes' if r.met else '**no**'} |" for r in rows]
+    """In Markdown."""
+    lines = ["| figure | promise | measured | met | machine |", "|---|---|---|---|---|"]
+    for row in rows:
+        met = "yes" if row.met else "**no**"
+        lines.append(f"| {row.figure} | {row.promise} | {row.measured} | {met} | held up by {row.held_up_ms} ms |")
     return "\n".join(lines)
 
 
@@ -389,7 +399,9 @@ async def report(requests: int, at_once: int, seed: int, only: set[int], say: Ca
         say(f"figure {figure} ...")
         began = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="chaos-") as directory:
-            row = await measure(Path(directory))
+            async with chaos_matrix.HeldUp() as held_up:
+                row = await measure(Path(directory))
+        row.held_up_ms = round(1000 * held_up.most_s)
         say(f"  {'met' if row.met else 'NOT MET'}: {row.measured} ({time.monotonic() - began:.0f} s)")
         rows.append(row)
     return rows
