@@ -11,6 +11,7 @@ chat.py         OpenAI's chat completions: body to request, and the routes
   content.py        messages, content parts, pictures
   chat_reply.py     events to a reply, whole or in chunks
   extension.py      what we add: the `sightline` object and headers
+responses.py    OpenAI's Responses API, and Open Responses; its own map is in its head
 models.py       GET /v1/models
 errors.py       from error to status, error object and headers: the table
 sse.py          an event stream, its first event, its keep-alive
