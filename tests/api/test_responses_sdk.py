@@ -418,6 +418,29 @@ def test_only_background_responses_are_cancelled_or_streamed_again(client: opena
     assert refused.value.param == "background"
 
 
+@pytest.mark.parametrize(
+    ("query", "param"),
+    [
+        ("stream=maybe", "stream"),
+        ("starting_after=3", "starting_after"),
+        ("stream=true&starting_after=-1", "starting_after"),
+        ("include=everything", "include[0]"),
+        ("include[]=everything", "include[0]"),
+        ("/input_items?limit=0", "limit"),
+        ("/input_items?limit=101", "limit"),
+        ("/input_items?limit=two", "limit"),
+        ("/input_items?order=up", "order"),
+        ("/input_items?after=msg_of_another", "after"),
+    ],
+)
+def test_queries_that_are_refused(client: openai.OpenAI, port: int, query: str, param: str) -> None:
+    reply = client.responses.create(model="fake", input="hello")
+    path = query if query.startswith("/") else f"?{query}"
+    refused = httpx2.get(f"http://127.0.0.1:{port}/v1/responses/{reply.id}{path}")
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == param
+
+
 # --- what fits -------------------------------------------------------------------------------------------------------
 
 

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sightline.api.responses_items import read_items
 from sightline.api.responses_objects import OutputMessage, OutputText, ResponseReply
 from sightline.api.responses_request import to_response
 from sightline.api.responses_schema import read_responses_body
-from sightline.api.responses_store import MemoryStore, StoredResponse, to_input, to_output, to_record, without_urls
+from sightline.api.responses_store import (
+    MemoryStore,
+    StoredResponse,
+    _own_bytes,
+    to_input,
+    to_output,
+    to_record,
+    without_urls,
+)
 from sightline.config import HttpLimits, ResponseLimits
 from sightline.errors import ObjectNotFound
-
-pytestmark = pytest.mark.anyio
 
 
 class Clock:
@@ -61,6 +70,7 @@ async def is_kept(kept: MemoryStore, response_id: str, tenant: str = "t") -> boo
     return True
 
 
+@pytest.mark.anyio
 async def test_items_come_back_as_they_were() -> None:
     kept = store()
     output = [{"type": "input_text", "text": "x"}, picture(url("B", 400_000))]
@@ -81,6 +91,7 @@ async def test_items_come_back_as_they_were() -> None:
     assert "https" not in shown
 
 
+@pytest.mark.anyio
 async def test_a_picture_is_kept_once_however_often_it_is_sent() -> None:
     kept = store()
     big = url("A", 1_000_000)
@@ -94,6 +105,7 @@ async def test_a_picture_is_kept_once_however_often_it_is_sent() -> None:
     assert next(iter(first.pictures.values())) is next(iter(third.pictures.values())), "the same bytes, not a copy"
 
 
+@pytest.mark.anyio
 async def test_nothing_is_left_when_all_is_deleted() -> None:
     kept = store()
     for n in range(3):
@@ -106,6 +118,7 @@ async def test_nothing_is_left_when_all_is_deleted() -> None:
     assert not any((shelf.held, shelf.items, shelf.pictures))
 
 
+@pytest.mark.anyio
 async def test_another_tenant_sees_nothing() -> None:
     kept = store()
     await kept.put(await record("resp_1", url("A", 100), item_id="msg_1"))
@@ -122,6 +135,7 @@ async def test_another_tenant_sees_nothing() -> None:
     assert (await kept.holder_of("msg_of_resp_1", "t")).id == "resp_1"
 
 
+@pytest.mark.anyio
 async def test_what_was_used_longest_ago_goes_first() -> None:
     kept = store(max_bytes=350_000)
     for n in range(3):
@@ -136,6 +150,7 @@ async def test_what_was_used_longest_ago_goes_first() -> None:
     )
 
 
+@pytest.mark.anyio
 async def test_whoever_has_the_most_makes_room() -> None:
     kept = store(max_bytes=350_000)
     await kept.put(await record("resp_small", url("s", 100_000), tenant="small"))
@@ -145,6 +160,7 @@ async def test_whoever_has_the_most_makes_room() -> None:
     assert await is_kept(kept, "resp_small", "small"), "though it was used longest ago"
 
 
+@pytest.mark.anyio
 async def test_what_is_too_old_goes_though_its_tenant_never_comes_back() -> None:
     clock = Clock()
     kept = store(clock, max_age_s=100)
@@ -154,6 +170,7 @@ async def test_what_is_too_old_goes_though_its_tenant_never_comes_back() -> None
     assert list(kept._shelves) == ["t"]
 
 
+@pytest.mark.anyio
 async def test_age_counts_from_the_last_use() -> None:
     clock = Clock()
     kept = store(clock, max_age_s=7200)
@@ -168,6 +185,7 @@ async def test_age_counts_from_the_last_use() -> None:
     assert kept.num_bytes == 0
 
 
+@pytest.mark.anyio
 async def test_a_client_cannot_name_a_stored_picture() -> None:
     """The store writes an object where a client may only write a string."""
     kept = store()
@@ -177,3 +195,44 @@ async def test_a_client_cannot_name_a_stored_picture() -> None:
     await kept.put(await record("resp_2", forged, tenant="other"))
     stored = await kept.get("resp_2", "other")
     assert to_input(stored)[0]["content"][0]["image_url"] == forged
+
+
+_OPERATIONS = st.lists(
+    st.tuples(
+        st.sampled_from(["put", "put", "put", "get", "delete", "wait"]),
+        st.integers(0, 5),
+        st.sampled_from(["t", "u"]),
+        st.lists(st.sampled_from(["A", "B", "C"]), max_size=3),
+    ),
+    max_size=30,
+)
+
+
+@given(_OPERATIONS)
+@settings(max_examples=100, deadline=None)
+def test_the_bytes_are_those_of_what_is_there(operations: list[tuple[str, int, str, list[str]]]) -> None:
+    """Whatever happens: nothing is counted twice or left behind, and the bound holds."""
+    clock = Clock()
+    kept = store(clock, max_bytes=30_000, max_age_s=50)
+
+    async def run() -> None:
+        for operation, n, tenant, fills in operations:
+            response_id = f"resp_{tenant}{n}"
+            match operation:
+                case "put":
+                    await kept.put(await record(response_id, *(url(f, 4_000) for f in fills), tenant=tenant))
+                case "get":
+                    await is_kept(kept, response_id, tenant)
+                case "delete" if await is_kept(kept, response_id, tenant):
+                    await kept.delete(response_id, tenant)
+                case _:
+                    clock.now += 20
+            assert kept.num_bytes <= 30_000
+            for shelf in kept._shelves.values():
+                there = [held.stored for held in shelf.held.values()]
+                pictures = {digest: held for stored in there for digest, held in stored.pictures.items()}
+                assert set(shelf.pictures) == set(pictures)
+                assert shelf.num_bytes == sum(map(len, pictures.values())) + sum(map(_own_bytes, there))
+                assert set(shelf.items.values()) <= set(shelf.held)
+
+    asyncio.run(run())

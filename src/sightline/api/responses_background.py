@@ -105,6 +105,7 @@ class Background:
             await self._finish(run)
 
     async def _finish(self, run: Run) -> None:
+        log.info("response %s has ended in the background: %s", run.answer.id, run.answer.response.status)
         try:
             await self._store.put(with_response(run.record, run.answer.response, run.frames))
         finally:
