@@ -119,6 +119,7 @@ def test_a_class_from_elsewhere_falls_back_to_its_base() -> None:
         (e.UnsupportedFeature("The model 'top_k' has no top_k.", param="top_k"), "The model 'top_k' has no a.top_k."),
         (e.UnsupportedFeature("It has no seed.", param="seed"), "It has no a.seed."),
         (e.EngineFailed("A seed of doubt; GET /v1/models."), "A seed of doubt; GET /api/tags."),
+        (e.ContextLengthExceeded("Too long; lower top_k.", param="messages"), "Too long; lower a.top_k."),
         (HTTPException(415, "The top_k body."), "The top_k body."),
     ],
 )

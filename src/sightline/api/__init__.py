@@ -12,6 +12,8 @@ chat.py         OpenAI's chat completions: body to request, and the routes
   chat_reply.py     events to a reply, whole or in chunks
   extension.py      what we add: the `sightline` object and headers
 responses.py    OpenAI's Responses API, and Open Responses; its own map is in its head
+messages.py     Anthropic's messages, in files as chat's; `messages_models.py` lists models for its clients
+ollama.py       Ollama's own API, likewise; `ollama_embed.py`, `ollama_models.py`
 models.py       GET /v1/models
 errors.py       from error to status, error object and headers: the table
 sse.py          an event stream, its first event, its keep-alive

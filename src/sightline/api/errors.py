@@ -132,6 +132,8 @@ def to_message(error: Exception, request_id: str, words: Mapping[str, str] | Non
         return to_error(error, request_id).error.message
     words = {word: own for word, own in (words or {}).items() if not word.isalpha() or word == error.param}
     message = _WORD.sub(lambda found: words.get(found[0], found[0]), error.message)
+    if isinstance(error, e.ContextLengthExceeded):
+        return message  # it is about all that was sent
     place = words.get(error.param or "", error.param)
     return message if place is None or place in message else f"{place}: {message}"
 

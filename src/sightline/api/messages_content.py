@@ -50,7 +50,7 @@ _INSTEAD = {
 
 
 def to_messages(system: Any, turns: Sequence[Any], limits: HttpLimits) -> tuple[Message[ImageRef], ...]:
-    """Raises `InvalidRequest` or `UnsupportedFeature`, with `param`, for the first thing at fault."""
+    """`turns` are one or more. Raises `InvalidRequest` or `UnsupportedFeature`, with `param`, for the first fault."""
     if len(turns) > limits.max_messages:
         raise invalid("messages", f"must have at most {limits.max_messages} items, and has {len(turns)}")
     if (blocks := sum(map(_count_blocks, turns))) > limits.max_parts:
@@ -59,13 +59,12 @@ def to_messages(system: Any, turns: Sequence[Any], limits: HttpLimits) -> tuple[
     calls: set[str] = set()
     for index, value in enumerate(turns):
         at = f"messages[{index}]"
-        turn = read(TurnBody, value, at)
-        messages += _to_turn(turn, at, calls)
-    if turn.role == "assistant":
+        messages += _to_turn(read(TurnBody, value, at), at, calls)
+    if messages[-1].role == "assistant":
         raise UnsupportedFeature(
             "The last message is the assistant's, which asks that the answer goes on where it ends; that is not "
             "supported. End with a user message.",
-            param=f"{at}.role",
+            param=f"messages[{len(turns) - 1}].role",
         )
     return tuple(messages)
 
