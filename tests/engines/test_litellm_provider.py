@@ -53,6 +53,11 @@ NOT_KEPT = {
     "usage_is_exact": INEXACT,
     "what_exceeds_the_context_is_refused_before_anything_runs": INEXACT,
     "a_stop_string_cuts": "providers cut at stop strings themselves, so that usage is exact; they do not say at which",
+    **{
+        clause.__name__: "the stand-in keeps to no schema and calls what it likes"
+        for clause in conformance.CLAUSES
+        if clause.__module__ == conformance.structured.__name__
+    },
 }
 """Clauses that cannot hold of a provider."""
 CLAUSES = [clause for clause in conformance.CLAUSES if clause.__name__ not in NOT_KEPT]

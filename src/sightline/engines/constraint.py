@@ -16,18 +16,17 @@ import subprocess
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from select import select
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from sightline.engines import grammar_trial
-from sightline.engines.answer import Vocabulary
 from sightline.engines.grammar import Grammar, Schema, to_grammar
 from sightline.engines.tool_formats import ToolFormat
 from sightline.errors import EngineFailed, SchemaInvalid
@@ -44,10 +43,27 @@ _LOOKED_AHEAD: Final = 256
 _WHERE: Final = re.compile(r"^(?:at \d+\(\d+\): )?(?:failed to compile JSON schema: )?")
 
 
+class Spelled(Protocol):
+    """A vocabulary, as far as grammars are concerned (`answer.Vocabulary` is one)."""
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def eos_tokens(self) -> frozenset[int]: ...
+
+    @property
+    def added(self) -> Mapping[int, bytes]: ...
+
+    def spelling(self, token: int) -> bytes: ...
+
+    def tokens_of(self, texts: Iterable[str]) -> frozenset[int]: ...
+
+
 class Constraints:
     """Compiles grammars for one vocabulary. Thread-safe; `close` ends its threads and its process."""
 
-    def __init__(self, vocabulary: Vocabulary, encode: Callable[[str], list[int]], form: ToolFormat) -> None:
+    def __init__(self, vocabulary: Spelled, encode: Callable[[str], list[int]], form: ToolFormat) -> None:
         """`encode`: text in the middle of an answer to tokens; `form`: how the model writes calls of tools."""
         self._vocabulary = vocabulary
         self._form = form
@@ -130,7 +146,7 @@ class Constraint:
         matcher: Any,
         first: bytes,
         pool: ThreadPoolExecutor,
-        vocabulary: Vocabulary,
+        vocabulary: Spelled,
         *,
         ignore_eos: bool,
     ) -> None:
@@ -154,6 +170,11 @@ class Constraint:
             allowed = others if others.any() else allowed
         return allowed
 
+    def takes(self, tokens: Sequence[int]) -> bool:
+        """Whether these tokens may come, one after the other."""
+        self._bits.result()
+        return bool(self._matcher.validate_tokens(list(tokens)) == len(tokens))
+
     def accept(self, token: int) -> bool:
         """Takes the token that came; True: the answer is complete, nothing may follow."""
         self._matcher.consume_token(token)
@@ -168,7 +189,7 @@ class _ForGrammars:
 
     bos_token_id = None
 
-    def __init__(self, vocabulary: Vocabulary, encode: Callable[[str], list[int]]) -> None:
+    def __init__(self, vocabulary: Spelled, encode: Callable[[str], list[int]]) -> None:
         self.tokens = [vocabulary.spelling(token) for token in range(vocabulary.size)]
         # Added tokens are no text here, special or not: a grammar names those that it wants.
         self.special_token_ids = sorted(token for token in vocabulary.added if token < vocabulary.size)

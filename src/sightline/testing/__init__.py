@@ -7,7 +7,7 @@ other clauses. One that must break, fill or close an engine starts its own with 
 docs/extending.md shows them run on an engine of one's own; they need no test framework.
 """
 
-from sightline.testing import clauses, isolated  # each clause is registered where it is defined
+from sightline.testing import clauses, isolated, structured  # each clause is registered where it is defined
 from sightline.testing.isolated import lives
 from sightline.testing.subject import (
     CLAUSES,
@@ -44,4 +44,5 @@ __all__ = [
     "patience",
     "picture",
     "served",
+    "structured",
 ]

@@ -22,8 +22,9 @@ same answer: there is nothing to sample, so seed, temperature and penalties chan
     [[fake: break]]             stops running for good, as a bug would leave it: this request and all others fail
     [[fake: hang]]              never answers, and holds its slot
 
-With `tool_choice` required (or a tool named) and no script, it calls the first allowed tool with `{}`. A JSON object as
-response format gives the same facts as an object.
+With `tool_choice` required (or a tool named) and no script, it calls the first allowed tool, with arguments that its
+schema allows. A JSON object as response format gives the same facts as an object; a JSON schema a value that it allows,
+with the colours of the pictures where it lets them stand.
 
 **Tokens.** A token is a run of at most 8 letters, digits and underscores, or one other character, with the whitespace
 before it; trailing whitespace is one. A message costs 2 tokens more than its parts, a tool the tokens of its name,

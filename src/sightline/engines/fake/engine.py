@@ -14,7 +14,9 @@ import msgspec
 
 from sightline.config import ModelConfig
 from sightline.engines import EngineInfo
+from sightline.engines.fake.instances import Instances
 from sightline.engines.fake.script import Plan, crash, read_script, to_plan
+from sightline.engines.fake.sight import seen
 from sightline.engines.fake.tokens import count_tokens, to_logprob
 from sightline.engines.fake.vectors import embed
 from sightline.engines.stops import StopStrings
@@ -42,8 +44,11 @@ from sightline.types import (
 )
 
 _FEATURES = frozenset(
-    {"seed", "top_k", "min_p", "penalties", "logprobs", "min_tokens", "ignore_eos", "tools", "json_object"}
-)
+    {
+        "seed", "top_k", "min_p", "penalties", "logprobs", "min_tokens", "ignore_eos", "tools", "parallel_tool_calls",
+        "json_object", "json_schema",
+    }
+)  # fmt: skip
 _PICTURES_KEPT = 1024
 _STARTUP_STEPS = 10
 _LAST_WORDS_S = 0.05
@@ -102,6 +107,7 @@ class FakeEngine:
         self._loop: asyncio.Task[None] | None = None
         self._closed = False
         self._pictures: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._instances = Instances()
 
     @property
     def running(self) -> int:
@@ -147,8 +153,9 @@ class FakeEngine:
             raise EngineUnavailable("The engine is not running.")
         count = await self.count_tokens(request)
         room = self._options.context_length - count.prompt_tokens
+        shaped = await self._instances.of(request, seen(request))
         sequence = _Sequence(
-            plan=to_plan(request, self._options.script),
+            plan=to_plan(request, self._options.script, shaped),
             request=request,
             order=(-request.priority, next(self._arrivals)),
             count=count,
@@ -171,6 +178,7 @@ class FakeEngine:
 
     async def close(self) -> None:
         self._closed = True
+        self._instances.close()
         if self._loop is not None:
             self._loop.cancel()
             await asyncio.wait([self._loop])

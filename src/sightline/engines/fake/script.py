@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from sightline.engines.fake.instances import Shaped
 from sightline.engines.fake.sight import describe
 from sightline.engines.fake.tokens import to_text, tokenise
 from sightline.errors import EngineFailed, InvalidRequest
@@ -59,12 +60,16 @@ class Script:
     hang: bool = False
 
 
-def to_plan(request: EngineRequest, default_script: str) -> Plan:
+def to_plan(request: EngineRequest, default_script: str, shaped: Shaped) -> Plan:
+    """`shaped`: what the request's schemas ask for."""
     text = _last_user_text(request)
     script, said = read_script(text, "messages")
     if script == Script():
         script, _ = read_script(default_script, "options")
-    calls = _calls(request, script)
+    calls = _calls(request, script, shaped)
+    if not request.tool_choice.parallel:
+        calls = calls[:1]
+    is_free = request.response_format.kind == "text"
     answer: Iterator[Delta]
     reason: FinishReason = "stop"
     if script.refuse:
@@ -72,16 +77,16 @@ def to_plan(request: EngineRequest, default_script: str) -> Plan:
     elif calls:
         answer, reason = _tool_tokens(calls), "tool_calls"
     else:
-        text = script.say if script.say is not None else describe(request, said)
+        text = script.say if script.say is not None else shaped.answer or describe(request, said)
         answer = (TextDelta(token) for token in tokenise(text))
     thoughts = [ReasoningDelta(token) for token in tokenise(script.think)]
     tokens: Iterator[Delta] = itertools.chain(thoughts, answer)
     sampling = request.sampling
     if script.length is not None:
         tokens, reason = _exactly(script.length, tokens), "length"
-    elif sampling.ignore_eos and reason == "stop":
+    elif sampling.ignore_eos and reason == "stop" and is_free:
         tokens = itertools.chain(tokens, _filler())
-    elif sampling.min_tokens and reason == "stop":
+    elif sampling.min_tokens and reason == "stop" and is_free:
         tokens = _at_least(sampling.min_tokens, tokens)
     faults = (script.slow_s, script.error_at, script.crash_at, script.breaks, script.hang)
     return Plan(tokens, reason, len(thoughts), *faults)
@@ -103,7 +108,7 @@ def _at_least(count: int, tokens: Iterator[Delta]) -> Iterator[Delta]:
     yield from itertools.islice(_filler(), max(0, count - made))
 
 
-def _calls(request: EngineRequest, script: Script) -> list[tuple[str, str]]:
+def _calls(request: EngineRequest, script: Script, shaped: Shaped) -> list[tuple[str, str]]:
     choice, known = request.tool_choice, [tool.name for tool in request.tools]
     if choice.mode == "none":
         return []
@@ -111,7 +116,8 @@ def _calls(request: EngineRequest, script: Script) -> list[tuple[str, str]]:
         if name not in known:
             raise InvalidRequest(f"The script calls the tool {name!r}, which the request does not have.", param="tools")
     if not script.tools and choice.mode == "required" and known:
-        return [((choice.names or tuple(known))[0], "{}")]
+        name = (choice.names or tuple(known))[0]
+        return [(name, shaped.arguments.get(name, "{}"))]
     return script.tools
 
 

@@ -25,6 +25,11 @@ def describe(request: EngineRequest, said: str) -> str:
     return f"I see {counted}{'; '.join(pictures)}. You said: {said}"
 
 
+def seen(request: EngineRequest) -> list[str]:
+    """The main colours of the pictures, in order."""
+    return [_most(_named(image.pixels)) for image in request.images]
+
+
 _QUARTERS = {"top left": (0, 0), "top right": (0, 1), "bottom left": (1, 0), "bottom right": (1, 1)}
 
 
