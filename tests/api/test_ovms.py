@@ -95,8 +95,9 @@ async def broken(request: ChatRequest) -> AsyncIterator[Item]:
     raise EngineFailed("The engine broke.")
 
 
-async def test_a_late_fault_is_an_event() -> None:
-    reply = await post(app_of(ScriptedService(script=broken)), chat(stream=True), CHAT)
+@pytest.mark.parametrize(("path", "asked"), [(CHAT, chat()), ("/v3/completions", {"model": "m", "prompt": "hi"})])
+async def test_a_late_fault_is_an_event(path: str, asked: dict[str, Any]) -> None:
+    reply = await post(app_of(ScriptedService(script=broken)), {**asked, "stream": True}, path)
     assert reply.status == 200
     assert reply.events[-1] == {"error": "The engine broke."}
     assert "[DONE]" not in reply.events

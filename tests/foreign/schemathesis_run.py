@@ -50,7 +50,9 @@ NOT_SERVED: Mapping[str, str] = {
     "/batches": "batches come with the jobs",
 }
 """Operations of OpenAI's document that we decline, or a beginning of their paths, and why."""
-ACCEPTED: Mapping[tuple[str, str], str] = {}
+ACCEPTED: Mapping[tuple[str, str], str] = {
+    ("POST /embeddings", "ST108"): "a vector asked for in base64 is a text; OpenAI's document has arrays only",
+}
 """What may be found: (operation, code of the finding) and why."""
 
 Json = dict[str, Any]

@@ -11,8 +11,8 @@ Errors are `{"error": text}`, with the statuses of its server. Source: openvinot
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Literal
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Generic, Literal, TypeAlias, TypeVar
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -21,16 +21,19 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from sightline import __version__
-from sightline.api import chat, errors
+from sightline.api import access, chat, errors
 from sightline.api.chat_reply import Chunks
 from sightline.api.chat_schema import DeltaReply
 from sightline.api.dialect import Dialect
-from sightline.api.sse import to_event
+from sightline.api.sse import EventStream, Framer, to_event
 from sightline.api.wire import json_response
 from sightline.config import Settings
 from sightline.errors import InvalidRequest, ModelNotFound
 from sightline.models import ModelStatus
 from sightline.service import Service
+
+T = TypeVar("T")
+Endpoint: TypeAlias = Callable[[Request], Awaitable[Response]]
 
 ALIASES: Mapping[str, str] = {
     "/v1/chat/completions": "/v3/chat/completions",
@@ -40,6 +43,10 @@ ALIASES: Mapping[str, str] = {
     "/v1/models": "/v3/models",
     "/v1/models/{id:path}": "/v3/models/{id:path}",
     "/v1/responses": "/v3/responses",
+    "/v1/responses/input_tokens": "/v3/responses/input_tokens",
+    "/v1/responses/{id}": "/v3/responses/{id}",
+    "/v1/responses/{id}/cancel": "/v3/responses/{id}/cancel",
+    "/v1/responses/{id}/input_items": "/v3/responses/{id}/input_items",
     "/v1/audio/transcriptions": "/v3/audio/transcriptions",
 }
 """Our routes, and where clients of OVMS look for them."""
@@ -129,9 +136,18 @@ def to_error_response(error: Exception, request_id: str) -> Response:
 
 
 class OvmsChunks(Chunks):
-    """The stream of chat completions, with what OVMS' has otherwise."""
+    """The stream of chat completions, with what OVMS' begins with."""
 
     opening = DeltaReply(role="assistant", content=None)
+
+
+class _WithErrorText(Generic[T]):
+    """A framer whose late fault is told as OVMS tells it; all else as it was."""
+
+    def __init__(self, framer: Framer[T], request_id: str) -> None:
+        self.to_frames = framer.to_frames
+        self.end = framer.end
+        self._request_id = request_id
 
     def to_error_frame(self, error: Exception) -> bytes:
         return to_event(ErrorText(errors.to_message(error, self._request_id)))
@@ -146,13 +162,29 @@ def to_metadata(model: ModelStatus) -> ModelMetadata:
 
 def dialect(service: Service, settings: Settings, served: Iterable[Route]) -> Dialect:
     """`served`: every route of the other dialects, of which those in `ALIASES` are served here too."""
-    streamed = {route.path: route for route in chat.routes(service, settings, chunks=OvmsChunks)}
+    ours = {route.path: route for route in chat.routes(service, settings, chunks=OvmsChunks)}
     aliased = [
-        Route(ALIASES[route.path], streamed.get(route.path, route).endpoint, methods=sorted(route.methods or ()))
+        Route(ALIASES[route.path], _with_error_text(ours.get(route.path, route)), methods=sorted(route.methods or ()))
         for route in served
         if route.path in ALIASES
     ]
     return Dialect([*_routes(service), *aliased], PATHS, to_error_response)
+
+
+def _with_error_text(route: Route) -> Endpoint:
+    """Its endpoint. The Responses API's streams keep their own events, of which a fault is one."""
+    endpoint: Endpoint = route.endpoint
+    if route.path.startswith("/v1/responses"):
+        return endpoint
+
+    async def answer(request: Request) -> Response:
+        response = await endpoint(request)
+        if isinstance(response, EventStream):
+            request_id = access.of(request.scope).request_id
+            response.reframe(lambda framer: _WithErrorText(framer, request_id))
+        return response
+
+    return answer
 
 
 def _routes(service: Service) -> list[Route]:

@@ -10,7 +10,7 @@ Source: WHATWG HTML, "Server-sent events"; the `[DONE]` mark is OpenAI's.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from time import monotonic
@@ -114,6 +114,10 @@ class EventStream(Response, Generic[T]):
         self._writing = False
         self._since = 0.0
         """When the last write began, while there is one; else when it ended."""
+
+    def reframe(self, reframed: Callable[[Framer[T]], Framer[T]]) -> None:
+        """Has what follows written by another framer, made of its own."""
+        self._framer = reframed(self._framer)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with aclosing(self._rest):
