@@ -93,7 +93,7 @@ class _Decoding:
         self._request.set_tensor("tokens", ov.Tensor(np.array([tokens], np.int64)))
         self._request.set_tensor("positions", ov.Tensor(positions))
         self._request.infer()
-        return np.asarray(self._request.get_tensor("logits").data[0], np.float32)
+        return np.array(self._request.get_tensor("logits").data[0], np.float32)
 
 
 class _Network:
