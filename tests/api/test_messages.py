@@ -141,7 +141,8 @@ async def test_the_order_of_events() -> None:
 
     assert rest == [
         *block(0, {"type": "thinking", "thinking": "", "signature": ""},
-               {"type": "thinking_delta", "thinking": "h"}, {"type": "thinking_delta", "thinking": "m"}),
+               {"type": "thinking_delta", "thinking": "h"}, {"type": "thinking_delta", "thinking": "m"},
+               {"type": "signature_delta", "signature": ""}),
         *block(1, {"type": "text", "text": ""},
                {"type": "text_delta", "text": "A "}, {"type": "text_delta", "text": "cat"}),
         *block(2, {"type": "tool_use", "id": "call_0", "name": "f", "input": {}},

@@ -27,6 +27,7 @@ from sightline.api.messages_schema import (
     MessageStop,
     OutputTokensDetails,
     Piece,
+    SignaturePiece,
     Stop,
     StopReason,
     TextBlock,
@@ -193,8 +194,9 @@ class Events:
     def _close(self) -> bytes:
         if self._open is None:
             return b""
+        last = BlockDelta(index=self._index, delta=SignaturePiece()) if self._open == "thinking" else None
         self._open = None
-        return _frame(BlockStop(index=self._index))
+        return (b"" if last is None else _frame(last)) + _frame(BlockStop(index=self._index))
 
     def _to_delta(self, finish: Finish) -> MessageDelta:
         reason = to_stop_reason(finish, self._head.max_tokens, refused=self._refused)

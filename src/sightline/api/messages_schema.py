@@ -253,12 +253,19 @@ class ThinkingPiece(msgspec.Struct, frozen=True, kw_only=True):
     thinking: str
 
 
+class SignaturePiece(msgspec.Struct, frozen=True, kw_only=True):
+    """The last of a block of the type `thinking`; see `ThinkingBlock`."""
+
+    type: str = "signature_delta"
+    signature: str = ""
+
+
 class InputPiece(msgspec.Struct, frozen=True, kw_only=True):
     type: str = "input_json_delta"
     partial_json: str
 
 
-Piece = TextPiece | ThinkingPiece | InputPiece
+Piece = TextPiece | ThinkingPiece | SignaturePiece | InputPiece
 
 
 class BlockDelta(msgspec.Struct, frozen=True, kw_only=True):
