@@ -1,0 +1,187 @@
+"""The step loop: one thread that asks eSurge's scheduler what to compute, lets its runner compute it, and hands out
+what came of it. When an answer ends is decided here, as for every engine of ours; eSurge only knows how long it may be.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final
+
+import numpy as np
+from easydel.inference.esurge.request import EngineRequest as SurgeRequest
+from easydel.inference.esurge.request import EngineRequestStatus
+from easydel.inference.sampling_params import SamplingParams as SurgeSampling
+
+from sightline.engines.answer import End, Vocabulary
+from sightline.engines.delivery import Events
+from sightline.engines.easydel.loading import Positions, Surge
+from sightline.engines.generation import Generation as AnyGeneration
+from sightline.engines.openvino.prompt import Prompt
+from sightline.engines.openvino.vision import Preprocessor
+from sightline.engines.steps import StepThread
+from sightline.errors import EngineFailed, SightlineError
+from sightline.types import EngineRequest, Event, Finish, SamplingParams, Timing, Usage
+
+log = logging.getLogger(__name__)
+
+_UNSEEN: Final = "The engine failed to look at a picture of this request."
+
+
+class Generation(AnyGeneration):
+    def __init__(
+        self,
+        request: EngineRequest,
+        prompt: Prompt,
+        max_tokens: int,
+        deliver: Callable[[Events], None],
+        vocabulary: Vocabulary,
+    ) -> None:
+        super().__init__(request, prompt.tokens, max_tokens, deliver, vocabulary)
+        self.prompt = prompt
+        self.max_tokens = max_tokens
+
+    def extend(self, token: int) -> list[Event]:
+        """What came of the next token."""
+        self.first_token = self.first_token or time.perf_counter()
+        deltas, end = self.answer.push(token)
+        return [*deltas, *([] if end is None else [self._finish(end)])]
+
+    def _finish(self, end: End) -> Finish:
+        now = time.perf_counter()
+        scheduled, first_token = self.scheduled or now, self.first_token or now
+        usage = Usage(
+            prompt_tokens=len(self.prompt.tokens),
+            completion_tokens=self.answer.num_tokens,
+            image_tokens=self.prompt.count.image_tokens,
+            images_cached=(False,) * len(self.prompt.images),
+        )
+        timing = Timing(
+            queue_s=scheduled - self.submitted,
+            encode_s=0.0,  # eSurge looks at pictures in the first step of the prefill
+            prefill_s=first_token - scheduled,
+            decode_s=now - first_token,
+        )
+        return Finish(end.reason, usage, timing, end.stop_sequence)
+
+
+class StepLoop(StepThread[Generation]):
+    """Runs from `warm_up` on."""
+
+    def __init__(self, surge: Surge, preprocessor: Preprocessor) -> None:
+        super().__init__("easydel-steps")
+        self._surge = surge
+        self._preprocessor = preprocessor
+        self._live: dict[str, Generation] = {}
+        self._names: dict[Generation, str] = {}
+        self._numbers = itertools.count(1)
+
+    def warm_up(self, prompts: Iterable[Prompt]) -> None:
+        """Runs each, which has JAX compile for its pictures' sizes, then begins. Raises what JAX raises, and
+        `RuntimeError` when pictures are not seen."""
+        for number, prompt in enumerate(prompts):
+            self._add(f"warm-up-{number}", prompt, SamplingParams(temperature=0.0), max_tokens=1)
+            while self._surge.scheduler.requests:
+                self._compute()
+            if self._surge.unseen:
+                raise RuntimeError("EasyDeL cannot look at pictures of this model; what it logged says why")
+        self.begin()
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._live
+
+    def under_way(self) -> Iterable[Generation]:
+        return self._names
+
+    def take(self, generation: Generation) -> None:
+        name = f"request-{next(self._numbers)}"
+        self._live[name], self._names[generation] = generation, name
+        self._add(name, generation.prompt, generation.request.sampling, generation.max_tokens)
+
+    def drop(self, generation: Generation) -> None:
+        if (name := self._names.get(generation)) is not None:
+            self._forget(name)
+
+    def step(self) -> None:
+        now = time.perf_counter()
+        try:
+            tokens = self._compute()
+        except Exception:
+            # Whatever it was, what eSurge holds is not to be trusted; a new process is the way to a clean one.
+            log.exception("a step of %d requests failed", len(self._live))
+            for name in list(self._live):
+                self._end(name, EngineFailed("The engine failed while it ran this request."))
+            raise
+        for name, new in tokens.items():
+            if (generation := self._live.get(name)) is not None:
+                generation.scheduled = generation.scheduled or now
+                self._extend(name, generation, new)
+
+    def _extend(self, name: str, generation: Generation, tokens: Sequence[int]) -> None:
+        if name in self._surge.unseen:
+            self._end(name, EngineFailed(_UNSEEN))
+            return
+        for token in tokens:
+            events = generation.extend(token)
+            if events and isinstance(events[-1], Finish):
+                self._end(name, *events)
+                return
+            if events:
+                generation.deliver([*events])
+
+    def _end(self, name: str, *last: Event | SightlineError) -> None:
+        generation = self._live[name]
+        self._forget(name)
+        generation.deliver([*last])
+
+    def _forget(self, name: str) -> None:
+        del self._names[self._live.pop(name)]
+        self._surge.unseen.discard(name)
+        self._surge.positions.pop(name, None)
+        if name in self._surge.scheduler.requests:
+            self._surge.scheduler.finish_requests({name}, EngineRequestStatus.FINISHED_ABORTED)
+
+    # --- eSurge --------------------------------------------------------------------------------------------------
+
+    def _add(self, name: str, prompt: Prompt, params: SamplingParams, max_tokens: int) -> None:
+        patches, grids = None, None
+        if prompt.images:
+            merge = self._preprocessor.merge_size
+            patches = np.concatenate([self._preprocessor.to_patches(image.pixels) for image in prompt.images])
+            sides = [self._preprocessor.grid(image) for image in prompt.images]
+            self._surge.positions[name] = Positions(prompt.positions, prompt.next_position - len(prompt.tokens))
+            grids = np.array([(1, rows * merge, columns * merge) for rows, columns in sides], np.int64)
+        self._surge.scheduler.add_request(
+            SurgeRequest(
+                request_id=name,
+                prompt_token_ids=list(prompt.tokens),
+                sampling_params=_sampling(params, max_tokens),
+                eos_token_id=None,
+                pixel_values=patches,
+                image_grid_thw=grids,
+            )
+        )
+
+    def _compute(self) -> dict[str, list[int]]:
+        """A step: the new tokens of each request that got any."""
+        scheduler, runner = self._surge.scheduler, self._surge.runner
+        planned = scheduler.schedule()
+        outputs: dict[int, Any] = scheduler.update_from_output(planned, runner.execute_model(planned))
+        return {out.request_id: list(out.new_token_ids) for each in outputs.values() for out in each.outputs}
+
+
+def _sampling(params: SamplingParams, max_tokens: int) -> Any:
+    """The greedy choice is the likeliest one of one: eSurge divides by a temperature of 0 as soon as any other request
+    of the batch is not greedy."""
+    greedy = params.temperature == 0.0
+    return SurgeSampling(
+        max_tokens=max_tokens,
+        temperature=1.0 if greedy else params.temperature,
+        top_p=1.0 if greedy else params.top_p,
+        top_k=1 if greedy else max(params.top_k, 0),
+        min_p=0.0 if greedy else params.min_p,
+        ignore_eos=True,
+    )
