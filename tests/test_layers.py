@@ -14,7 +14,7 @@ LAYERS = [
     {"types", "errors", "schemas"},
     {"config", "metrics", "images", "audio", "peek"},
     {"engines"},
-    {"routing", "models", "engine_request", "speech", "service", "jobs", "configfile"},
+    {"routing", "models", "engine_request", "understanding", "attempts", "speech", "service", "jobs", "configfile"},
     {"api", "client", "cluster", "ui", "bench", "drift", "testing"},
     {"cli"},
 ]

@@ -524,7 +524,9 @@ async def test_the_log_tells_of_pictures_what_may_be_told(caplog: pytest.LogCapt
     async with serving(ScriptedEngine()) as service:
         prepared = (await collect(service, wanted))[0]
     assert isinstance(prepared, Prepared)
-    (line,) = [r.getMessage() for r in caplog.records if r.name == "sightline.service" and "sha256" in r.getMessage()]
+    (line,) = [
+        r.getMessage() for r in caplog.records if r.name == "sightline.understanding" and "sha256" in r.getMessage()
+    ]
     assert prepared.images[0].digest in line
     assert "image/png" in line
     assert "60x40" in line

@@ -3,8 +3,8 @@
 Every surface (HTTP dialects, the command line, batches) calls this; nothing here knows HTTP, and no engine is known by
 name. One request, hop by hop:
 
-    generate -> which model (routing.py) -> its line (models.py) -> how large its pictures may be (images/plan.py)
-             -> pictures (images/intake.py) -> a slot -> engine -> observe (metrics.py)
+    generate -> which model (attempts.py) -> its line (models.py) -> its pictures and what they cost (understanding.py)
+             -> a slot -> engine -> observe (metrics.py)
 
 and the same with the next model in line, where this one is full or fails before anything has been sent.
 """
@@ -15,36 +15,29 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Hashable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from sightline import metrics
+from sightline.attempts import Way, before_retry, in_turn
 from sightline.audio.decoder import AudioDecoder
 from sightline.config import ModelConfig, Settings
 from sightline.engine_request import (
     likeness,
-    refuse_too_many_pictures,
-    refuse_unsupported,
     refuse_work,
-    smallest_picture,
     to_engine_request,
 )
 from sightline.engines import Embeds, Engine, EngineInfo, Work, open_engine
 from sightline.errors import (
     EngineError,
-    ImageUnreadable,
     InvalidRequest,
     ModelNotFound,
-    SightlineError,
 )
-from sightline.images.codec import Recompressed
-from sightline.images.intake import Intake, ResolvedImage
-from sightline.images.plan import Room, picture_budget
+from sightline.images.intake import Intake
 from sightline.models import ModelStatus, ServedModel
-from sightline.routing import Deadline, Pass, Quarantine, backoff_s, falls_back, passes_over
-from sightline.schemas import verify_schemas
+from sightline.routing import Deadline, Pass, Quarantine
 from sightline.speech import SpeechItem, written_down
 from sightline.types import (
     AudioRef,
@@ -54,18 +47,16 @@ from sightline.types import (
     EngineRequest,
     Event,
     Finish,
-    ImageRef,
     Samples,
     SpeechRequest,
     TokenCount,
 )
+from sightline.understanding import Understanding, Understood
 
 log = logging.getLogger(__name__)
 
 _LAG_SAMPLE_S = 0.05
 """How often the event loop's lateness is measured."""
-_RETRIES = 1
-"""Of a choice, on the same engine."""
 _BUFFERED_EVENTS = 64
 """Events that may wait for a slow reader before its engine stream is no longer pulled."""
 
@@ -80,6 +71,8 @@ class ServedImage:
     served_height: int
     tokens: int
     digest: str
+    num_bytes: int = 0
+    """Of the file."""
     scaled_to_fit: bool = False
     """Smaller than its budget would have had it, because the context had no room for more."""
 
@@ -150,6 +143,7 @@ class Service:
         }
         self._names = {alias: config.name for config in settings.models for alias in config.aliases}
         self._quarantine = Quarantine()
+        self._understanding = Understanding(settings, self._intake, self._quarantine)
         for config in settings.models:
             for name in config.fallbacks:
                 if name not in self._models:
@@ -203,18 +197,8 @@ class Service:
         async with self._deadline(timeout_s):
             model = self._model(request.model)
             async with model.used() as info:
-                understood = await self._understand(request, model, info)
-        return understood.token_count, understood.images
-
-    async def recompress(
-        self, ref: ImageRef, max_side: int, quality: int, *, timeout_s: float | None = None
-    ) -> tuple[Recompressed, bytes]:
-        """A client's picture as a JPEG whose longer side is at most `max_side` pixels, and what is known of both.
-
-        Raises an `ImageError`, `DeadlineExceeded`, or `EngineUnavailable` once closed.
-        """
-        async with self._deadline(timeout_s):
-            return await self._intake.recompress(ref, max_side, quality)
+                understood = await self._understanding.of(request, model, info)
+        return understood.token_count, _to_served(understood)
 
     async def generate(self, request: ChatRequest, *, timeout_s: float | None = None) -> AsyncGenerator[Item, None]:
         """`timeout_s`: within how many seconds from now; never more than the server's own deadline, which is also that
@@ -248,8 +232,8 @@ class Service:
         """
         with self._observed(call.model):
             async with self._deadline(timeout_s) as deadline:
-                way = _Way(call.request_id, deadline, call.request_id)
-                return await self._in_turn(call.model, way, lambda model: self._admit_and_call(call, model, way))
+                way = Way(call.request_id, deadline, call.request_id)
+                return await in_turn(self._line(call.model), way, lambda model: self._admit_and_call(call, model, way))
 
     async def embed(self, request: EmbeddingRequest, *, timeout_s: float | None = None) -> Called[Embeddings]:
         """A vector for each input. Raises as `call`."""
@@ -295,9 +279,8 @@ class Service:
             with self._observed(request.model):
                 async with self._deadline(timeout_s) as deadline:
                     stream = _Stream(request, deadline, items)
-                    await self._in_turn(
-                        request.model, stream, lambda model: self._admit_and_run(request, model, stream)
-                    )
+                    line = self._line(request.model)
+                    await in_turn(line, stream, lambda model: self._admit_and_run(request, model, stream))
         except BaseException as caught:
             error = caught
         if isinstance(error, asyncio.CancelledError):
@@ -319,42 +302,6 @@ class Service:
         finally:
             metrics.REQUESTS.labels(label, metrics.outcome(error)).inc()
             metrics.REQUEST_SECONDS.labels(label).observe(time.perf_counter() - started)
-
-    async def _in_turn(self, name: str, way: _Way, attempt: Callable[[ServedModel], Coroutine[Any, Any, T]]) -> T:
-        """Tries the model, then its fallbacks as they are written, until one has begun to answer.
-
-        Raises what the model that was asked for raised, when none of the others could do better.
-        """
-        first = self._model(name)
-        refusal: SightlineError | None = None
-        for model in (first, *(self._models[name] for name in first.config.fallbacks)):
-            way.path.append(model.replica)
-            try:
-                return await self._try(model, attempt)
-            except SightlineError as error:
-                goes_on = falls_back(error) if model is first else passes_over(error)
-                if way.begun or not goes_on or _is_cancelled():
-                    raise
-                refusal = refusal or error
-                metrics.FALLBACKS.labels(model.name).inc()
-                log.warning("request %s: model %s: %s", way.request_id, model.name, error)
-        assert refusal is not None
-        raise refusal
-
-    async def _try(self, model: ServedModel, attempt: Callable[[ServedModel], Coroutine[Any, Any, T]]) -> T:
-        error: BaseException | None = None
-        try:
-            # In a task of its own: a group of tasks that fails leaves its task marked as cancelled (Python 3.11 and
-            # 3.12), and then the deadline of the next try would not be told from a client that left.
-            return await asyncio.create_task(attempt(model))
-        except BaseExceptionGroup as group:
-            error = _first(group)
-            raise error from None
-        except BaseException as caught:
-            error = caught
-            raise
-        finally:
-            metrics.TRIES.labels(model.name, metrics.outcome(error)).inc()
 
     async def _admit_and_run(self, request: ChatRequest, model: ServedModel, stream: _Stream) -> None:
         admitted = time.perf_counter()
@@ -378,7 +325,7 @@ class Service:
                 stream.prepared = Prepared(
                     engine=info.engine,
                     path=(),
-                    images=understood.images,
+                    images=_to_served(understood),
                     token_count=understood.token_count,
                     fetch_s=sum(r.fetch_s for r in resolved),
                     decode_s=sum(r.decode_s + r.resize_s for r in resolved),
@@ -394,7 +341,7 @@ class Service:
                     for process in run.dead:
                         self._quarantine.suspect((image.digest for image in images), process)
 
-    async def _admit_and_call(self, call: Call[T], model: ServedModel, way: _Way) -> Called[T]:
+    async def _admit_and_call(self, call: Call[T], model: ServedModel, way: Way) -> Called[T]:
         with model.ask() as allowed:
             async with model.admission.enter(priority=call.priority) as ticket, model.used() as info:
                 model.retries.earn()
@@ -411,7 +358,7 @@ class Service:
                         value = await call.run(model.engine)
                     except EngineError as error:
                         way.begun = call.begun()
-                        await self._before_retry(error, retry, model, allowed, way, begun=way.begun)
+                        await before_retry(error, retry, model, allowed, way, begun=way.begun)
                     else:
                         allowed.succeeded()
                         return Called(value, info.engine, tuple(way.path), queue_s)
@@ -441,68 +388,23 @@ class Service:
             except EngineError as error:
                 if error.died is not None:
                     run.dead.add(error.died)
-                await self._before_retry(error, retry, model, run.allowed, stream, begun=begun)
-
-    async def _before_retry(
-        self, error: EngineError, retry: int, model: ServedModel, allowed: Pass, way: _Way, *, begun: bool = False
-    ) -> None:
-        """Tells the breaker of a failed try; returns when another may be made, raises the error where none may."""
-        if error.died is None and model.state == "ready":
-            # Of processes that die the supervisor keeps count; the breaker is for engines that are up and fail.
-            allowed.failed(way.alike)
-        again = not begun and retry < _RETRIES and error.retryable and allowed.valid
-        if not again or not model.retries.spend():
-            raise error
-        log.warning("model %s: %s; request %s is tried once more", model.name, error, way.request_id)
-        metrics.RETRIES.labels(model.name).inc()
-        await asyncio.sleep(backoff_s(retry))
-        way.path.append(model.replica)
+                await before_retry(error, retry, model, run.allowed, stream, begun=begun)
 
     async def _understood(
-        self, request: ChatRequest, model: ServedModel, info: EngineInfo, allowed: Pass, way: _Way
-    ) -> _Understood:
-        """As `_understand`; once more where counting failed, at the same price as any other try."""
+        self, request: ChatRequest, model: ServedModel, info: EngineInfo, allowed: Pass, way: Way
+    ) -> Understood:
+        """As `Understanding.of`; once more where counting failed, at the same price as any other try."""
         for retry in itertools.count():
             try:
-                return await self._understand(request, model, info)
+                return await self._understanding.of(request, model, info)
             except EngineError as error:
-                await self._before_retry(error, retry, model, allowed, way)
+                await before_retry(error, retry, model, allowed, way)
         raise AssertionError("it returns or raises")
 
-    def _refuse_quarantined(self, request: ChatRequest, resolved: Sequence[ResolvedImage]) -> None:
-        for ref, picture in zip(request.images, resolved, strict=True):
-            if self._quarantine.holds(picture.image.digest):
-                raise ImageUnreadable(
-                    f"The model's engine broke down twice while it had this picture ({picture.image.digest}); it is "
-                    "not served for some minutes. Send another, or this one saved anew in another format.",
-                    param=ref.param,
-                )
-
-    async def _understand(self, request: ChatRequest, model: ServedModel, info: EngineInfo) -> _Understood:
-        """The pictures at the size at which they are served, and what the prompt costs with them.
-
-        The engine counts the text, with the smallest picture in each one's place; what pictures cost is arithmetic.
-        Only where pictures of any size might not fit are their sizes looked at before they are decoded.
-        """
-        refuse_unsupported(request, info)
-        verify_schemas(request)
-        refuse_too_many_pictures(request, info, model.config, self._settings.images.max_images)
-        vision = info.vision
-        if vision is None or not request.images:
-            return _Understood(await _count_tokens(model, to_engine_request(request, (), 0)))
-        configured = model.config.picture_size, self._settings.picture_size
-        budgets = [picture_budget(vision, ref, *configured) for ref in request.images]
-        standing_in = to_engine_request(request, [smallest_picture(budget) for budget in budgets], 0)
-        count = await _count_tokens(model, standing_in)
-        room = Room(info.context_length, count.text_tokens, request.sampling.max_tokens, count.exact)
-        fit = None if room.holds_any(budgets) else lambda sizes: room.fit(sizes, budgets)
-        resolved = await self._intake.resolve(request.images, budgets, tenant=request.tenant, fit=fit)
-        self._refuse_quarantined(request, resolved)
-        tokens = tuple(vision.tokens(r.image.served_width, r.image.served_height) for r in resolved)
-        understood = _Understood(TokenCount(room.text + sum(tokens), tokens, count.exact), resolved)
-        metrics.IMAGES_SCALED_TO_FIT.labels(model.name).inc(sum(r.scaled_to_fit for r in resolved))
-        _log(request, understood)
-        return understood
+    def _line(self, name: str) -> list[ServedModel]:
+        """The model, and those that stand in for it as they are written. Raises `ModelNotFound`."""
+        first = self._model(name)
+        return [first, *(self._models[fallback] for fallback in first.config.fallbacks)]
 
     def _model(self, name: str) -> ServedModel:
         try:
@@ -513,21 +415,7 @@ class Service:
             ) from None
 
 
-@dataclass(slots=True)
-class _Way:
-    """What a request has been through."""
-
-    request_id: str
-    deadline: Deadline
-    alike: Hashable
-    """Equal for requests that are alike."""
-    path: list[str] = field(default_factory=list)
-    """Replicas tried."""
-    begun: bool = False
-    """The client has been told something: nothing is tried again."""
-
-
-class _Stream(_Way):
+class _Stream(Way):
     """Puts events in line for the consumer, `Prepared` before the first."""
 
     def __init__(self, request: ChatRequest, deadline: Deadline, items: asyncio.Queue[Item | _End]) -> None:
@@ -561,35 +449,6 @@ class _End:
     error: BaseException | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Understood:
-    """A request whose pictures have been looked at."""
-
-    token_count: TokenCount
-    resolved: tuple[ResolvedImage, ...] = ()
-
-    @property
-    def images(self) -> tuple[ServedImage, ...]:
-        return tuple(
-            ServedImage(
-                width=r.image.width,
-                height=r.image.height,
-                served_width=r.image.served_width,
-                served_height=r.image.served_height,
-                tokens=tokens,
-                digest=r.image.digest,
-                scaled_to_fit=r.scaled_to_fit,
-            )
-            for r, tokens in zip(self.resolved, self.token_count.image_tokens, strict=True)
-        )
-
-
-def _is_cancelled() -> bool:
-    """Whether this task is to end, though an error came in between."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
-
-
 async def _watch_event_loop() -> None:
     """Measures what every client would feel if something blocked the loop."""
     while True:
@@ -605,6 +464,22 @@ def _opener(config: ModelConfig, engine: Engine | None) -> Callable[[], Engine]:
 # --- pure steps ------------------------------------------------------------------------------------------------------
 
 
+def _to_served(understood: Understood) -> tuple[ServedImage, ...]:
+    return tuple(
+        ServedImage(
+            width=r.image.width,
+            height=r.image.height,
+            served_width=r.image.served_width,
+            served_height=r.image.served_height,
+            tokens=tokens,
+            digest=r.image.digest,
+            num_bytes=r.image.num_bytes,
+            scaled_to_fit=r.scaled_to_fit,
+        )
+        for r, tokens in zip(understood.resolved, understood.token_count.image_tokens, strict=True)
+    )
+
+
 def _verify_count(finish: Finish, planned: TokenCount, model: str) -> None:
     """What a client was told of its pictures must be what the engine made of them."""
     if planned.exact and finish.usage.image_tokens != planned.image_tokens:
@@ -613,40 +488,3 @@ def _verify_count(finish: Finish, planned: TokenCount, model: str) -> None:
             "model %s: pictures of %s tokens by its budget were %s to its engine; one of them has a bug",
             model, planned.image_tokens, finish.usage.image_tokens,
         )  # fmt: skip
-
-
-def _log(request: ChatRequest, understood: _Understood) -> None:
-    """One line a request: digests, types, sizes, tokens and times; never content, and no part of a URL."""
-    if not log.isEnabledFor(logging.INFO):
-        return
-    pictures = [
-        f"{r.image.digest} {r.image.media_type} {r.image.num_bytes} B {s.width}x{s.height} as "
-        f"{s.served_width}x{s.served_height}{' (to fit)' if s.scaled_to_fit else ''}, {s.tokens} tokens, "
-        f"{r.fetch_s + r.decode_s + r.resize_s:.4f} s"
-        for r, s in zip(understood.resolved, understood.images, strict=True)
-    ]
-    log.info("request %s: %s", request.request_id, "; ".join(pictures))
-
-
-async def _count_tokens(model: ServedModel, request: EngineRequest) -> TokenCount:
-    """Counting has no effects, so where the engine's process died under it, the next one is simply asked."""
-    try:
-        return await model.engine.count_tokens(request)
-    except EngineError:
-        if model.state != "loading":
-            raise
-        return await model.engine.count_tokens(request)
-
-
-def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from _leaves(error)
-        else:
-            yield error
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error that ended a group of choices: ours before others, the first before later ones."""
-    errors = list(_leaves(group))
-    return next((e for e in errors if isinstance(e, SightlineError)), errors[0])
