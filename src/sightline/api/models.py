@@ -10,7 +10,7 @@ from starlette.routing import Route
 
 from sightline.api import messages_models
 from sightline.api.wire import json_response
-from sightline.engines import EngineState
+from sightline.engines import EngineState, Work
 from sightline.errors import ModelNotFound
 from sightline.models import ModelStatus
 from sightline.service import Service
@@ -25,6 +25,8 @@ class ModelReport(msgspec.Struct, frozen=True, kw_only=True):
     engine: str
     vision: bool | None
     context_length: int | None
+    work: list[Work] | None
+    """`messages`, `completions` (plain text), `embeddings`, `transcription`."""
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,6 +53,7 @@ def to_model(status: ModelStatus) -> Model:
             engine=status.engine,
             vision=None if info is None else info.vision is not None,
             context_length=None if info is None else info.context_length,
+            work=None if info is None else sorted(info.work),
         ),
     )
 

@@ -249,11 +249,12 @@ async def plain_text_is_gone_on_with(subject: Subject, engine: Engine) -> None:
     text, finish = await answer(engine, request)
     assert text
     assert (finish.reason, finish.usage.completion_tokens) == ("length", 6)
-    assert finish.usage.prompt_tokens == count.prompt_tokens
-    assert count.prompt_tokens < (await engine.count_tokens(ask("The shape is"))).prompt_tokens, "a template was used"
+    prompt_tokens = finish.usage.prompt_tokens
+    assert prompt_tokens == count.prompt_tokens or not count.exact
+    assert prompt_tokens < (await engine.count_tokens(ask("The shape is"))).prompt_tokens, "a template was used"
     for special in subject.specials:
-        told = await engine.count_tokens(replace(request, prompt=f"The shape is{special}"))
-        assert told.prompt_tokens - count.prompt_tokens > 1, special
+        _, told = await answer(engine, replace(request, prompt=f"The shape is{special}"))
+        assert told.usage.prompt_tokens - prompt_tokens > 1, special
     for prompt in ((2**31 - 1,), (-1,)):
         assert isinstance(await ends(engine, replace(request, prompt=prompt)), InvalidRequest)
     too_long = await ends(engine, replace(request, prompt="x y " * engine.info.context_length))

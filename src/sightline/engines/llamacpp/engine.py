@@ -153,7 +153,9 @@ class LlamaCppEngine:
         if not self._normalizes:
             return request
         messages = tuple(replace(m, content=tuple(map(_in_normal_form, m.content))) for m in request.messages)
-        return replace(request, messages=messages)
+        prompt = request.prompt
+        prompt = unicodedata.normalize("NFC", prompt) if isinstance(prompt, str) else prompt
+        return replace(request, messages=messages, prompt=prompt)
 
     def _meet(self, tenant: str) -> None:
         """Prompts in slots are reused for as long as there is one tenant, whose they all are."""

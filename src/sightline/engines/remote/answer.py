@@ -51,7 +51,12 @@ class _Logprob(_Top):
 
 
 class _Logprobs(msgspec.Struct):
+    """A chat's `content`; or a completion's lists, in which a token has the same place in each."""
+
     content: tuple[_Logprob, ...] | None = None
+    tokens: tuple[str, ...] = ()
+    token_logprobs: tuple[float | None, ...] = ()
+    top_logprobs: tuple[dict[str, float] | None, ...] | None = None
 
 
 class _Function(msgspec.Struct):
@@ -76,6 +81,8 @@ class _Delta(msgspec.Struct):
 class _Choice(msgspec.Struct):
     index: int = 0
     delta: _Delta | None = None
+    text: str | None = None
+    """Of a completion."""
     logprobs: _Logprobs | None = None
     finish_reason: str | None = None
     stop_reason: str | int | None = None
@@ -196,9 +203,10 @@ class Answer:
         return shown
 
     def _deltas(self, choice: _Choice) -> list[Delta]:
-        if (d := choice.delta) is None:
+        logprobs = _to_logprobs(choice.logprobs) if choice.logprobs is not None else ()
+        d = choice.delta or (None if choice.text is None else _Delta(choice.text))
+        if d is None:
             return []
-        logprobs = tuple(_to_logprob(p) for p in (choice.logprobs and choice.logprobs.content) or ())
         deltas: list[Delta] = []
         if thought := d.reasoning_content or d.reasoning:
             deltas.append(ReasoningDelta(thought))
@@ -271,6 +279,18 @@ def with_pictures(usage: Usage, image_tokens: tuple[int, ...], prompt_tokens: in
     if sum(image_tokens) > usage.prompt_tokens:
         image_tokens = (0,) * len(image_tokens)
     return replace(usage, image_tokens=image_tokens, images_cached=(False,) * len(image_tokens))
+
+
+def _to_logprobs(said: _Logprobs) -> tuple[TokenLogprob, ...]:
+    if not said.tokens:
+        return tuple(map(_to_logprob, said.content or ()))
+    if len(said.token_logprobs) != len(said.tokens) or len(said.top_logprobs or said.tokens) != len(said.tokens):
+        raise _nonsense()
+    tops = said.top_logprobs or (None,) * len(said.tokens)
+    return tuple(
+        _to_logprob(_Logprob(token, _UNLIKELY if p is None else p, None, tuple(_Top(*t) for t in (top or {}).items())))
+        for token, p, top in zip(said.tokens, said.token_logprobs, tops, strict=True)
+    )
 
 
 def _to_logprob(said: _Logprob) -> TokenLogprob:

@@ -75,6 +75,32 @@ def to_body(
     }
 
 
+def to_completion_body(request: EngineRequest, model: str, kind: Kind, specials: Specials, room: int) -> dict[str, Any]:
+    """The fields of a streamed completion of plain text. `room`: tokens for the answer, where the request names no
+    number: servers would take 16.
+
+    Raises as `to_body`, and `UnsupportedFeature` for token ids that the server would not check.
+    """
+    if not isinstance(request.prompt, str) and not kind.checks_ids:
+        raise UnsupportedFeature(
+            "The server behind this model is given texts only: its special tokens could be among token ids.",
+            param="prompt",
+        )
+    fields = _sampling(request.sampling, kind)
+    max_tokens = fields.pop("max_tokens", room)  # the newer name of it is the chat's alone
+    if fields.pop("logprobs", False):
+        fields["logprobs"] = _within(fields.pop("top_logprobs"), 0, 5, "logprobs")
+    return {
+        **kind.constants,
+        "model": model,
+        "prompt": specials.broken(request.prompt) if isinstance(request.prompt, str) else request.prompt,
+        **_renamed(fields, kind),
+        "max_tokens": max_tokens,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+
+
 def to_prompt(request: EngineRequest, model: str, parts: Sequence[Part], specials: Specials) -> dict[str, Any]:
     """The fields that make the prompt."""
     remaining = iter(parts)

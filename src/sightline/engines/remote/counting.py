@@ -68,11 +68,15 @@ class Counter:
 
     def no_more_than(self, request: EngineRequest) -> int:
         """Tokens that a prompt hardly exceeds: one for each byte of its text, and what templates add."""
+        if request.prompt is not None:
+            return _prompt_size(request.prompt) + 1
         size, added = _text_bytes(request), _TEMPLATE_TOKENS * (len(request.messages) + 1)
         return size + added + sum(self.image_tokens(request)) + (_TOOLS_TOKENS if request.tools else 0)
 
     async def count(self, request: EngineRequest) -> TokenCount:
         """Raises what `Ask` does."""
+        if request.prompt is not None:
+            return await self._count_prompt(request.prompt)
         parts = [Part(blank(image.served_width, image.served_height)) for image in request.images]
         known = not parts or (self._budget is not None and not isinstance(self._budget, PublishedRule))
         match self._kind.counts:
@@ -84,6 +88,16 @@ class Counter:
                 return await self._total(request, parts)
             case _:
                 return self._estimate(request)
+
+    async def _count_prompt(self, prompt: str | tuple[int, ...]) -> TokenCount:
+        """Of plain text. The token that begins every text is in it where the server counts it."""
+        if not isinstance(prompt, str):
+            return TokenCount(len(prompt))
+        if self._kind.counts != "tokenize":
+            return TokenCount(_prompt_size(prompt) // _BYTES_PER_TOKEN + 1, exact=False)
+        body = encode({"model": self._model, "prompt": self._specials.broken(prompt)})
+        told: _Tokenized = _decode(await self._ask("/tokenize", body), _Tokenized)
+        return TokenCount(told.count)
 
     async def _input_tokens(self, request: EngineRequest, parts: Sequence[Part]) -> TokenCount:
         """Our own server's."""
@@ -142,6 +156,11 @@ class Counter:
             images = tuple(-(-image.served_width * image.served_height // _UNKNOWN_CELL) for image in request.images)
         text_tokens = _text_bytes(request) // _BYTES_PER_TOKEN + _MESSAGE_TOKENS * (len(request.messages) + 1)
         return TokenCount(text_tokens + sum(images), images, exact=False)
+
+
+def _prompt_size(prompt: str | tuple[int, ...]) -> int:
+    """In bytes of UTF-8, or tokens."""
+    return len(prompt.encode("utf-8", "replace")) if isinstance(prompt, str) else len(prompt)
 
 
 def _text_bytes(request: EngineRequest) -> int:

@@ -8,18 +8,27 @@ import math
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import quote
 
 import msgspec
 
 from sightline.config import ModelConfig
-from sightline.engines import EngineInfo, EngineState
+from sightline.engines import EngineInfo, EngineState, Work
 from sightline.engines.remote.answer import Answer, with_pictures
-from sightline.engines.remote.body import Part, Specials, encode, to_body
+from sightline.engines.remote.body import Part, Specials, encode, to_body, to_completion_body
 from sightline.engines.remote.counting import Counter
+from sightline.engines.remote.embedding import FIELDS, MAX_REPLY_BYTES, read_listed, to_embedding_body
 from sightline.engines.remote.failures import Refusal, in_success, read_refusal, to_error, too_long
-from sightline.engines.remote.options import AS_IS, RemoteOptions, read_budget, read_key, read_options, read_specials
+from sightline.engines.remote.options import (
+    AS_IS,
+    RemoteOptions,
+    RemoteWork,
+    read_budget,
+    read_key,
+    read_options,
+    read_specials,
+)
 from sightline.engines.remote.pictures import Held, Pictures
 from sightline.engines.remote.sse import MalformedStream, ServerEvents
 from sightline.engines.remote.upstream import Address, Incoming, Limits, Upstream, stopped, too_late
@@ -33,7 +42,7 @@ from sightline.errors import (
     SightlineError,
     UpstreamFailed,
 )
-from sightline.types import Delta, EngineRequest, Event, Finish, Timing, TokenCount, Usage
+from sightline.types import Delta, EmbeddingRequest, Embeddings, EngineRequest, Event, Finish, Timing, TokenCount, Usage
 
 log = logging.getLogger(__name__)
 
@@ -176,7 +185,16 @@ class RemoteEngine:
             vision=self._budget,
             max_images=self._options.max_images,
             features=self._kind.features if features is None else frozenset(features),
+            work=self._read_work(state),
         )
+
+    def _read_work(self, state: Any) -> frozenset[Work]:
+        if self._options.work is not None:
+            return frozenset(self._options.work)
+        told = self._kind.told_work(state, self._model)
+        if isinstance(told, list):
+            return frozenset(work for work in get_args(RemoteWork) if work in told)
+        return self._kind.work
 
     # --- counting ------------------------------------------------------------------------------------------------
 
@@ -186,7 +204,7 @@ class RemoteEngine:
         count = await self._counter.count(request)
         wanted = request.sampling.max_tokens
         if count.exact and count.prompt_tokens + (1 if wanted is None else wanted) > self.info.context_length:
-            raise too_long(self.info.context_length)
+            raise too_long(self.info.context_length, request.param)
         return count
 
     async def _ask(self, path: str, body: bytes) -> bytes:
@@ -199,10 +217,29 @@ class RemoteEngine:
     def _check(self, request: EngineRequest) -> None:
         if self._info is None or self._closed:
             raise stopped() if self._closed else EngineUnavailable("The engine has not been started.")
-        if not request.messages:
+        if not request.messages and request.prompt is None:
             raise InvalidRequest("'messages' must have 1 or more items.", param="messages")
         if request.images and self._budget is None:
             raise InvalidRequest("This model cannot see pictures.", param="messages")
+
+    # --- vectors -------------------------------------------------------------------------------------------------
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """As `Embeds.embed`; raises `UpstreamFailed` where the server broke."""
+        if self._info is None:
+            raise stopped() if self._closed else EngineUnavailable("The engine has not been started.")
+        upstream = self.open()
+        deadline = upstream.deadline()
+        wanted = to_embedding_body(request, self._model, self._specials, ids=self._kind.checks_ids)
+        await upstream.within(self._turn.acquire(), deadline)
+        try:
+            async with upstream.open("POST", "embeddings", encode(wanted), deadline) as incoming:
+                if incoming.status != 200:
+                    raise await self._refused(incoming, FIELDS, "input")
+                reply = await incoming.whole(MAX_REPLY_BYTES)
+        finally:
+            self._turn.release()
+        return await asyncio.to_thread(read_listed, reply, request)
 
     # --- answering -----------------------------------------------------------------------------------------------
 
@@ -257,9 +294,10 @@ class RemoteEngine:
         body = await self._body(request, by_name=by_name)
         sent = time.perf_counter()
         first: float | None = None
-        async with self.open().open("POST", "chat/completions", body, deadline, keep=not kind.hangs_up) as incoming:
+        path = "chat/completions" if request.prompt is None else "completions"
+        async with self.open().open("POST", path, body, deadline, keep=not kind.hangs_up) as incoming:
             del body
-            await self._expect_stream(incoming)
+            await self._expect_stream(incoming, request.param)
             async with aclosing(_deltas(answer, incoming)) as deltas:
                 async for delta in deltas:
                     first = first or time.perf_counter()
@@ -272,6 +310,9 @@ class RemoteEngine:
         yield Finish(answer.reason, await self._usage(request, answer), timing, answer.stop_sequence)
 
     async def _body(self, request: EngineRequest, *, by_name: bool) -> bytes:
+        if request.prompt is not None:
+            room = max(1, self.info.context_length - (await self._counter.count(request)).prompt_tokens)
+            return encode(to_completion_body(request, self._model, self._kind, self._specials, room))
         names = self._names(request)
         whole = [not (by_name and name in self._held) for name in names]  # decided once: others forget meanwhile
         wanted = [image for image, is_whole in zip(request.images, whole, strict=True) if is_whole]
@@ -295,22 +336,26 @@ class RemoteEngine:
         """The server has been started anew and holds none."""
         self._held.clear()
 
-    async def _expect_stream(self, incoming: Incoming) -> None:
+    async def _expect_stream(self, incoming: Incoming, param: str) -> None:
         """Raises what a reply means that is no stream."""
         media_type = incoming.headers.get("content-type", "").partition(";")[0].strip().lower()
         if incoming.status == 200 and media_type == "text/event-stream":
             return
-        body = await incoming.whole()
-        refusal = read_refusal(incoming.status, body, incoming.headers.get("retry-after"), _FIELDS)
-        raise self._to_error(refusal if incoming.status >= 400 else in_success(refusal))
+        raise await self._refused(incoming, _FIELDS, param)
 
-    def _to_error(self, refusal: Refusal) -> SightlineError:
+    async def _refused(self, incoming: Incoming, fields: frozenset[str], param: str) -> SightlineError:
+        """What a reply means that is not what was asked for. `param`: what is too long, where something is."""
+        body = await incoming.whole()
+        refusal = read_refusal(incoming.status, body, incoming.headers.get("retry-after"), fields)
+        return self._to_error(refusal if incoming.status >= 400 else in_success(refusal), param)
+
+    def _to_error(self, refusal: Refusal, param: str = "messages") -> SightlineError:
         if refusal.status in (401, 403, 404):
             log.error("model %s: its server answers with status %d: see the options base_url, model and api_key_env",
                       self._config.name, refusal.status)  # fmt: skip
         elif refusal.status >= 500 and refusal.status != 503:
             log.warning("model %s: its server failed with status %d", self._config.name, refusal.status)
-        return to_error(refusal, self._info.context_length if self._info is not None else None)
+        return to_error(refusal, self._info.context_length if self._info is not None else None, param)
 
     async def _check_room(self, request: EngineRequest) -> None:
         """Raises `ContextLengthExceeded` where a server would cut the answer shorter. It is asked to count only where
@@ -344,7 +389,8 @@ class RemoteEngine:
 
 _FIELDS = frozenset(
     {
-        "messages", "model", "temperature", "top_p", "max_tokens", "max_completion_tokens", "seed", "stop", "logprobs",
+        "messages", "prompt", "model", "temperature", "top_p", "max_tokens", "max_completion_tokens", "seed", "stop",
+        "logprobs",
         "top_logprobs", "logit_bias", "presence_penalty", "frequency_penalty", "repetition_penalty", "top_k", "min_p",
         "min_tokens", "ignore_eos", "stop_token_ids", "tools", "tool_choice", "parallel_tool_calls",
         "response_format",

@@ -69,11 +69,11 @@ def status_in_stream(error: Any) -> int:
     return code if isinstance(code, int) and 400 <= code <= 599 else 500
 
 
-def to_error(refusal: Refusal, context_length: int | None = None) -> SightlineError:
-    """Our error for a server's refusal of one request."""
+def to_error(refusal: Refusal, context_length: int | None = None, param: str = "messages") -> SightlineError:
+    """Our error for a server's refusal of one request. `param`: what is too long, where something is."""
     status = refusal.status
     if 400 <= status < 500 and refusal.codes & _TOO_LONG:
-        return too_long(context_length)
+        return too_long(context_length, param)
     if 400 <= status < 500 and refusal.codes & _UNSUPPORTED:
         return UnsupportedFeature(
             "The server behind this model does not support a field of this request.", param=refusal.param
@@ -99,11 +99,11 @@ def to_error(refusal: Refusal, context_length: int | None = None) -> SightlineEr
     return UpstreamFailed(f"The server behind this model failed (status {status}).")
 
 
-def too_long(context_length: int | None) -> ContextLengthExceeded:
+def too_long(context_length: int | None, param: str = "messages") -> ContextLengthExceeded:
     holds = "is too short for this" if context_length is None else f"holds {context_length} tokens"
     return ContextLengthExceeded(
         f"This model's context {holds}. Shorten the prompt, send fewer or smaller pictures, or lower max_tokens.",
-        param="messages",
+        param=param,
     )
 
 

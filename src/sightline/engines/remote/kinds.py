@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sightline.engines import FEATURES
+from sightline.engines import FEATURES, Work
 
 Reading = Callable[[Any, str], bool]
 """A decoded reply, and the upstream's name of the model: whether the model can be asked."""
@@ -29,6 +29,12 @@ class Kind:
     """Path that answers 200 when requests are taken."""
     context_length: Callable[[Any, str], Any] = lambda reply, model: None
     """From the reply to `state`, where it tells; not checked."""
+    work: frozenset[Work] = frozenset({"messages"})
+    """What its models do, where neither it nor the operator says."""
+    told_work: Callable[[Any, str], Any] = lambda reply, model: None
+    """From the reply to `state`, where it tells; not checked."""
+    checks_ids: bool = False
+    """Whether token ids can be passed on: it refuses those of special tokens."""
     counts: Literal["input_tokens", "total", "tokenize"] | None = None
     """How it counts a prompt; None: not at all. See counting.py."""
     stops: Literal["told", "here", "sent"] = "sent"
@@ -88,6 +94,7 @@ def _slot_context(reply: Any, model: str) -> Any:
 
 
 _OPENAI = frozenset({"seed", "penalties", "logit_bias", "logprobs", "tools", "json_object", "json_schema"})
+_TEXT: frozenset[Work] = frozenset({"messages", "completions"})
 
 KINDS: Mapping[str, Kind] = {
     "openai": Kind(
@@ -102,6 +109,8 @@ KINDS: Mapping[str, Kind] = {
         state="models/{model}",
         is_ready=lambda reply, model: _sightline(reply).get("state") == "ready",
         context_length=lambda reply, model: _sightline(reply).get("context_length"),
+        told_work=lambda reply, model: _sightline(reply).get("work"),
+        checks_ids=True,
         counts="input_tokens",
         stops="here",
     ),
@@ -111,6 +120,7 @@ KINDS: Mapping[str, Kind] = {
         is_ready=_listed,
         health="/health",
         context_length=_max_model_len,
+        work=_TEXT,
         counts="tokenize",
         stops="told",
         shortens=True,
@@ -122,6 +132,7 @@ KINDS: Mapping[str, Kind] = {
         is_ready=_answers,
         health="/health",
         context_length=_slot_context,
+        work=_TEXT,
         counts="total",
         stops="here",
         shortens=True,
@@ -140,6 +151,7 @@ KINDS: Mapping[str, Kind] = {
         features=frozenset({"seed", "top_k", "penalties", "ignore_eos", "tools", "json_schema"}),
         state="/v1/config",
         is_ready=_available,
+        work=_TEXT,
     ),
     "sglang": Kind(
         features=FEATURES,
@@ -147,6 +159,7 @@ KINDS: Mapping[str, Kind] = {
         is_ready=_listed,
         health="/health",
         context_length=_max_model_len,
+        work=_TEXT,
         stops="told",
     ),
     "lmdeploy": Kind(
@@ -154,5 +167,6 @@ KINDS: Mapping[str, Kind] = {
         state="models",
         is_ready=_listed,
         health="/health",
+        work=_TEXT,
     ),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -22,6 +22,9 @@ from sightline.images.published import ClaudePatches, published_budget
 AS_IS = "as-is"
 _KEY_PREFIX = "SIGHTLINE_"
 _KEY = re.compile(r"[\x21-\x7e]+")
+
+
+RemoteWork = Literal["messages", "completions", "embeddings"]
 
 
 class RemoteOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -47,6 +50,9 @@ class RemoteOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     max_images: int | None = None
     features: tuple[str, ...] | None = None
     """Of `FEATURES`: what this server honours; None: what its kind does."""
+    work: tuple[RemoteWork, ...] | None = None
+    """What the model does there: `messages`, `completions` (plain text), `embeddings`. None: as the server tells, or
+    as its kind does."""
     special_tokens: tuple[str, ...] = ()
     """Texts that the server would take for special tokens, wherever they stand; they are broken up."""
     ca_file: str | None = None

@@ -83,12 +83,12 @@ class Incoming:
         with suppress(SightlineError):
             await self._upstream.within(anext(self._pieces, None), min(self._deadline, now + _END_S))
 
-    async def whole(self) -> bytes:
-        """Raises `UpstreamFailed` for more than `MAX_REPLY_BYTES`."""
+    async def whole(self, most: int = MAX_REPLY_BYTES) -> bytes:
+        """Raises `UpstreamFailed` for more than `most` bytes."""
         body = bytearray()
         async for piece in self.pieces():
             body += piece
-            if len(body) > MAX_REPLY_BYTES:
+            if len(body) > most:
                 raise UpstreamFailed("The server behind this model sent more than it may.")
         return bytes(body)
 
