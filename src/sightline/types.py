@@ -37,6 +37,16 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
+class Recompression:
+    """A picture is to be made a JPEG of at most this size before a model sees it."""
+
+    max_side: int
+    """Pixels of the longer side."""
+    quality: int
+    """libjpeg's, 1..95."""
+
+
+@dataclass(frozen=True, slots=True)
 class ImageRef:
     """A picture as a client named it, not yet fetched, decoded or believed."""
 
@@ -49,6 +59,8 @@ class ImageRef:
     max_pixels: int | None = None
     min_pixels: int | None = None
     uuid: str | None = None
+    recompression: Recompression | None = None
+    """What becomes of the file first: all that is said of the picture later is said of that JPEG."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

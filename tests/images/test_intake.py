@@ -9,6 +9,7 @@ import math
 import random
 import time
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from sightline.images.budget import CellBudget
 from sightline.images.decoder import DecoderPool
 from sightline.images.fetch import Fetcher
 from sightline.images.intake import Intake, ResolvedImage
-from sightline.types import Detail, ImageRef
+from sightline.types import Detail, ImageRef, Recompression
 from tests.images.samples import AS_IT_IS, decoded, encode, noise, waves
 from tests.images.web import LOOPBACK, reply, serving
 
@@ -240,6 +241,17 @@ async def test_with_fit_a_bad_picture_is_still_the_first_in_order_and_named(
         await intake.resolve(refs, [BUDGET] * 3, fit=lambda sizes: [BUDGET] * 3)
     assert caught.value.param == refs[1].param
     assert not decodings
+
+
+async def test_a_picture_is_made_a_jpeg_first_where_that_is_wanted(intake: Intake) -> None:
+    file = encode(noise(400, 200), "PNG")
+    small = replace(ref(file), recompression=Recompression(100, 50))
+    whole, jpeg = await resolve(intake, [ref(file), small], AS_IT_IS)
+    assert (jpeg.image.width, jpeg.image.height, jpeg.image.media_type) == (100, 50, "image/jpeg")
+    assert jpeg.image.num_bytes < whole.image.num_bytes
+    assert jpeg.image.digest != whole.image.digest
+    with pytest.raises(ImageUnreadable, match=r"^messages\[0\]"):
+        await resolve(intake, [replace(ref(file[:-500]), recompression=Recompression(100, 50))], AS_IT_IS)
 
 
 async def test_other_budgets_are_other_pixels(intake: Intake, decodings: list[bytes]) -> None:

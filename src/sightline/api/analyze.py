@@ -25,7 +25,6 @@ from sightline import metrics
 from sightline.api import access, errors
 from sightline.api.content import to_url
 from sightline.api.dialect import Dialect
-from sightline.api.disconnect import unless_disconnected
 from sightline.api.exchange import Exchange, new_id, timeout_s
 from sightline.api.extension import to_headers
 from sightline.api.fields import invalid, read, string
@@ -35,7 +34,7 @@ from sightline.config import Settings
 from sightline.errors import ImageForbidden, UnsupportedFeature
 from sightline.models import ModelStatus
 from sightline.service import Service
-from sightline.types import ChatRequest, ImageRef, Message, SamplingParams, Text
+from sightline.types import ChatRequest, ImageRef, Message, Recompression, SamplingParams, Text
 
 _GREEDY = SamplingParams(temperature=0.0)
 _WORDS = {"messages": "prompt"}
@@ -158,7 +157,8 @@ def dialect(service: Service, settings: Settings) -> Dialect:
 class _Analyze:
     def __init__(self, exchange: Exchange, settings: Settings) -> None:
         self._exchange = exchange
-        self._optimized = settings.optimized
+        wanted = settings.optimized
+        self._recompression = Recompression(wanted.max_side, wanted.jpeg_quality)
 
     async def analyze(self, request: Request) -> Response:
         with _counted():
@@ -177,24 +177,16 @@ class _Analyze:
     async def analyze_optimized(self, request: Request) -> Response:
         with _counted():
             question = await self._read(request)
-            smaller = self._exchange.service.recompress(
-                question.picture,
-                self._optimized.max_side,
-                self._optimized.jpeg_quality,
-                timeout_s=timeout_s(request),
-            )
-            with self._exchange.reading(request.scope):
-                known, jpeg = await unless_disconnected(request.receive, smaller)
-            served = ServedPicture(width=known.served_width, height=known.served_height, bytes=known.num_bytes)
-            return await self._answer(
-                request, replace(question, picture=ImageRef(jpeg, question.picture.param)), served
-            )
+            picture = replace(question.picture, recompression=self._recompression)
+            return await self._answer(request, replace(question, picture=picture))
 
-    async def _answer(
-        self, request: Request, question: Question, served: ServedPicture | UnsetType = UNSET
-    ) -> Response:
+    async def _answer(self, request: Request, question: Question) -> Response:
         answer = await self._exchange.collect(request, to_chat_request(question, new_id("analysis-")))
         prepared, choice = answer.prepared, answer.choices[0]
+        served: ServedPicture | UnsetType = UNSET
+        if question.picture.recompression is not None:
+            (jpeg,) = prepared.images
+            served = ServedPicture(width=jpeg.width, height=jpeg.height, bytes=jpeg.num_bytes)
         headers = to_headers(prepared.engine, prepared.path)
         return json_response(Analysis(result=choice.text or choice.refusal, served=served), headers=headers)
 

@@ -19,7 +19,6 @@ from sightline.config import FetchPolicy, ImageLimits
 from sightline.errors import ImageError, UnsupportedFeature
 from sightline.images.budget import VisionBudget
 from sightline.images.cache import Decoded, Key, PictureCache
-from sightline.images.codec import Recompressed
 from sightline.images.decoder import DecoderPool
 from sightline.images.fetch import Fetcher, File
 from sightline.images.plan import Size
@@ -38,7 +37,7 @@ class ResolvedImage:
 
     image: Image
     fetch_s: float
-    """The download with its wait for a turn, or base64; and the digest."""
+    """The download with its wait for a turn, or base64; the digest; and making a smaller JPEG, where that is wanted."""
     decode_s: float
     """0 for a picture that was at hand, as is `resize_s`."""
     resize_s: float
@@ -104,20 +103,15 @@ class Intake:
                 for file, own, budget in zip(fetched, budgets, fitted, strict=True)
             )
 
-    async def recompress(
-        self, ref: ImageRef, max_side: int, quality: int, *, tenant: str = ""
-    ) -> tuple[Recompressed, bytes]:
-        """The picture as a JPEG of at most that size, which is not kept. Raises as `resolve`."""
-        fetched = await self._fetch(ref, tenant)
-        with _named(ref):
-            return await self._decoders.recompress(fetched.file.content, max_side, quality)
-
     # --- one picture ---------------------------------------------------------------------------------------------
 
     async def _fetch(self, ref: ImageRef, tenant: str) -> _Fetched:
         began = time.perf_counter()
         with _named(ref):
             file = await self._fetcher.fetch(ref.source, tenant=tenant)
+            if (wanted := ref.recompression) is not None:
+                _, jpeg = await self._decoders.recompress(file.content, wanted.max_side, wanted.quality)
+                file = await self._fetcher.fetch(jpeg)
         return _Fetched(ref, file, time.perf_counter() - began)
 
     async def _inspect(self, fetched: _Fetched) -> Size:
