@@ -76,11 +76,15 @@ class Texts:
         return out
 
     def to_json(self, value: Any, **options: Any) -> str:
-        """What the filter `tojson` gives: JSON of the texts themselves, escaped as JSON wants it, as one more text."""
-        plain = json.dumps(value, ensure_ascii=False, **options)
-        if self._mark not in plain:
-            return plain
-        return self.sentinel(json.dumps(self._restored(value), ensure_ascii=False, **options))
+        """What the filter `tojson` gives: texts escaped as JSON has them. Brackets are the template's, which may cut
+        them off."""
+        options = {"ensure_ascii": False, **options}
+        ascii_only = bool(options["ensure_ascii"])
+
+        def escaped(found: re.Match[str]) -> str:
+            return self.sentinel(json.dumps(self._texts[int(found[1])], ensure_ascii=ascii_only)[1:-1])
+
+        return self._find.sub(escaped, json.dumps(value, **options))
 
     def split(self, rendered: str) -> list[Written]:
         """What was rendered, with the texts in their places."""
@@ -92,17 +96,6 @@ class Texts:
     def hidden(self, message: str) -> str:
         """A message of the template's, without sentinels."""
         return self._find.sub("…", message)
-
-    def _restored(self, value: Any) -> Any:
-        match value:
-            case str():
-                return self._find.sub(lambda found: self._texts[int(found[1])], value)
-            case Mapping():
-                return {self._restored(key): self._restored(child) for key, child in value.items()}
-            case list() | tuple():
-                return [self._restored(child) for child in value]
-            case _:
-                return value
 
 
 def _well_formed(text: str) -> str:
