@@ -349,7 +349,7 @@ _FIELDS = st.sampled_from([field for field in ResponsesBody.__struct_fields__ if
 
 
 @given(st.dictionaries(_FIELDS, _VALUES, max_size=4), st.lists(_ITEMS, max_size=3))
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_body_is_a_bug(fields: dict[str, Any], items: list[Any]) -> None:
     body = {"model": "m", "input": items or "x", **fields}
     app = app_of(ScriptedService())

@@ -25,11 +25,12 @@ from sightline.api.exchange import Exchange, new_id
 from sightline.api.extension import to_headers
 from sightline.api.fields import invalid, read
 from sightline.api.sampling import to_sampling
+from sightline.api.tool_choice import choose
 from sightline.api.wire import json_response
 from sightline.config import HttpLimits, Settings
 from sightline.errors import UnsupportedFeature
 from sightline.service import Service
-from sightline.types import ChatRequest, Tool, ToolChoice
+from sightline.types import ChatRequest, ToolChoice
 
 
 def read_chat_body(raw: dict[str, Any]) -> ChatBody:
@@ -48,7 +49,7 @@ def to_chat_request(body: ChatBody, request_id: str, limits: HttpLimits) -> Chat
     """
     if body.top_logprobs is not None and not body.logprobs:
         raise invalid("top_logprobs", "needs 'logprobs' to be true")
-    tools, choice = _to_tools(body)
+    tools, choice = choose(body.tools, body.tool_choice or ToolChoice(), parallel=body.parallel_tool_calls)
     sampling = to_sampling(
         body,
         max_tokens=body.max_completion_tokens or body.max_tokens,
@@ -66,23 +67,6 @@ def to_chat_request(body: ChatBody, request_id: str, limits: HttpLimits) -> Chat
         priority=body.priority,
         n=body.n,
     )
-
-
-def _to_tools(body: ChatBody) -> tuple[tuple[Tool, ...], ToolChoice]:
-    choice = body.tool_choice
-    names = {tool.name for tool in body.tools}
-    if len(names) != len(body.tools):
-        raise invalid("tools", "must not have two functions of the same name")
-    if not body.tools:
-        if choice is not None and choice.mode == "required":
-            raise invalid("tool_choice", "needs 'tools'")
-        return (), ToolChoice("none")
-    choice = replace(choice or ToolChoice("auto"), parallel=body.parallel_tool_calls)
-    if unknown := sorted(set(choice.names) - names):
-        raise invalid("tool_choice", f"names a function that is not in 'tools': {unknown[0]!r}")
-    if choice.mode == "auto" and choice.names:
-        return tuple(t for t in body.tools if t.name in choice.names), replace(choice, names=())
-    return body.tools, choice
 
 
 # --- routes ----------------------------------------------------------------------------------------------------------

@@ -14,9 +14,11 @@ from sightline.api.fields import invalid, missing
 from sightline.api.responses_items import Placed, to_messages
 from sightline.api.responses_objects import ReasoningReply, ResponseReply, TextReply
 from sightline.api.responses_schema import Reasoning, ResponsesBody
+from sightline.api.sampling import to_common_sampling
+from sightline.api.tool_choice import choose
 from sightline.config import HttpLimits
 from sightline.errors import ContextLengthExceeded
-from sightline.types import ChatRequest, ImageRef, Message, SamplingParams, Tool, ToolChoice
+from sightline.types import ChatRequest, ImageRef, Message, ToolChoice
 
 
 def refuse_contradictions(body: ResponsesBody) -> None:
@@ -25,10 +27,6 @@ def refuse_contradictions(body: ResponsesBody) -> None:
         raise missing("input") if body.input is None else invalid("input", "must have 1 or more items")
     if body.background and not body.store:
         raise invalid("background", "needs 'store' to be true: a response that nobody waits for must be kept")
-    if body.stream_options is not None and not body.stream:
-        raise invalid("stream_options", "is only for requests with 'stream' set to true")
-    if body.max_output_tokens is not None and body.min_tokens > body.max_output_tokens:
-        raise invalid("min_tokens", f"must not be above 'max_output_tokens', which is {body.max_output_tokens}")
 
 
 def to_chat_request(
@@ -40,21 +38,11 @@ def to_chat_request(
     """
     if len(items) > limits.max_messages:
         raise invalid("input", f"makes the conversation longer than {limits.max_messages} items: it has {len(items)}")
-    tools, choice = _to_tools(body)
-    sampling = SamplingParams(
-        max_tokens=body.max_output_tokens,
-        temperature=body.temperature,
-        top_p=body.top_p,
-        top_k=max(0, body.top_k),
-        min_p=body.min_p,
-        stop_token_ids=body.stop_token_ids,
-        min_tokens=body.min_tokens,
-        ignore_eos=body.ignore_eos,
-        presence_penalty=body.presence_penalty,
-        frequency_penalty=body.frequency_penalty,
-        repetition_penalty=body.repetition_penalty,
-        logprobs=body.top_logprobs if body.wants_logprobs else None,
-    )
+    offered = [tool.to_tool(f"tools[{index}].parameters") for index, tool in enumerate(body.tools)]
+    asked = ToolChoice() if body.tool_choice is None else body.tool_choice.choice
+    tools, choice = choose(offered, asked, parallel=body.parallel_tool_calls)
+    logprobs = body.top_logprobs if body.wants_logprobs else None
+    sampling = to_common_sampling(body, max_tokens=body.max_output_tokens, logprobs=logprobs)
     return ChatRequest(
         request_id=request_id,
         model=body.model,
@@ -66,24 +54,6 @@ def to_chat_request(
         priority=body.priority,
         tenant=tenant,
     )
-
-
-def _to_tools(body: ResponsesBody) -> tuple[tuple[Tool, ...], ToolChoice]:
-    choice = ToolChoice("auto") if body.tool_choice is None else body.tool_choice.choice
-    choice = replace(choice, parallel=body.parallel_tool_calls)
-    tools = tuple(tool.to_tool(f"tools[{index}].parameters") for index, tool in enumerate(body.tools))
-    names = {tool.name for tool in tools}
-    if len(names) != len(tools):
-        raise invalid("tools", "must not have two functions of the same name")
-    if not tools:
-        if choice.mode == "required":
-            raise invalid("tool_choice", "needs 'tools'")
-        return (), ToolChoice("none")
-    if unknown := sorted(set(choice.names) - names):
-        raise invalid("tool_choice", f"names a function that is not in 'tools': {unknown[0]!r}")
-    if choice.mode == "auto" and choice.names:
-        return tuple(tool for tool in tools if tool.name in choice.names), replace(choice, names=())
-    return tools, choice
 
 
 def to_response(body: ResponsesBody, response_id: str, created_at: int) -> ResponseReply:

@@ -22,7 +22,6 @@ from sightline.api.fields import (
     invalid,
     mapping,
     missing,
-    number,
     one_of,
     read,
     refused,
@@ -33,7 +32,7 @@ from sightline.api.fields import (
     wrong_type,
 )
 from sightline.api.responses_items import ITEM
-from sightline.api.sampling import StreamOptions
+from sightline.api.sampling import INT64, CommonFields
 from sightline.errors import UnsupportedFeature
 from sightline.types import ResponseFormat, Tool, ToolChoice
 
@@ -53,7 +52,6 @@ INCLUDABLE = (
 of the output of tools that a request cannot have."""
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_MAX_PIXELS = 2**63 - 1
 
 
 # --- rules of single fields ------------------------------------------------------------------------------------------
@@ -205,7 +203,7 @@ class Reasoning(msgspec.Struct, frozen=True, kw_only=True):
 # --- the request -----------------------------------------------------------------------------------------------------
 
 
-class ResponsesBody(msgspec.Struct, frozen=True, kw_only=True):
+class ResponsesBody(CommonFields, frozen=True, kw_only=True):
     model: Annotated[str, string(min_length=1)]
     input: Annotated[Any, input_rule] = None
     """A string, or items: `responses_items.py`."""
@@ -213,10 +211,6 @@ class ResponsesBody(msgspec.Struct, frozen=True, kw_only=True):
     previous_response_id: Annotated[str | None, string(min_length=1)] = None
 
     max_output_tokens: Annotated[int | None, integer(1)] = None
-    temperature: Annotated[float, number(0, 2)] = 1.0
-    top_p: Annotated[float, number(0, 1)] = 1.0
-    presence_penalty: Annotated[float, number(-2, 2)] = 0.0
-    frequency_penalty: Annotated[float, number(-2, 2)] = 0.0
     top_logprobs: Annotated[int, integer(0, 20)] = 0
     tools: Annotated[tuple[FunctionTool, ...], array(_tool, max_length=MAX_TOOLS)] = ()
     tool_choice: Annotated[Choice | None, _tool_choice] = None
@@ -227,26 +221,16 @@ class ResponsesBody(msgspec.Struct, frozen=True, kw_only=True):
     reasoning: Annotated[Reasoning | None, struct(Reasoning)] = None
     include: Annotated[tuple[str, ...], array(one_of(*INCLUDABLE))] = ()
     truncation: Annotated[str, one_of("auto", "disabled")] = "disabled"
-    stream: Annotated[bool, boolean] = False
-    stream_options: Annotated[StreamOptions | None, struct(StreamOptions)] = None
     store: Annotated[bool, boolean] = True
     background: Annotated[bool, boolean] = False
-    metadata: Annotated[dict[str, str], _metadata] = {}
+    metadata: Annotated[dict[str, str], _metadata] = msgspec.field(default_factory=dict)
     user: Annotated[str | None, string()] = None
     safety_identifier: Annotated[str | None, string()] = None
     prompt_cache_key: Annotated[str | None, string()] = None
 
     # Ours (wire contract, section 13).
-    top_k: Annotated[int, integer(-1)] = 0
-    """0 and, as some clients have it, -1: off."""
-    min_p: Annotated[float, number(0, 1)] = 0.0
-    repetition_penalty: Annotated[float, number(0, 2, above=True)] = 1.0
-    min_tokens: Annotated[int, integer(0)] = 0
-    ignore_eos: Annotated[bool, boolean] = False
-    stop_token_ids: Annotated[tuple[int, ...], array(integer(0, 2**31 - 1), max_length=128)] = ()
-    max_pixels: Annotated[int | None, integer(1, _MAX_PIXELS)] = None
-    min_pixels: Annotated[int | None, integer(1, _MAX_PIXELS)] = None
-    priority: Annotated[int, integer(-10, 10)] = 0
+    max_pixels: Annotated[int | None, integer(1, INT64 - 1)] = None
+    min_pixels: Annotated[int | None, integer(1, INT64 - 1)] = None
 
     prompt: Annotated[None, refused("prompts are not kept here; send 'input' and 'instructions'.")] = None
     conversation: Annotated[None, refused("use 'previous_response_id'.")] = None

@@ -1,7 +1,12 @@
-"""How an answer is to be sampled: the fields that OpenAI's chat completions and completions share."""
+"""How an answer is to be sampled: the fields that OpenAI's dialects share.
+
+CommonFields      of all three
+SamplingFields    those, and what chat completions and completions have beside them
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 import msgspec
@@ -48,15 +53,11 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Padding against an observer who counts bytes: checked, and not done."""
 
 
-class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
-    n: Annotated[int, integer(1)] = 1
+class CommonFields(msgspec.Struct, frozen=True, kw_only=True):
     temperature: Annotated[float, number(0, 2)] = 1.0
     top_p: Annotated[float, number(0, 1)] = 1.0
     presence_penalty: Annotated[float, number(-2, 2)] = 0.0
     frequency_penalty: Annotated[float, number(-2, 2)] = 0.0
-    stop: Annotated[tuple[str, ...], _stop] = ()
-    seed: Annotated[int | None, integer(-INT64, INT64 - 1)] = None
-    logit_bias: Annotated[dict[int, float], _logit_bias] = {}
     stream: Annotated[bool, boolean] = False
     stream_options: Annotated[StreamOptions | None, struct(StreamOptions)] = None
 
@@ -71,12 +72,25 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
     priority: Annotated[int, integer(-10, 10)] = 0
 
 
+class SamplingFields(CommonFields, frozen=True, kw_only=True):
+    n: Annotated[int, integer(1)] = 1
+    stop: Annotated[tuple[str, ...], _stop] = ()
+    seed: Annotated[int | None, integer(-INT64, INT64 - 1)] = None
+    logit_bias: Annotated[dict[int, float], _logit_bias] = {}
+
+
 def to_sampling(
     fields: SamplingFields, *, max_tokens: int | None, logprobs: int | None, max_choices: int
 ) -> SamplingParams:
     """Raises `InvalidRequest` for what the fields say only together, or with the server's `max_choices`."""
     if fields.n > max_choices:
         raise invalid("n", f"must be between 1 and {max_choices}, not {fields.n}")
+    common = to_common_sampling(fields, max_tokens=max_tokens, logprobs=logprobs)
+    return replace(common, seed=fields.seed, stop=fields.stop, logit_bias=fields.logit_bias)
+
+
+def to_common_sampling(fields: CommonFields, *, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
+    """Raises `InvalidRequest` for what the fields say only together."""
     if fields.stream_options is not None and not fields.stream:
         raise invalid("stream_options", "is only for requests with 'stream' set to true")
     if max_tokens is not None and fields.min_tokens > max_tokens:
@@ -87,14 +101,11 @@ def to_sampling(
         top_p=fields.top_p,
         top_k=max(0, fields.top_k),
         min_p=fields.min_p,
-        seed=fields.seed,
-        stop=fields.stop,
         stop_token_ids=fields.stop_token_ids,
         min_tokens=fields.min_tokens,
         ignore_eos=fields.ignore_eos,
         presence_penalty=fields.presence_penalty,
         frequency_penalty=fields.frequency_penalty,
         repetition_penalty=fields.repetition_penalty,
-        logit_bias=fields.logit_bias,
         logprobs=logprobs,
     )
