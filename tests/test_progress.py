@@ -7,7 +7,8 @@ import asyncio
 import pytest
 
 from sightline.api.models import to_model
-from sightline.config import ModelConfig, Settings
+from sightline.config import PEEK, ModelConfig, Settings
+from sightline.engines.openvino import OpenVINOEngine
 from sightline.service import Service
 
 pytestmark = pytest.mark.anyio
@@ -32,3 +33,14 @@ async def test_progress_rises_while_loading_and_is_whole_when_ready() -> None:
     assert told == sorted(told)
     assert len(told) >= 3
     assert 0.0 <= told[0] < 0.5 < told[-1] <= 1.0
+
+
+async def test_our_own_engine_tells_what_part_of_the_weights_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = OpenVINOEngine(ModelConfig(name=PEEK))
+    told: list[float] = []
+    monkeypatch.setattr(engine, "_count", told.append)
+    assert engine.progress == 0.0
+    await engine.start()
+    await engine.close()
+    assert len(told) == 3, "the language model and two of vision, side by side"
+    assert 0.0 < min(told) < max(told) == 1.0

@@ -166,7 +166,7 @@ class ShowsProgress(Protocol):
 
     @property
     def progress(self) -> float | None:
-        """Of `start`: 0..1, of the bytes that have been read or downloaded; None: not known. From any thread."""
+        """Of `start`: what part of the bytes or tensors is in place, 0..1; None: not known."""
         ...
 
 

@@ -23,6 +23,7 @@ from PIL import Image as PILImage
 from sightline.config import ModelConfig
 from sightline.engines import load_engine
 from sightline.engines.answer import Vocabulary
+from sightline.engines.transformers import TransformersEngine
 from sightline.errors import InvalidRequest
 from sightline.images.budget import VisionBudget
 from sightline.types import EngineRequest, Finish, Image, Message, SamplingParams, Text, TextDelta
@@ -265,3 +266,15 @@ def test_plain_text_is_gone_on_with_as_by_transformers(checkpoint: Path, config:
     expected = b"".join(vocabulary.spelling(t) for t in tokens if t != tokenizer.eos_token_id)
     assert told == [(expected, len(prompt))] * 2
     assert param == "prompt"
+
+
+@only_qwen
+def test_loading_tells_how_far_it_is(checkpoint: Path, config: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = TransformersEngine(config)
+    told: list[float] = []
+    monkeypatch.setattr(engine, "_count", told.append)
+    asyncio.run(engine.start())
+    asyncio.run(engine.close())
+    assert told == sorted(told)
+    assert len(told) > 10, "a step for each tensor"
+    assert told[-1] == 1.0

@@ -90,6 +90,8 @@ class OpenVINOEngine:
         self._config = config
         self._loaded: _Loaded | None = None
         self._closed = False
+        self.progress = 0.0
+        """Of loading: what part of the weights is in place."""
 
     @property
     def info(self) -> EngineInfo:
@@ -132,6 +134,10 @@ class OpenVINOEngine:
             self._loaded = None
             await asyncio.to_thread(loaded.close)
 
+    def _count(self, progress: float) -> None:
+        """From any thread; what comes late counts no less."""
+        self.progress = max(self.progress, progress)
+
     @property
     def _running(self) -> _Loaded:
         if self._loaded is None:
@@ -150,6 +156,7 @@ class OpenVINOEngine:
             kv_cache_precision=options.kv_cache_precision,
             inference_precision=options.inference_precision,
             num_threads=options.num_threads,
+            told=self._count,
         )
         context = min(options.context_length or facts.language.context_length, facts.language.context_length)
         runner = LanguageRunner(

@@ -7,9 +7,10 @@ OpenVINO's turns that into attention over a pool of blocks, so that sequences ca
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -61,8 +62,10 @@ def load_models(
     kv_cache_precision: str,
     inference_precision: str,
     num_threads: int,
+    told: Callable[[float], None] = lambda progress: None,
 ) -> LoadedModels:
-    """Reads and compiles the four models side by side. `num_threads`: of the CPU, 0 for what suits the model.
+    """Reads and compiles the four models side by side. `num_threads`: of the CPU, 0 for what suits the model. `told`
+    hears, from any thread, what part of the weights is compiled, 0..1.
 
     Raises `CheckpointError` when a file is missing, `RuntimeError` from OpenVINO when one cannot be read or compiled.
     """
@@ -96,10 +99,18 @@ def load_models(
     def vision(name: str) -> Any:
         return core.compile_model(read(name), "CPU", options | _threads(num_threads))
 
+    compiled = set[str]()
+
+    def counted(name: str, compile_: Callable[[], Any]) -> Any:
+        model = compile_()
+        compiled.update({name, files.TEXT_EMBEDDINGS} if name == files.LANGUAGE else {name})
+        told(sum(mapped[n].nbytes for n in compiled) / sum(m.nbytes for m in mapped.values()))
+        return model
+
     with ThreadPoolExecutor() as pool:
-        compiled_language = pool.submit(language)
+        compiled_language = pool.submit(counted, files.LANGUAGE, language)
         compiled_patches, compiled_merger = (
-            pool.submit(vision, n) for n in (files.VISION_PATCHES, files.VISION_MERGER)
+            pool.submit(counted, n, partial(vision, n)) for n in (files.VISION_PATCHES, files.VISION_MERGER)
         )
         digest = pool.submit(lambda: hashlib.sha256(mapped[files.LANGUAGE].data).hexdigest())
         return LoadedModels(

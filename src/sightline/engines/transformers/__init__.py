@@ -93,6 +93,8 @@ class TransformersEngine:
         self._config = config
         self._loaded: _Running | None = None
         self._closed = False
+        self.progress = 0.0
+        """Of loading: what part of the weights is in place."""
 
     @property
     def info(self) -> EngineInfo:
@@ -144,6 +146,10 @@ class TransformersEngine:
             self._loaded = None
             await asyncio.to_thread(loaded.close)
 
+    def _count(self, progress: float) -> None:
+        """From any thread; what comes late counts no less."""
+        self.progress = max(self.progress, progress)
+
     @property
     def _running(self) -> _Running:
         if self._loaded is None:
@@ -160,7 +166,7 @@ class TransformersEngine:
         options, model_dir = self._options, model_directory(self._config)
         if not model_dir.is_dir():
             raise CheckpointError("there is no such directory")
-        loaded = load(model_dir, options)
+        loaded = load(model_dir, options, self._count)
         prompts = PromptBuilder(model_dir, loaded.pictures, loaded.tokenizer, options.tool_format)
         context = min(options.context_length or loaded.context_length, loaded.context_length)
         info = EngineInfo(

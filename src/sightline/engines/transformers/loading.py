@@ -4,6 +4,8 @@ the operator says so."""
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterator, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,8 +32,11 @@ class Loaded:
     weights_digest: str | None
 
 
-def load(model_dir: Path, options: Options) -> Loaded:
-    """Raises `CheckpointError` for what cannot be served, and `OSError` and `ValueError` as transformers does."""
+def load(model_dir: Path, options: Options, told: Callable[[float], None] = lambda progress: None) -> Loaded:
+    """`told` hears what part of the weights is loaded, 0..1.
+
+    Raises `CheckpointError` for what cannot be served, and `OSError` and `ValueError` as transformers does.
+    """
     device = _device(options)
     if options.quantization != "none":
         _refuse_quantization_without(device)
@@ -39,7 +44,8 @@ def load(model_dir: Path, options: Options) -> Loaded:
         torch.set_num_threads(options.threads)
     transformers.utils.logging.disable_progress_bar()
     pictures = Pictures(model_dir, trust_remote_code=options.trust_remote_code)
-    model = transformers.AutoModelForImageTextToText.from_pretrained(model_dir, **_arguments(options, device))
+    with _watched(told):
+        model = transformers.AutoModelForImageTextToText.from_pretrained(model_dir, **_arguments(options, device))
     if getattr(model, "hf_device_map", None) is None:
         model.to(device)
     model.eval()
@@ -51,6 +57,42 @@ def load(model_dir: Path, options: Options) -> Loaded:
         _eos_token_ids(model),
         _digest(model_dir),
     )
+
+
+@contextmanager
+def _watched(told: Callable[[float], None]) -> Iterator[None]:
+    """Counts the tensors over which transformers shows a progress bar; an older one has no hook, and tells nothing."""
+    logging = transformers.utils.logging
+    if not hasattr(logging, "set_tqdm_hook"):
+        yield
+        return
+
+    def make(factory: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        bar = factory(*args, **kwargs)
+        return _Counting(bar, args[0], told) if args and isinstance(args[0], Sized) else bar
+
+    before = logging.set_tqdm_hook(make)
+    try:
+        yield
+    finally:
+        logging.set_tqdm_hook(before)
+
+
+class _Counting:
+    """A progress bar that tells how far the loop over it is."""
+
+    def __init__(self, bar: Any, items: Any, told: Callable[[float], None]) -> None:
+        self._bar = bar
+        self._items = items
+        self._told = told
+
+    def __iter__(self) -> Iterator[Any]:
+        for number, item in enumerate(self._items, start=1):
+            yield item
+            self._told(number / len(self._items))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._bar, name)
 
 
 def _arguments(options: Options, device: str) -> dict[str, Any]:
