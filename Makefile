@@ -2,7 +2,7 @@
 #
 #   make demo            the embedded model answers about pictures, then serves until Ctrl-C   (ONCE=1: ends after the answers)
 #   make test            lint, types, every fast test
-#   make test-engines    engines against their references (installs torch into .venv-reference)   (ALL=1: litellm too)
+#   make test-engines    engines against their references (installs torch into .venv-reference)   (ALL=1: vllm, easydel and litellm too, 9 GB)
 #   make test-clients    other people's clients: LiteLLM, LangChain, OpenAI's JavaScript SDK (npm)
 #   make fuzz-images     10,000 damaged pictures through the decoders, then a server   MUTATIONS=10000
 #   make chaos           broken networks, outages, deadlines: promise, measured, met     REQUESTS=10000 CHAOS="--only 9"
@@ -17,6 +17,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 REFERENCE := .venv-reference
 LITELLM := .venv-litellm
+VLLM := .venv-vllm
+EASYDEL := .venv-easydel
 CLIENTS := .venv-clients
 TRAIN := .venv-train
 MINUTES ?= 90
@@ -47,14 +49,21 @@ lint: $(VENV)/.installed
 test: lint
 	$(BIN)/python -m pytest
 
-test-engines: $(VENV)/.installed
+$(REFERENCE)/.installed: pyproject.toml tests/engines/reference/requirements.txt
 	$(PYTHON) -m venv $(REFERENCE)
 	$(REFERENCE)/bin/python $(PIP_INSTALL) -r tests/engines/reference/requirements.txt
 	$(REFERENCE)/bin/python $(PIP_INSTALL) --editable '.[dev]'
+	@touch $@
+
+test-engines: $(VENV)/.installed $(REFERENCE)/.installed
 	$(REFERENCE)/bin/python -m pytest tests/engines tests/images -m engine_reference --ignore tests/engines/test_conformance.py --ignore tests/engines/llamacpp/test_llamacpp_conformance.py --timeout 1200
 	$(REFERENCE)/bin/python -m pytest tests/training/test_peek_model.py
 	SIGHTLINE_ENGINES_REQUIRED="openvino transformers llamacpp" $(REFERENCE)/bin/python -m pytest tests/engines/test_conformance.py tests/engines/llamacpp/test_llamacpp_conformance.py -m "" --timeout 1200
-	$(if $(ALL),tests/engines/environments/litellm.sh $(LITELLM))
+	$(if $(ALL),$(BIN)/sightline engine install vllm --cpu --into $(VLLM))
+	$(if $(ALL),$(BIN)/sightline engine install easydel --cpu --into $(EASYDEL))
+	$(if $(ALL),SIGHTLINE_ENGINES_REQUIRED="vllm easydel" SIGHTLINE_VLLM_PYTHON=$(CURDIR)/$(VLLM)/bin/python SIGHTLINE_EASYDEL_PYTHON=$(CURDIR)/$(EASYDEL)/bin/python $(BIN)/python -m pytest tests/engines/test_vllm_reference.py tests/engines/easydel/test_easydel_reference.py -m engine_reference --timeout 1200)
+	$(if $(ALL),$(BIN)/sightline engine install litellm --into $(LITELLM))
+	$(if $(ALL),$(LITELLM)/bin/python $(PIP_INSTALL) --editable '.[dev]')
 	$(if $(ALL),SIGHTLINE_ENGINES_REQUIRED="litellm-openai litellm-anthropic" $(LITELLM)/bin/python -m pytest tests/engines/test_litellm_provider.py -m engine_reference)
 
 $(CLIENTS)/.installed: tests/clients/requirements.txt pyproject.toml
@@ -100,4 +109,4 @@ lock: $(VENV)/.installed
 	$(BIN)/python -m piptools compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --extra dev --all-build-deps --output-file requirements/dev.txt pyproject.toml
 
 clean:
-	rm -rf $(VENV) $(CLIENTS) $(REFERENCE) $(LITELLM) $(TRAIN) build dist
+	rm -rf $(VENV) $(CLIENTS) $(REFERENCE) $(LITELLM) $(VLLM) $(EASYDEL) $(TRAIN) build dist

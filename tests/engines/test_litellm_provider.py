@@ -1,6 +1,7 @@
 """The engine `litellm` itself: on local stand-ins of OpenAI's and Anthropic's wires, in its own process.
 
-`environments/litellm.sh DIRECTORY` makes an environment; its Python runs this with `-m engine_reference`.
+`sightline engine install litellm --into DIRECTORY` makes an environment, in which `pip install -e '.[dev]'` puts what
+tests need; its Python runs this with `-m engine_reference`.
 """
 
 from __future__ import annotations

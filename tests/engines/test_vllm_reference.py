@@ -1,7 +1,7 @@
 """vLLM itself, on a CPU at float32, with `peek`: the engine contract, and pictures by name.
 
-`environments/vllm-cpu.sh` makes an environment, `SIGHTLINE_VLLM_PYTHON` names its Python. Starting takes a minute or
-more, so that clauses which want an engine of their own get one that is attached to the same server.
+`sightline engine install vllm --cpu` makes an environment, `SIGHTLINE_VLLM_PYTHON` names its Python. Starting takes a
+minute or more, so that clauses which want an engine of their own get one that is attached to the same server.
 """
 
 from __future__ import annotations
@@ -40,11 +40,12 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="module")
 async def engine(anyio_backend: str) -> AsyncIterator[VllmEngine]:
     options = {
-        "python": os.environ[SWITCH],
         "engine_kwargs": {"dtype": "float32", "max_model_len": CONTEXT, "enforce_eager": True, "max_num_seqs": 16},
         "environment": {"VLLM_CPU_KVCACHE_SPACE": "1"},
     }
-    engine = VllmEngine(ModelConfig(name=PEEK, engine="vllm", options=options, start_timeout_s=900.0))
+    engine = VllmEngine(
+        ModelConfig(name=PEEK, engine="vllm", python=os.environ[SWITCH], options=options, start_timeout_s=900.0)
+    )
     await engine.start()
     try:
         yield engine
