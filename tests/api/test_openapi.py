@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Annotated, Any
 
@@ -31,7 +32,8 @@ from sightline.api.fields import (
 from sightline.api.openapi_document import _read, _Schemas, served_routes, to_document, to_json
 from sightline.api.openapi_operations import APIS, Operation
 from sightline.errors import RequestError
-from tests.api.standin import HELLO, ScriptedService, app_of, chat, get, post
+from sightline.models import ModelStatus
+from tests.api.standin import HELLO, INFO, ScriptedService, app_of, chat, get, post
 
 pytestmark = pytest.mark.anyio
 
@@ -192,6 +194,13 @@ async def test_replies_are_as_described(path: str, body: Any) -> None:
     schema = reply_of("POST", path, reply.status)
     schema.validate(reply.json)
     assert not schema.is_valid({}), "the description says something"
+
+
+async def test_what_may_be_left_out_of_a_reply_need_not_be_there() -> None:
+    silent = ModelStatus("m", "ready", "scripted", 1, replace(INFO, weights_digest=None))
+    reply = await post(app_of(ScriptedService(HELLO, statuses=(silent,))), chat())
+    assert "system_fingerprint" not in reply.json
+    reply_of("POST", "/v1/chat/completions", 200).validate(reply.json)
 
 
 @pytest.mark.parametrize(

@@ -245,7 +245,7 @@ class _Schemas:
             schema = self.of_written(field.type)
             if field.name in ("type", "object") and isinstance(field.default, str):
                 schema = {"const": field.default}
-            yield field.encode_name, field.default is not msgspec.UNSET, schema
+            yield field.encode_name, msgspec.UnsetType not in get_args(field.type), schema
 
     def _to_object(self, struct: Struct, fields: Iterator[tuple[str, bool, Json]]) -> Json:
         meanings = _meanings(struct)
