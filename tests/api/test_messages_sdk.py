@@ -6,9 +6,10 @@ import asyncio
 import base64
 import io
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import anthropic
+import pydantic
 import pytest
 from anthropic.types import TextBlock, ThinkingBlock, ToolUseBlock
 from PIL import Image as PILImage
@@ -136,6 +137,19 @@ def test_a_tool_is_called_and_its_result_comes_back_with_a_picture(client: anthr
     turns.append({"role": "user", "content": [result, {"type": "text", "text": "So?"}]})
     answer = client.messages.create(**{**request, "messages": turns})
     assert said(answer) == "I see 1 picture: 90x60 mostly yellow. You said: So?"
+
+
+class Seen(pydantic.BaseModel):
+    colour: Literal["red"]
+    sides: int
+
+
+def test_an_answer_is_parsed_to_a_type(client: anthropic.Anthropic) -> None:
+    message = client.messages.parse(**ask("hello"), output_format=Seen)
+    assert isinstance(message.parsed_output, Seen)
+    schema = {"type": "object", "properties": {"colour": {"type": "no such"}}}
+    with pytest.raises(anthropic.BadRequestError, match=r"output_config\.format\.schema"):
+        client.messages.create(**ask("hello", output_config={"format": {"type": "json_schema", "schema": schema}}))
 
 
 @pytest.mark.parametrize(

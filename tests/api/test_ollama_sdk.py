@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -122,8 +123,10 @@ def test_options_reach_the_engine(client: ollama.Client) -> None:
 def test_json_is_made_when_it_is_asked_for(client: ollama.Client) -> None:
     reply = client.chat(MODEL, user("hello"), format="json")
     assert reply.message.content == '{"pictures": [], "you_said": "hello"}'
-    with pytest.raises(ollama.ResponseError, match="format") as refused:  # the fake engine has no schemas
-        client.chat(MODEL, user("hello"), format={"type": "object"})
+    schema = {"type": "object", "properties": {"colour": {"enum": ["red"]}}, "required": ["colour"]}
+    assert json.loads(client.chat(MODEL, user("hello"), format=schema).message.content or "") == {"colour": "red"}
+    with pytest.raises(ollama.ResponseError, match="format") as refused:
+        client.chat(MODEL, user("hello"), format={"type": "nothing"})
     assert refused.value.status_code == 400
     assert "response_format" not in refused.value.error
 
