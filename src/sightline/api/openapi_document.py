@@ -12,12 +12,13 @@ import ast
 import inspect
 import json
 import re
-import textwrap
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from itertools import pairwise
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import msgspec
 from starlette.routing import Route
@@ -315,12 +316,15 @@ def _meanings(struct: Struct) -> dict[str, str]:
     found: dict[str, str] = {}
     for each in reversed(struct.__mro__):
         if issubclass(each, msgspec.Struct) and each is not msgspec.Struct:
-            tree = ast.parse(textwrap.dedent(inspect.getsource(each)))
-            for field, text in pairwise(cast(ast.ClassDef, tree.body[0]).body):
-                if (
-                    isinstance(field, ast.AnnAssign)
-                    and isinstance(text, ast.Expr)
-                    and isinstance(text.value, ast.Constant)
-                ):
-                    found[ast.unparse(field.target)] = " ".join(str(text.value.value).split())
+            for field, text in pairwise(_classes(each.__module__)[each.__name__].body):
+                match field, text:
+                    case ast.AnnAssign(), ast.Expr(value=ast.Constant(value=str(meaning))):
+                        found[ast.unparse(field.target)] = " ".join(meaning.split())
     return found
+
+
+@cache
+def _classes(module: str) -> dict[str, ast.ClassDef]:
+    """The classes of a module as they are written."""
+    tree = ast.parse(inspect.getsource(sys.modules[module]))
+    return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
