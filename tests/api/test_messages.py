@@ -558,7 +558,7 @@ _TURNS = st.fixed_dictionaries({"role": _WORDS, "content": _VALUES | st.lists(_B
 
 
 @given(st.dictionaries(_FIELDS, _VALUES, max_size=4), st.lists(_TURNS, max_size=3))
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_body_is_a_bug(fields: dict[str, Any], turns: list[Any]) -> None:
     body = {**ask(), **({"messages": turns} if turns else {}), **fields}
     app = app_of(ScriptedService())

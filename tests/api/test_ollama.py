@@ -8,14 +8,18 @@ import re
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sightline import errors as e
+from sightline.api.ollama_embed import to_reply
+from sightline.api.ollama_schema import EmbedReply
 from sightline.models import ModelStatus
 from sightline.service import ChoiceEvent
 from sightline.types import (
+    Embeddings,
     Finish,
     ImageRef,
     ReasoningDelta,
@@ -364,6 +368,33 @@ async def test_what_clients_send_empty_is_not_meant() -> None:
     assert (await send(prompt(**empty, images=[], options={}, keep_alive=None), path=GENERATE)).status == 200
 
 
+def test_vectors_have_the_length_1() -> None:
+    head = EmbedReply(model="m", embeddings=[], total_duration=5, load_duration=0, prompt_eval_count=7)
+    vectors = np.array([[3, 4], [0, 0], [0, -2]], np.float32)
+    assert json.loads(to_reply(head, Embeddings(vectors, 7))) == {
+        "model": "m", "embeddings": [[pytest.approx(0.6), pytest.approx(0.8)], [0, 0], [0, -1]], "total_duration": 5,
+        "load_duration": 0, "prompt_eval_count": 7,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "status", "named"),
+    [
+        ("/api/embed", {}, 400, "input"), ("/api/embed", {"input": 1}, 400, "input"),
+        ("/api/embed", {"input": ["a", 1]}, 400, "input[1]"),
+        ("/api/embed", {"input": "a", "truncate": 1}, 400, "truncate"),
+        ("/api/embed", {"input": "a", "dimensions": 0}, 400, "dimensions"),
+        ("/api/embed", {"input": "a", "model": "x"}, 404, "model 'x' not found"),
+        ("/api/embeddings", {"prompt": ["a"]}, 400, "prompt"),
+        ("/api/embeddings", {"prompt": "a", "options": {"num_ctx": "x"}}, 400, "options.num_ctx"),
+    ],
+)  # fmt: skip
+async def test_what_is_wrong_about_embeddings(path: str, fields: dict[str, Any], status: int, named: str) -> None:
+    reply = await send({"model": "m", **fields}, path=path)
+    assert (reply.status, list(reply.json)) == (status, ["error"])
+    assert named in reply.json["error"]
+
+
 # --- models ----------------------------------------------------------------------------------------------------------
 
 SERVED = (
@@ -526,7 +557,7 @@ _TURNS = st.fixed_dictionaries({"role": _WORDS}, optional={
 
 
 @given(st.dictionaries(_FIELDS, _VALUES, max_size=4), st.lists(_TURNS, max_size=3))
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_body_is_a_bug(fields: dict[str, Any], turns: list[Any]) -> None:
     app = app_of(ScriptedService())
 
