@@ -21,6 +21,8 @@ from training.whisper.words import NUM_WORDS, Language, Task, written
 
 FRAME_S: Final = 0.02
 """Seconds of a place in the encoder's output."""
+_NEAR_S: Final = 0.06
+"""What a timestamp is about: the sound around it."""
 _ENDS_BEFORE_S: Final = 0.04
 """A phrase that comes so close to the window's end is taken for cut."""
 
@@ -35,6 +37,8 @@ class Lesson:
     """Indices of tokens that are the user's choice."""
     frames: np.ndarray
     """What is said at each `FRAME_S`: 0 for nothing, else 1 + word, Spanish ones behind the English."""
+    places: tuple[tuple[int, int] | None, ...]
+    """For each token the frames that it is about, first and behind the last; None for those about none."""
 
 
 class Teacher:
@@ -61,7 +65,7 @@ class Teacher:
             mel = log_mel(self._studio.quiet(window_s), self._bands)
             tokens = self._nothing_said()
             not_asked = frozenset({1, 2, 3}) if len(tokens) > 3 else frozenset[int]()
-            return Lesson(mel, tokens, 0, not_asked, np.zeros(frames, np.int64))
+            return Lesson(mel, tokens, 0, not_asked, np.zeros(frames, np.int64), (None,) * len(tokens))
         language: Language = "en" if rng.random() < 0.6 else "es"
         fitting = [t for t in rng.choices(self._pool[language], k=24) if len(t.samples) < 0.85 * window_s * SAMPLE_RATE]
         takes = fitting[: rng.choice((1, 1, 2, 3, 5)) if window_s > 5 else 2]
@@ -86,13 +90,25 @@ class Teacher:
             samples = samples.copy()
             for phrase in cut:
                 samples[max(0, round((phrase[0].start - 0.02) * SAMPLE_RATE)) :] *= 0.001
+        places: list[tuple[int, int] | None] = [None] * len(tokens)
+
+        def add(ids: list[int], start: float, end: float) -> None:
+            tokens.extend(ids)
+            places.extend([(int(start / FRAME_S), max(int(start / FRAME_S) + 1, round(end / FRAME_S)))] * len(ids))
+
+        def add_time(at: float) -> None:
+            if with_times:
+                add([self._time(at)], max(0.0, at - _NEAR_S), at + _NEAR_S)
+
         for phrase in whole:
-            text = "".join(f" {written(w.word, scene.language, task, numerals)}" for w in phrase)
-            times = self._times(phrase[0].start, phrase[-1].end)
-            tokens += [times[0], *self._encode(text), times[1]] if with_times else self._encode(text)
-        if with_times:
-            tokens += [self._times(phrase[0].start, 0.0)[0] for phrase in cut]
+            add_time(phrase[0].start)
+            for w in phrase:
+                add(self._encode(f" {written(w.word, scene.language, task, numerals)}"), w.start, w.end)
+            add_time(phrase[-1].end)
+        for phrase in cut:
+            add_time(phrase[0].start)
         tokens += self._ids("<|endoftext|>")
+        places.append(None)
         heard = scene.phrases if with_times else whole
         return Lesson(
             log_mel(samples, self._bands),
@@ -100,6 +116,7 @@ class Teacher:
             len(prefix),
             frozenset(not_asked),
             _frames(heard, scene.language, window_s),
+            tuple(places),
         )
 
     def _nothing_said(self) -> list[int]:
@@ -115,9 +132,8 @@ class Teacher:
         words = rng.choices(range(10) if numerals else range(NUM_WORDS), k=rng.randint(2, 6))
         return "".join(f" {written(w, language, task, numerals)}" for w in words)
 
-    def _times(self, start: float, end: float) -> list[int]:
-        zero = self._ids("<|0.00|>")[0]
-        return [zero + round(max(0.0, t) / TIMESTAMP_S) for t in (start, end)]
+    def _time(self, at: float) -> int:
+        return self._ids("<|0.00|>")[0] + round(max(0.0, at) / TIMESTAMP_S)
 
     def _encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text).ids)

@@ -14,6 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+GUIDED_HEADS = 2
+"""Of each of the decoder's layers, the first: they are shown where to look (see `train.look_loss`)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Size:
@@ -36,6 +39,11 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(width, width, bias=False)
         self.v_proj = nn.Linear(width, width)
         self.out_proj = nn.Linear(width, width)
+
+    def looks(self, x: Tensor, memory: Tensor, heads: int) -> Tensor:
+        """Where its first heads look, as logarithms: [batch, heads, tokens, places]."""
+        q, k = (self._split(p)[:, :heads] for p in (self.q_proj(x), self.k_proj(memory)))
+        return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).log_softmax(-1)
 
     def forward(self, x: Tensor, memory: Tensor, causal: bool = False) -> Tensor:
         q, k, v = (self._split(p) for p in (self.q_proj(x), self.k_proj(memory), self.v_proj(memory)))
@@ -67,11 +75,13 @@ class DecoderLayer(EncoderLayer):
         self.encoder_attn = Attention(size.width, size.heads)
         self.encoder_attn_layer_norm = nn.LayerNorm(size.width)
 
-    def forward(self, x: Tensor, memory: Tensor) -> Tensor:  # type: ignore[override]
+    def guided(self, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         normed = self.self_attn_layer_norm(x)
         x = x + self.self_attn(normed, normed, causal=True)
-        x = x + self.encoder_attn(self.encoder_attn_layer_norm(x), memory)
-        return x + self.fc2(F.gelu(self.fc1(self.final_layer_norm(x))))
+        normed = self.encoder_attn_layer_norm(x)
+        look = self.encoder_attn.looks(normed, memory, GUIDED_HEADS)
+        x = x + self.encoder_attn(normed, memory)
+        return x + self.fc2(F.gelu(self.fc1(self.final_layer_norm(x)))), look
 
 
 class Encoder(nn.Module):
@@ -103,10 +113,16 @@ class Decoder(nn.Module):
 
     def forward(self, tokens: Tensor, memory: Tensor) -> Tensor:
         """Token ids [batch, tokens] to logits [batch, tokens, vocabulary]."""
+        return self.guided(tokens, memory)[0]
+
+    def guided(self, tokens: Tensor, memory: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The logits, and for each layer where its guided heads look."""
         x = self.embed_tokens(tokens) + self.embed_positions.weight[: tokens.shape[1]]
+        looks = []
         for layer in self.layers:
-            x = layer(x, memory)
-        return self.layer_norm(x) @ self.embed_tokens.weight.T
+            x, look = layer.guided(x, memory)
+            looks.append(look)
+        return self.layer_norm(x) @ self.embed_tokens.weight.T, looks
 
 
 class Whisper(nn.Module):

@@ -90,7 +90,8 @@ class Vocabulary:
         words: list[list[int]] = []
         for character in characters:
             text = self.text(character)
-            if not words or text.startswith(" ") or not any(c.isalnum() for c in text):
+            begins = text.startswith(" ") or not any(c.isalnum() for c in text)
+            if not words or (begins and not self.text(words[-1]).isspace()):
                 words.append(character)
             else:
                 words[-1] = words[-1] + character
