@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sightline.api.responses_items import Placed, read_items, seal
+from sightline.api.responses_items import read_items, seal
 from sightline.api.responses_request import fit, refuse_contradictions, to_chat_request, to_response
 from sightline.api.responses_schema import ResponsesBody, read_responses_body
 from sightline.api.wire import encode
@@ -26,7 +26,7 @@ DATA = "data:image/png;base64,AAAA"
 def to_chat(raw: dict[str, Any] | None = None, /, **fields: Any) -> ChatRequest:
     body = read_responses_body({"model": "m", "input": "hi", **(raw or {}), **fields})
     refuse_contradictions(body)
-    return to_chat_request(body, read_items(body.input, LIMITS), "r", "t", LIMITS)
+    return to_chat_request(body, read_items(body.input, LIMITS), "r", "t")
 
 
 def said(chat: ChatRequest) -> list[tuple[str, str]]:
@@ -248,9 +248,10 @@ def test_limits_count_items_and_parts() -> None:
         read_items([item] * 4, limits)
     with pytest.raises(SightlineError, match="at most 2 content parts"):
         read_items([item] * 3, limits)
-    body = read_responses_body({"model": "m", "input": "x"})
-    with pytest.raises(SightlineError, match="longer than 3"):
-        to_chat_request(body, [Placed({"type": "reasoning"}, "x")] * 4, "r", "", limits)
+    with pytest.raises(SightlineError, match="at most 3 items, and has 2, with 2 more that came before"):
+        read_items([item] * 2, limits, before=2)
+    with pytest.raises(SightlineError, match="has 1, with 3 more"):
+        read_items("x", limits, before=3)
 
 
 def test_an_item_keeps_only_what_was_checked() -> None:

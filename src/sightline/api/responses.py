@@ -14,6 +14,7 @@ What lies between request and events is the service's work.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -129,7 +130,7 @@ class _Responses:
             before, items = await self._read_items(body, tenant)
             response_id = new_id("resp_")
             access.of(request.scope).facts.update(response=response_id, stream=body.stream, background=body.background)
-            chat = to_chat_request(body, [*before, *items], response_id, tenant, self._exchange.limits)
+            chat = to_chat_request(body, [*before, *items], response_id, tenant)
             answer = Answer(
                 to_response(body, response_id, int(time.time())),
                 access.of(request.scope).request_id,
@@ -140,7 +141,8 @@ class _Responses:
     async def _read_items(self, body: ResponsesBody | CompactBody, tenant: str) -> tuple[list[Placed], list[Placed]]:
         """What came before, and what is new."""
         before = await self._before(body.previous_response_id, tenant)
-        return before, [await self._referred(i, tenant) for i in read_items(body.input, self._exchange.limits)]
+        items = read_items(body.input, self._exchange.limits, before=len(before))
+        return before, [await self._referred(item, tenant) for item in items]
 
     async def _fit(self, asked: _Asked) -> ChatRequest:
         chat, asked.answer.turns_dropped = await fit(asked.chat, self._exchange.service.measure)
@@ -297,7 +299,8 @@ class _Responses:
             items = items[places[0] + 1 :]
         page = items[:limit] if IMAGE_URLS in include else without_urls(items[:limit])
         ends = (page[0]["id"], page[-1]["id"]) if page else (None, None)
-        return json_response(ItemList(data=page, first_id=ends[0], last_id=ends[1], has_more=len(items) > limit))
+        listed = ItemList(data=page, first_id=ends[0], last_id=ends[1], has_more=len(items) > limit)
+        return await asyncio.to_thread(json_response, listed)  # with pictures it takes a while
 
 
 # --- pieces ----------------------------------------------------------------------------------------------------------

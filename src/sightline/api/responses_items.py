@@ -283,15 +283,19 @@ def _read_item(value: Any, at: str) -> Item:
     return _READERS[kind](value, at, head.id)
 
 
-def read_items(value: str | list[Any] | None, limits: HttpLimits) -> list[Placed]:
-    """A request's `input`. Raises `InvalidRequest` or `UnsupportedFeature` for the first thing at fault."""
+def read_items(value: str | list[Any] | None, limits: HttpLimits, *, before: int = 0) -> list[Placed]:
+    """A request's `input`, to a conversation that has so many items before.
+
+    Raises `InvalidRequest` or `UnsupportedFeature` for the first thing at fault.
+    """
     if value is None:
         return []
+    count = 1 if isinstance(value, str) else len(value)
+    if before + count > limits.max_messages:
+        more = f", with {before} more that came before" if before else ""
+        raise invalid("input", f"must have at most {limits.max_messages} items, and has {count}{more}")
     if isinstance(value, str):
-        item = _read_item({"role": "user", "content": value}, "input")
-        return [Placed(item, "input")]
-    if len(value) > limits.max_messages:
-        raise invalid("input", f"must have at most {limits.max_messages} items, and has {len(value)}")
+        return [Placed(_read_item({"role": "user", "content": value}, "input"), "input")]
     bodies = [v.get("content", v.get("output")) for v in value if isinstance(v, dict)]
     if (parts := sum(len(body) for body in bodies if isinstance(body, list))) > limits.max_parts:
         raise invalid("input", f"must have at most {limits.max_parts} content parts together, and has {parts}")

@@ -16,7 +16,6 @@ from sightline.api.responses_objects import ReasoningReply, ResponseReply, TextR
 from sightline.api.responses_schema import Reasoning, ResponsesBody
 from sightline.api.sampling import to_common_sampling
 from sightline.api.tool_choice import choose
-from sightline.config import HttpLimits
 from sightline.errors import ContextLengthExceeded
 from sightline.types import ChatRequest, ImageRef, Message, ToolChoice
 
@@ -29,15 +28,11 @@ def refuse_contradictions(body: ResponsesBody) -> None:
         raise invalid("background", "needs 'store' to be true: a response that nobody waits for must be kept")
 
 
-def to_chat_request(
-    body: ResponsesBody, items: Sequence[Placed], request_id: str, tenant: str, limits: HttpLimits
-) -> ChatRequest:
+def to_chat_request(body: ResponsesBody, items: Sequence[Placed], request_id: str, tenant: str) -> ChatRequest:
     """`items`: the whole conversation. `request_id` must be unique: engines tell sequences apart by it.
 
     Raises `InvalidRequest`, with `param`.
     """
-    if len(items) > limits.max_messages:
-        raise invalid("input", f"makes the conversation longer than {limits.max_messages} items: it has {len(items)}")
     offered = [tool.to_tool(f"tools[{index}].parameters") for index, tool in enumerate(body.tools)]
     asked = ToolChoice() if body.tool_choice is None else body.tool_choice.choice
     tools, choice = choose(offered, asked, parallel=body.parallel_tool_calls)
