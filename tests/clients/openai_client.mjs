@@ -1,4 +1,4 @@
-// OpenAI's JavaScript SDK as a client of ours. Run by test_openai_javascript.py: node openai_client.mjs URL PICTURE
+// OpenAI's JavaScript SDK as a client of ours. Run by test_javascript.py: node openai_client.mjs URL PICTURE
 import assert from "node:assert/strict";
 import { readFile } from "node:fs/promises";
 import OpenAI from "openai";
