@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import http.server
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any, cast
 
 import msgspec
@@ -18,7 +20,9 @@ from starlette.types import ASGIApp
 
 from sightline.api.app import create_app
 from sightline.cli import main
+from sightline.cli.serve import add_arguments, to_settings
 from sightline.config import CorsPolicy, ModelConfig, Settings
+from sightline.configfile import check
 from sightline.errors import EngineFailed, InvalidRequest
 from sightline.service import ChoiceEvent, Item, Service
 from sightline.types import ChatRequest, TextDelta
@@ -160,6 +164,19 @@ def test_what_no_browser_sends_is_refused(origin: str) -> None:
 )  # fmt: skip
 def test_what_browsers_send_is_taken(origin: str) -> None:
     assert CorsPolicy(origins=(origin,)).origins == (origin,)
+
+
+def test_the_file_and_the_command_line_name_origins(tmp_path: Path) -> None:
+    file = tmp_path / "sightline.yaml"
+    file.write_text("models: [{name: m, engine: fake}]\ncors:\n  origins: [http://localhost:5173]\n")
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    settings = to_settings(parser.parse_args([str(file), "--cors-origin", PAGE]))
+    assert settings.cors.origins == ("http://localhost:5173", PAGE)
+    file.write_text("models: [{name: m, engine: fake}]\ncors:\n  origins: [localhost]\n")
+    _, (problem,) = check(file)
+    assert (problem.line, problem.path) == (2, "cors")
+    assert "'localhost' is no origin" in problem.message
 
 
 def test_a_wrong_origin_is_told_at_the_start(capsys: pytest.CaptureFixture[str]) -> None:

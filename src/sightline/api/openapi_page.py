@@ -20,7 +20,7 @@ table { border-collapse: collapse; width: 100%; font-size: .92em; }
 td, th { border-top: 1px solid var(--line); padding: .35rem .6rem .35rem 0; text-align: left; vertical-align: top; }
 details { border: 1px solid var(--line); border-radius: .4rem; margin: .6rem 0; padding: .4rem .8rem; }
 summary { cursor: pointer; } summary b { display: inline-block; min-width: 4.2rem; }
-h4 { margin: 1rem 0 .2rem; } p { margin: .4rem 0; }
+p { margin: .4rem 0; }
 .must::after { content: " *"; color: #c33; }
 """
 
@@ -76,25 +76,27 @@ def _operation(document: Json, method: str, path: str, operation: Json) -> Itera
     if "description" in operation:
         yield _paragraph(operation["description"])
     if "parameters" in operation:
-        yield "<h4>In the address</h4>"
+        yield "<p><b>In the address</b></p>"
         fields = {each["name"]: each["schema"] for each in operation["parameters"]}
         yield from _fields(fields, {each["name"] for each in operation["parameters"] if each["required"]})
     if "requestBody" in operation:
         yield from _contents_of("Body", operation["requestBody"]["content"])
     for status, response in operation["responses"].items():
-        if "$ref" in response:
-            response = document["components"]["responses"][response["$ref"].rpartition("/")[2]]
+        if "$ref" in response:  # of errors, which are the same for every status
+            continue
         if "content" in response:
             yield from _contents_of(status, response["content"])
         else:
-            yield f"<h4>{status}</h4><p>An empty body.</p>"
+            yield f"<p><b>{status}</b>, an empty body</p>"
+    error = document["components"]["responses"][operation["responses"]["4XX"]["$ref"].rpartition("/")[2]]
+    yield from _contents_of("Errors", error["content"])
     yield "</details>"
 
 
 def _contents_of(title: str, content: Json) -> Iterator[str]:
     for media_type, media in content.items():
-        what = _type(media["schema"]) if "schema" in media else f"A stream of {_type(media['x-event-schema'])}"
-        yield f"<h4>{escape(title)} <code>{escape(media_type)}</code></h4><p>{what}</p>"
+        what = _type(media["schema"]) if "schema" in media else f"a stream of {_type(media['x-event-schema'])}"
+        yield f"<p><b>{escape(title)}</b>, <code>{escape(media_type)}</code>: {what}</p>"
 
 
 # --- schemas ---------------------------------------------------------------------------------------------------------

@@ -48,6 +48,7 @@ ALIASES: Mapping[str, str] = {
     "/v1/responses/{id}/cancel": "/v3/responses/{id}/cancel",
     "/v1/responses/{id}/input_items": "/v3/responses/{id}/input_items",
     "/v1/audio/transcriptions": "/v3/audio/transcriptions",
+    "/v1/audio/translations": "/v3/audio/translations",
 }
 """Our routes, and where clients of OVMS look for them."""
 PATHS = ("/v3", "/v1/config", "/v2")
