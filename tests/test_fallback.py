@@ -303,6 +303,17 @@ async def test_a_model_that_failed_to_load_is_passed_over() -> None:
     assert local.asked == []
 
 
+async def test_an_engine_that_has_been_given_up_is_not_tried_again() -> None:
+    local, remote = Engine("local"), Engine("remote")
+    local.failure = EngineUnavailable("The engine is not running.")
+    async with serving(local, remote, load="demand") as service:
+        local.start = remote.start  # type: ignore[method-assign]
+        local.state = "failed"
+        prepared, text = await ask(service, request())
+    assert (prepared.path, text) == (("local@0", "remote@0"), "remote")
+    assert len(local.asked) == 1
+
+
 @pytest.fixture
 def reloads_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sightline.models.reload_after_s", lambda failures: 0.05)
