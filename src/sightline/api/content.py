@@ -154,6 +154,10 @@ class RefusalPart(msgspec.Struct, frozen=True, kw_only=True):
     refusal: Annotated[str, string()]
 
 
+_NOT_TAKEN = {
+    "input_audio": "Models take no sound in a chat here. Send what was said as text, from /v1/audio/transcriptions.",
+    "file": "This server keeps no files yet, and reads none but pictures. Send text, and pages as pictures.",
+}
 _NO_FILES = "this server keeps no files yet; send the picture itself, as a data: URL."
 
 
@@ -196,7 +200,7 @@ def _to_part(value: Any, at: str, role: Role, shown_role: str, defaults: Picture
         case "image_url" | "image":
             return _to_image_ref(read(PicturePart, value, at), kind, at, defaults)
         case _:
-            raise UnsupportedFeature(f"Parts of the type {kind!r} are not supported yet.", param=f"{at}.type")
+            raise UnsupportedFeature(_NOT_TAKEN[kind], param=f"{at}.type")
 
 
 def _to_image_ref(part: PicturePart, kind: str, at: str, defaults: PictureDefaults) -> ImageRef:
