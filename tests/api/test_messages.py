@@ -317,6 +317,11 @@ async def test_a_conversation_with_tools_and_pictures() -> None:
     assert then.content == (Text("So?"),)
 
 
+@pytest.mark.parametrize("system", ["", [], None])
+async def test_an_empty_system_prompt_is_none(system: Any) -> None:
+    assert [m.role for m in (await asked(ask(system=system))).messages] == ["user"]
+
+
 def user(*blocks: Any) -> list[dict[str, Any]]:
     return [{"role": "user", "content": list(blocks)}]
 

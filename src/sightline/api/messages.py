@@ -20,6 +20,7 @@ from sightline.api.exchange import Exchange, new_id
 from sightline.api.extension import to_headers
 from sightline.api.fields import invalid, read
 from sightline.api.messages_content import to_messages
+from sightline.api.messages_models import VERSION
 from sightline.api.messages_reply import FRAMING, Events, Head, to_error_response, to_message
 from sightline.api.messages_schema import CountBody, InputTokens, MessagesBody
 from sightline.api.wire import json_response
@@ -28,9 +29,9 @@ from sightline.errors import InvalidRequest
 from sightline.service import Service
 from sightline.types import ChatRequest, SamplingParams, Tool, ToolChoice
 
-_VERSION = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
+_DATE = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 _FIRST_VERSION = "2023-06-01"
-"""In the header `anthropic-version`. What was before it streamed in another shape; what came after, to that of the SDK
+"""In the header `VERSION`. What was before it streamed in another shape; what came after, to that of the SDK
 2.12 (2026-10-21), only added to it."""
 
 BodyT = TypeVar("BodyT", bound=CountBody)
@@ -116,11 +117,11 @@ class _Messages:
 
     async def _read(self, request: Request, schema: type[BodyT]) -> tuple[BodyT, ChatRequest]:
         with self._exchange.reading(request.scope):
-            version = request.headers.get("anthropic-version", _FIRST_VERSION)
-            if not _VERSION.fullmatch(version) or version < _FIRST_VERSION:
+            version = request.headers.get(VERSION, _FIRST_VERSION)
+            if not _DATE.fullmatch(version) or version < _FIRST_VERSION:
                 raise InvalidRequest(
-                    f"The header anthropic-version must be a date from {_FIRST_VERSION} on, or be left out.",
-                    param="anthropic-version",
+                    f"The header {VERSION} must be a date from {_FIRST_VERSION} on, or be left out.",
+                    param=VERSION,
                 )
             body = read(schema, await self._exchange.read_json(request))
             return body, to_chat_request(body, new_id("msg_"), self._exchange.limits)

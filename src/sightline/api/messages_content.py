@@ -55,7 +55,8 @@ def to_messages(system: Any, turns: Sequence[Any], limits: HttpLimits) -> tuple[
         raise invalid("messages", f"must have at most {limits.max_messages} items, and has {len(turns)}")
     if (blocks := sum(map(_count_blocks, turns))) > limits.max_parts:
         raise invalid("messages", f"must have at most {limits.max_parts} content blocks together, and has {blocks}")
-    messages = [] if system is None else [Message[ImageRef]("system", _to_texts(system, "system"))]
+    told = () if system is None else _to_texts(system, "system")
+    messages = [Message[ImageRef]("system", told)] if told else []
     calls: set[str] = set()
     for index, value in enumerate(turns):
         at = f"messages[{index}]"
@@ -200,10 +201,10 @@ class Picture(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _to_texts(value: Any, at: str) -> tuple[Text, ...]:
-    """Of the system prompt: a string, or text blocks."""
+    """Of the system prompt: a string, or text blocks. None of an empty one, which some clients send for none."""
     content = _content(value, at)
     if isinstance(content, str):
-        return (Text(content),)
+        return (Text(content),) if content else ()
     for index, block in enumerate(content):
         _kind(block, f"{at}[{index}]", "system")
     return tuple(Text(read(TextBody, block, f"{at}[{index}]").text) for index, block in enumerate(content))

@@ -21,6 +21,7 @@ from sightline.errors import ModelNotFound, RequestError
 from sightline.models import ModelStatus
 
 VERSION = "anthropic-version"
+"""The header by which its clients are known."""
 MAX_PAGE = 1000
 _PAGE = 20
 
