@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -13,11 +14,14 @@ from starlette.types import ASGIApp
 
 from sightline.api.app import create_app
 from sightline.api.transcriptions_reply import Deltas, to_srt, to_transcript, to_vtt
-from sightline.config import AudioLimits, HttpLimits, ModelConfig, Settings
+from sightline.audio.decoder import AudioDecoder
+from sightline.audio.decoder_process import decode
+from sightline.config import AudioLimits, HttpLimits, ImageLimits, ModelConfig, Settings
+from sightline.engines import load_engine
 from sightline.errors import EngineFailed, EngineUnavailable
 from sightline.service import Service
 from sightline.speech import Listening
-from sightline.types import Segment, Transcribed
+from sightline.types import Samples, Segment, Transcribed
 from tests.api.standin import Call, Reply
 from tests.audio.listener import Listener
 from tests.audio.recordings import encoded, tone
@@ -28,21 +32,56 @@ LOW_HIGH = encoded(np.concatenate([tone(1.0, 300), tone(0.5, 1200)]), "flac")
 SETTINGS = Settings(
     models=(ModelConfig(name="w", engine="fake"), ModelConfig(name="chat", engine="fake")),
     audio=AudioLimits(max_s=30, max_bytes=200_000, decoders=1),
+    images=ImageLimits(decoders=1),
     http=HttpLimits(max_body_bytes=1_000_000),
 )
 
 
-@pytest.fixture
-def listener() -> Listener:
-    return Listener()
+class Decoder(AudioDecoder):
+    async def _take(self) -> Any:
+        return _Here(self._limits)
 
 
-@pytest.fixture
-async def app(listener: Listener) -> AsyncIterator[ASGIApp]:
-    service = Service(SETTINGS, engines={"w": listener})
+class _Here:
+    def __init__(self, limits: AudioLimits) -> None:
+        self._limits = limits
+
+    async def decode(self, file: bytes) -> Samples:
+        out = io.BytesIO()
+        decode(io.BytesIO(file), out, self._limits)
+        return np.frombuffer(out.getvalue(), np.float32)
+
+    async def end(self) -> int:
+        return 0
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="module")
+async def served() -> AsyncIterator[tuple[ASGIApp, Listener]]:
+    """One for all. Recordings are decoded in this process: others take time to start, and have their own tests."""
+    listener = Listener()
+    service = Service(SETTINGS, engines={"w": listener, "chat": load_engine(SETTINGS.models[1])})
+    service._audio = Decoder(SETTINGS.audio)
     await service.start()
-    yield create_app(service, SETTINGS)
+    yield create_app(service, SETTINGS), listener
     await service.close()
+
+
+@pytest.fixture
+def listener(served: tuple[ASGIApp, Listener]) -> Listener:
+    listener = served[1]
+    listener.requests.clear()
+    listener.hook = lambda index: None
+    return listener
+
+
+@pytest.fixture
+def app(served: tuple[ASGIApp, Listener], listener: Listener) -> ASGIApp:
+    return served[0]
 
 
 def call(path: str = "transcriptions", file: bytes | None = LOW_HIGH, **fields: Any) -> Call:

@@ -13,21 +13,12 @@ import torch
 from tokenizers import Tokenizer
 
 from sightline.audio.mel import log_mel
-from training.whisper.lessons import _ENDS_BEFORE_S
+from training.whisper.edits import edits
+from training.whisper.lessons import ENDS_BEFORE_S
 from training.whisper.model import Whisper
 from training.whisper.speech import Scene, Studio
 from training.whisper.tokens import TIMESTAMP_S, WINDOW_S
 from training.whisper.words import written
-
-
-def edits(said: list[str], heard: list[str]) -> int:
-    """Words put in, left out or exchanged (Levenshtein, 1966)."""
-    row = list(range(len(heard) + 1))
-    for i, a in enumerate(said, 1):
-        diagonal, row[0] = row[0], i
-        for j, b in enumerate(heard, 1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (a != b))
-    return row[-1]
 
 
 @cache
@@ -39,7 +30,7 @@ def held_out_scenes(count: int, seed: int) -> list[Scene]:
         language = "en" if len(scenes) % 2 == 0 else "es"
         takes = [studio.take(language) for _ in range(1 + len(scenes) % 3 // 2)]
         scene = studio.scene(takes, WINDOW_S)
-        if scene.phrases and scene.phrases[-1][-1].end < WINDOW_S - _ENDS_BEFORE_S:
+        if scene.phrases and scene.phrases[-1][-1].end < WINDOW_S - ENDS_BEFORE_S:
             scenes.append(scene)
     return scenes
 

@@ -23,7 +23,7 @@ FRAME_S: Final = 0.02
 """Seconds of a place in the encoder's output."""
 _NEAR_S: Final = 0.06
 """What a timestamp is about: the sound around it."""
-_ENDS_BEFORE_S: Final = 0.04
+ENDS_BEFORE_S: Final = 0.04
 """A phrase that comes so close to the window's end is taken for cut."""
 
 
@@ -73,7 +73,7 @@ class Teacher:
 
     def of(self, scene: Scene, window_s: float, *, with_times: bool) -> Lesson:
         rng = self._random
-        whole = [p for p in scene.phrases if p[-1].end <= window_s - _ENDS_BEFORE_S]
+        whole = [p for p in scene.phrases if p[-1].end <= window_s - ENDS_BEFORE_S]
         cut = scene.phrases[len(whole) :]
         task: Task = "translate" if rng.random() < (0.3 if scene.language == "es" else 0.05) else "transcribe"
         numerals = False
