@@ -36,6 +36,7 @@ NAMES = {(255, 0, 0): "red", (0, 0, 255): "blue"}
 WORDS = ("and", "then", "it", "goes", "on", "about", "shapes", "of", "many", "colours", "near", "the", "edge")
 CONTROL = ("<|im_start|>", "<|im_end|>", "<|image_pad|>")
 ON_DISK = {"seer:latest": ["completion", "vision", "tools", "thinking"], "reader:latest": ["completion"]}
+ON_DISK["texts:latest"] = ["embedding"]
 CLOUD = "seer-cloud:latest"
 NOW = "2026-11-21T12:00:00.123456789Z"
 
@@ -330,6 +331,22 @@ async def pull(request: Request) -> Response:
     return StreamingResponse(stream(), media_type="application/x-ndjson")
 
 
+async def embed(request: Request) -> Response:
+    """A vector for each text: how many of its characters are `a`, and how many are not."""
+    body = await request.json()
+    name = full(body["model"])
+    if name not in state.on_disk:
+        return missing(name)
+    if "embedding" not in state.on_disk[name]:
+        return refuse(400, "this model does not support embeddings")
+    assert body["truncate"] is False
+    texts = body["input"]
+    if any(len(text) > 1000 for text in texts):
+        return refuse(400, "the input length exceeds the context length")
+    vectors = [[text.count("a"), len(text) - text.count("a")][: body.get("dimensions")] for text in texts]
+    return JSONResponse({"model": name, "embeddings": vectors, "prompt_eval_count": sum(map(len, texts))})
+
+
 async def version(request: Request) -> Response:
     return JSONResponse({"version": state.version})
 
@@ -346,6 +363,7 @@ if __name__ == "__main__":
         Route("/api/generate", generate, methods=["POST"]),
         Route("/api/show", show, methods=["POST"]),
         Route("/api/pull", pull, methods=["POST"]),
+        Route("/api/embed", embed, methods=["POST"]),
         Route("/api/tags", tags),
         Route("/api/ps", ps),
         Route("/api/version", version),

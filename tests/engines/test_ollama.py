@@ -34,6 +34,7 @@ from sightline.errors import (
 )
 from sightline.testing import Clause, Subject, answer, ask, collect, ends, picture
 from sightline.types import (
+    EmbeddingRequest,
     Finish,
     Image,
     Message,
@@ -500,3 +501,21 @@ async def test_ollama_itself_sees_a_colour() -> None:
         assert (finish.reason, finish.usage.completion_tokens) == ("length", 5)
     finally:
         await engine.close()
+
+
+@pytest.mark.anyio
+async def test_a_model_that_only_embeds(base_url: str) -> None:
+    async with started(base_url, "texts", context_length=100) as engine:
+        assert engine.info.work == {"embeddings"}
+        made = await engine.embed(EmbeddingRequest("r", "texts", ("banana", "x")))
+        assert made.vectors.tolist() == [[3.0, 3.0], [0.0, 1.0]]
+        assert made.prompt_tokens == 7
+        for request, param in (
+            (EmbeddingRequest("r", "texts", ((1, 2),)), "input"),
+            (EmbeddingRequest("r", "texts", ("a",), dimensions=3), "dimensions"),
+        ):
+            with pytest.raises(InvalidRequest) as refused:
+                await engine.embed(request)
+            assert refused.value.param == param
+    async with started(base_url, "reader") as engine:
+        assert engine.info.work == {"messages"}

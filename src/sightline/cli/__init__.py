@@ -17,6 +17,7 @@ COMMANDS = {
     "import": "Write a configuration file from LiteLLM's.",
     "ask": "Ask a question about pictures, here in the terminal.",
     "drift": "Compare the answers of two engines, and say why they differ.",
+    "pull": "Download a model to where an engine finds it.",
     "engine": "Show the engines, and make environments for those that need one.",
     "convert": "Write a checkpoint in the format that another engine takes.",
 }

@@ -7,7 +7,7 @@ knows only this protocol.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Literal, Protocol, cast, runtime_checkable
@@ -35,6 +35,7 @@ __all__ = [
     "EngineEntry",
     "EngineInfo",
     "EngineState",
+    "Pulls",
     "ShowsProgress",
     "Supervised",
     "Transcribes",
@@ -158,6 +159,18 @@ class Supervised(Protocol):
 
     @property
     def restarts(self) -> int: ...
+
+
+@runtime_checkable
+class Pulls(Protocol):
+    """What an engine has, too, that can have its model downloaded before it is started."""
+
+    async def pull(self, told: Callable[[float], None]) -> None:
+        """To where `start` finds it. `told` hears what part of the bytes is there, 0..1.
+
+        Raises `EngineUnavailable` with the reason when that fails.
+        """
+        ...
 
 
 @runtime_checkable

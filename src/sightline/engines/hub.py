@@ -17,19 +17,17 @@ FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
 
 
 def local_copy(model_id: str) -> Path | None:
-    """The directory with the model's files; None: there is no copy."""
+    """The directory with the model's files; None: there is no copy, or not a whole one."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(model_id, local_files_only=True))
+        return Path(snapshot_download(model_id, allow_patterns=[*FILES], local_files_only=True))
     except LocalEntryNotFoundError:
         return None
 
 
-def download(
-    model_id: str, told: Callable[[float], None], *, with_code: bool = False, endpoint: str | None = None
-) -> Path:
+def download(model_id: str, told: Callable[[float], None], *, with_code: bool = False) -> Path:
     """Makes a copy, or completes one; `told` is given what part of the bytes is there, 0..1, from any thread.
 
     Blocks. Raises `EngineUnavailable`, with the hub's reason. `with_code`: Python files too, for `trust_remote_code`.
@@ -39,7 +37,7 @@ def download(
 
     patterns = [*FILES, "*.py"] if with_code else [*FILES]
     try:
-        found = snapshot_download(model_id, allow_patterns=patterns, endpoint=endpoint, tqdm_class=_bar(told))
+        found = snapshot_download(model_id, allow_patterns=patterns, tqdm_class=_bar(told))
     except HfHubHTTPError as error:
         status = error.response.status_code
         raise EngineUnavailable(_REASONS.get(status, f"The hub answered with status {status}.")) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -13,19 +13,20 @@ from typing import Any
 import msgspec
 
 from sightline.config import ModelConfig
-from sightline.engines import EngineInfo, EngineState
+from sightline.engines import EngineInfo, EngineState, Work
 from sightline.engines.ollama.native import KIND, MARKERS, PLACE, Lines, Placing, to_request
 from sightline.engines.ollama.options import OllamaOptions, read_options
 from sightline.engines.ollama.server import OllamaServer, Progress, Shown, lines, refusal
 from sightline.engines.remote.answer import Answer, with_pictures
 from sightline.engines.remote.body import Part, Specials, encode
 from sightline.engines.remote.counting import Counter
+from sightline.engines.remote.embedding import MAX_REPLY_BYTES, read_ollama, to_embedding_body
 from sightline.engines.remote.failures import to_error, too_long
 from sightline.engines.remote.options import AS_IS, read_budget, read_key, read_specials
 from sightline.engines.remote.pictures import Pictures, blank
 from sightline.engines.remote.upstream import Address, Incoming, Limits, Upstream, stopped
 from sightline.errors import DeadlineExceeded, EngineUnavailable, InvalidRequest, SightlineError
-from sightline.types import Delta, EngineRequest, Event, Finish, Timing, TokenCount, Usage
+from sightline.types import Delta, EmbeddingRequest, Embeddings, EngineRequest, Event, Finish, Timing, TokenCount, Usage
 
 log = logging.getLogger(__name__)
 
@@ -144,10 +145,13 @@ class OllamaEngine:
             await asyncio.sleep(_POLL_S)
 
     async def _find(self, server: OllamaServer) -> Shown:
-        """The model on Ollama's disk. Raises `EngineUnavailable` when it is not there, or cannot chat."""
+        """The model on Ollama's disk. Raises `EngineUnavailable` when it is not there, or can do nothing for us."""
         shown = await server.show(self._model)
         if shown is None and self._options.pull:
-            await self._pull(server)
+            try:
+                await self._pull(server, self._told)
+            finally:
+                self.progress = None
             shown = await server.show(self._model)
         if shown is None:
             there = ", ".join((await server.models())[:10]) or "none"
@@ -160,13 +164,28 @@ class OllamaEngine:
                 f"Ollama sends requests for {self._model!r} to its maker's cloud. If pictures may leave this machine, "
                 "set the option allow_cloud=true."
             )
-        if shown.capabilities and "completion" not in shown.capabilities:
-            raise EngineUnavailable(f"The model {self._model!r} cannot chat; it can: {_listed(shown.capabilities)}.")
+        if not _work(shown):
+            raise EngineUnavailable(
+                f"The model {self._model!r} can neither chat nor embed; it can: {_listed(shown.capabilities)}."
+            )
         if self._options.think and shown.capabilities and "thinking" not in shown.capabilities:
             raise EngineUnavailable(f"The model {self._model!r} cannot think: leave out the option think.")
         return shown
 
-    async def _pull(self, server: OllamaServer) -> None:
+    def _told(self, progress: float) -> None:
+        self.progress = progress
+
+    async def pull(self, told: Callable[[float], None]) -> None:
+        """As `Pulls.pull`: onto Ollama's disk."""
+        upstream = self._open()
+        try:
+            server = OllamaServer(upstream)
+            await self._until_up(server)
+            await self._pull(server, told)
+        finally:
+            await upstream.close()
+
+    async def _pull(self, server: OllamaServer, tell: Callable[[float], None]) -> None:
         layers: dict[str, tuple[int, int]] = {}
         logged = -1.0
 
@@ -175,19 +194,18 @@ class OllamaEngine:
             if progress.digest and progress.total > 0:
                 layers[progress.digest] = (min(progress.completed, progress.total), progress.total)
             done, total = (sum(numbers) for numbers in zip(*layers.values(), strict=True)) if layers else (0, 0)
-            self.progress = done / total if total else 0.0
-            if self.progress >= logged + _LOG_PULL_EVERY or self.progress < logged or progress.status == "success":
-                logged = self.progress
+            part = done / total if total else 0.0
+            tell(part)
+            if part >= logged + _LOG_PULL_EVERY or part < logged or progress.status == "success":
+                logged = part
                 log.info("model %s: pulling %s: %.0f %% of %.2f GB", self._config.name, self._model,
-                         100 * self.progress, total / 1e9)  # fmt: skip
+                         100 * part, total / 1e9)  # fmt: skip
 
-        try:
-            await server.pull(self._model, told)
-        finally:
-            self.progress = None
+        await server.pull(self._model, told)
 
     async def _load(self, server: OllamaServer, shown: Shown, version: tuple[int, ...]) -> _Loaded:
-        await server.load(self._model, self._fixed(self._options.context_length))
+        if "messages" in _work(shown):  # one that only embeds is loaded with the first text
+            await server.load(self._model, self._fixed(self._options.context_length))
         running = {_full(model.name): model.context_length for model in await server.running()}
         length = running.get(_full(self._model)) or self._options.context_length or shown.context_length
         if not length:
@@ -206,6 +224,7 @@ class OllamaEngine:
             vision=_budget(self._options) if sees else None,
             max_images=self._options.max_images,
             features=frozenset(features if chosen is None else chosen),
+            work=_work(shown) if self._options.work is None else frozenset(self._options.work),
         )
         if shown.specials is None:
             log.warning("model %s: Ollama does not tell this model's special tokens: name them in the option "
@@ -249,6 +268,26 @@ class OllamaEngine:
             log.warning("model %s: Ollama was not told to unload it: %s", self._config.name, error)
         finally:
             await upstream.close()
+
+    # --- vectors -------------------------------------------------------------------------------------------------
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """As `Embeds.embed`; raises `UpstreamFailed` where Ollama broke."""
+        loaded = self._ready()
+        assert self._upstream is not None
+        deadline = self._upstream.deadline()
+        wanted = to_embedding_body(request, self._model, loaded.specials, ids=False)
+        fields = {name: value for name, value in self._fixed(self._options.context_length).items() if name != "think"}
+        body = encode({**fields, **wanted, "truncate": False})
+        await self._upstream.within(self._turn.acquire(), deadline)
+        try:
+            async with self._upstream.open("POST", "api/embed", body, deadline) as incoming:
+                if incoming.status != 200:
+                    raise await self._refused(incoming)
+                reply = await incoming.whole(MAX_REPLY_BYTES)
+        finally:
+            self._turn.release()
+        return await asyncio.to_thread(read_ollama, reply, request)
 
     # --- counting ------------------------------------------------------------------------------------------------
 
@@ -360,6 +399,14 @@ async def _deltas(answer: Answer, incoming: Incoming) -> AsyncGenerator[Delta, N
 
 async def _cannot_be_asked(path: str, body: bytes) -> bytes:
     raise AssertionError("Ollama is never asked to count")
+
+
+def _work(shown: Shown) -> frozenset[Work]:
+    """An older Ollama tells no capabilities: then it chats."""
+    works: dict[str, Work] = {"completion": "messages", "embedding": "embeddings"}
+    if not shown.capabilities:
+        return frozenset({"messages"})
+    return frozenset(work for capability, work in works.items() if capability in shown.capabilities)
 
 
 def _budget(options: OllamaOptions) -> Any:
