@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sightline.batch import Batch as Batch
     from sightline.client import Answer as Answer
     from sightline.client import ApiError as ApiError
     from sightline.client import AsyncClient as AsyncClient
@@ -18,6 +19,7 @@ _FROM = {
     "Answer": "sightline.client",
     "ApiError": "sightline.client",
     "AsyncClient": "sightline.client",
+    "Batch": "sightline.batch",
     "Client": "sightline.client",
     "ClientError": "sightline.client",
 }

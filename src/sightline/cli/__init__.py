@@ -16,6 +16,7 @@ COMMANDS = {
     "check": "Check a configuration file, and show what it would serve.",
     "import": "Write a configuration file from LiteLLM's.",
     "ask": "Ask a question about pictures, here in the terminal.",
+    "batch": "Ask one question about many pictures, into a file.",
     "drift": "Compare the answers of two engines, and say why they differ.",
     "pull": "Download a model to where an engine finds it.",
     "engine": "Show the engines, and make environments for those that need one.",

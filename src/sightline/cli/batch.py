@@ -1,0 +1,140 @@
+"""`sightline batch run`: one question about many pictures, answered into a file."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import sys
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+from sightline.batch import Batch
+from sightline.batch.results import Results
+from sightline.batch.tasks import count_tasks, read_tasks
+from sightline.cli.models import add_model_arguments, to_model_config
+from sightline.cli.progress import Progress
+from sightline.client import ClientError
+from sightline.config import Settings, environment
+from sightline.configfile import load
+from sightline.errors import InvalidRequest
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    summary = "Ask one question about many pictures; goes on where it stopped."
+    command = actions.add_parser("run", help=summary, description=summary)
+    command.set_defaults(act=run_batch)
+    command.add_argument(
+        "sources",
+        nargs="+",
+        metavar="INPUT",
+        help="picture files, globs, folders; tables (.csv, .jsonl) with a column `picture` or `pictures`, and where "
+        "they want `prompt` and `id`; other columns are carried through",
+    )
+    command.add_argument("--prompt", help="the question, for every input that has none of its own")
+    command.add_argument("--out", type=Path, required=True, metavar="FILE", help="answers: .jsonl, .csv or .parquet")
+    command.add_argument("--recursive", action="store_true", help="folders with the folders in them")
+    command.add_argument("--restart", action="store_true", help="begin anew, replacing what is there")
+    command.add_argument("--limit", type=int, metavar="N", help="only the first N inputs")
+    command.add_argument("--system", help="a system text before every question")
+    command.add_argument("--max-tokens", type=int, help="longest answer (default: what the context holds)")
+    command.add_argument("--temperature", type=float, default=0.0, help="0 (default): always the likeliest answer")
+    command.add_argument("--seed", type=int)
+    command.add_argument("--schema", type=Path, metavar="FILE", help="a JSON schema that every answer is to follow")
+    command.add_argument("--concurrency", type=int, metavar="N", help="at once (default: what keeps the engine busy)")
+    command.add_argument("--retries", type=int, default=3, metavar="N", help="of a failure that may pass (default: 3)")
+    command.add_argument(
+        "--url",
+        default=environment("URL"),
+        help="ask a running server (http://127.0.0.1:8000/v1) instead of loading a model here; its key is "
+        "SIGHTLINE_API_KEY",
+    )
+    command.add_argument("-c", "--config", type=Path, metavar="FILE", help="models from a configuration file")
+    add_model_arguments(command)
+
+
+def run(args: argparse.Namespace) -> int:
+    return int(args.act(args))
+
+
+def run_batch(args: argparse.Namespace) -> int:
+    logging.basicConfig(level="WARNING", stream=sys.stderr)
+    batch, model = _to_batch(args)
+    asked = {
+        "model": model,
+        "system": args.system,
+        "max_tokens": args.max_tokens,
+        "temperature": args.temperature,
+        "seed": args.seed,
+        "schema": _read_schema(args.schema),
+        "detail": args.detail,
+    }
+    total = count_tasks(args.sources, recursive=args.recursive)
+    total = total if args.limit is None else min(total, args.limit)
+    with Results(args.out, asked, restart=args.restart) as results:
+        try:
+            asyncio.run(_run(args, batch, results, total))
+        except ClientError as error:
+            print(f"sightline: {error}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            print(
+                f"stopped with {results.num_done} of {total} done; the same command goes on from there", file=sys.stderr
+            )
+            raise
+        results.finish()
+        done, failed = results.num_done, results.num_failed
+    print(f"{done} answers in {args.out}" + (f", {failed} of them errors" if failed else ""))
+    return 1 if failed else 0
+
+
+async def _run(args: argparse.Namespace, batch: Batch, results: Results, total: int) -> None:
+    tasks = read_tasks(args.sources, args.prompt, recursive=args.recursive)
+    remaining = results.remaining(task for task in tasks if task.index < total)
+    if results.num_done:
+        print(f"{results.num_done} of {total} were done before", file=sys.stderr)
+    async with batch:
+        with Progress(total, done=results.num_done, failed=results.num_failed) as progress:
+            async with aclosing(batch.run(remaining)) as rows:
+                async for row in rows:
+                    results.write(row)
+                    progress.step(failed=row.error is not None)
+
+
+def _to_batch(args: argparse.Namespace) -> tuple[Batch, str | None]:
+    """And what names its model, for another run to compare."""
+    common: dict[str, Any] = {
+        "system": args.system,
+        "max_tokens": args.max_tokens,
+        "temperature": args.temperature,
+        "seed": args.seed,
+        "schema": _read_schema(args.schema),
+        "detail": None if args.detail == "auto" else args.detail,
+        "concurrency": args.concurrency,
+        "retries": args.retries,
+    }
+    if args.url is not None:
+        return Batch(args.prompt, url=args.url, model=args.name, **common), args.name
+    if args.config is not None:
+        settings = load(args.config)
+        name = args.name or settings.models[0].name
+        if name not in {known for model in settings.models for known in (model.name, *model.aliases)}:
+            raise InvalidRequest(f"{args.config} has no model {name!r}.", param="name")
+        return Batch(args.prompt, model=name, settings=settings, **common), name
+    config = to_model_config(args)
+    return Batch(args.prompt, settings=Settings(models=(config,)), **common), f"{config.engine}:{config.source}"
+
+
+def _read_schema(path: Path | None) -> dict[str, Any] | None:
+    if path is None:
+        return None
+    try:
+        schema = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InvalidRequest(f"{str(path)!r} is no JSON schema that can be read: {error}.", param="schema") from None
+    if not isinstance(schema, dict):
+        raise InvalidRequest(f"{str(path)!r} is no JSON schema: it is not an object.", param="schema")
+    return schema
