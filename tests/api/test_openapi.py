@@ -141,6 +141,12 @@ def test_a_body_is_described_as_it_is_read(value: Any) -> None:
         assert Draft202012Validator(schema).is_valid(value)
 
 
+def test_a_field_of_a_form_cannot_be_null() -> None:
+    form = _Schemas([Operation(summary="", form=Outer)])
+    assert "many[]" in form.components["Outer"]["properties"]
+    assert form.components["Outer"]["properties"]["part"] == {"type": "string", "enum": ["a", "b"], "default": "a"}
+
+
 def test_every_field_says_what_it_takes() -> None:
     """Or the document would say that anything is taken. A rule of your own says so by `@described`."""
     operations = [operation for api in APIS for operation in api.operations.values()]

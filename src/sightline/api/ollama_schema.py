@@ -112,7 +112,7 @@ _DURATION = re.compile(r"[+-]?(?:0|(?:(?:\d+\.?\d*|\.\d+)(?:ns|us|µs|ms|s|m|h))
 _NONZERO = re.compile(r"[1-9]")
 
 
-@described({"type": ["number", "string"]})
+@described({"type": ["number", "string"], "pattern": f"^(?:{_DURATION.pattern})$"})
 def _keep_alive(value: Any, at: str) -> bool:
     """Seconds, or a text such as `5m`. Whether the model is to stay loaded at all."""
     if isinstance(value, str):

@@ -190,6 +190,7 @@ class _Schemas:
 
     def __init__(self, operations: Iterable[Operation]) -> None:
         operations = list(operations)
+        self._forms = {o.form for o in operations}
         requests = list(dict.fromkeys(_read(part for o in operations for part in (o.body, o.form, *o.query.values()))))
         written = [*(part for o in operations for part in (o.reply, o.events)), *(api.error for api in APIS)]
         replies = list(dict.fromkeys(_written(written)))
@@ -236,10 +237,11 @@ class _Schemas:
         for field in msgspec.structs.fields(struct):
             if field.name in rules:
                 schema = self.of_read(to_schema(rules[field.name]))
-                schema = schema if field.required else _or_null(schema)
+                is_form = struct in self._forms  # which has texts and files only, and lists by their names
+                schema = schema if field.required or is_form else _or_null(schema)
                 if isinstance(field.default, str | int | float):
                     schema = {**schema, "default": field.default}
-                yield field.name, field.required, schema
+                yield field.name + "[]" * (is_form and schema.get("type") == "array"), field.required, schema
 
     def _written_fields(self, struct: Struct) -> Iterator[tuple[str, bool, Json]]:
         for field in msgspec.structs.fields(struct):
