@@ -1,9 +1,8 @@
 """A training run's state becomes a model directory as Hugging Face lays out Whisper's.
 
-    python -m training.whisper.checkpoint RUN_DIR OUT_DIR [--heads LAYER.HEAD ...]
+    python -m training.whisper.checkpoint RUN_DIR OUT_DIR
 
-Weights are the run's averages, as fp16. `--heads`: those of the decoder whose attention follows the sound, as
-`training.whisper.heads` finds them; without, engines take all of the upper half.
+Weights are the run's averages, as fp16.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
 from sightline.audio.mel import HOP, SAMPLE_RATE, WINDOW
-from training.whisper.model import Size
+from training.whisper.model import GUIDED_HEADS, Size
 from training.whisper.tokens import WINDOW_S
 
 
-def write(run: Path, out: Path, heads: list[tuple[int, int]] | None = None) -> None:
+def write(run: Path, out: Path) -> None:
     """Makes `out` if it is absent. Raises `OSError` where the run has no state yet."""
     state = torch.load(run / "state.pt", weights_only=False)
     out.mkdir(parents=True, exist_ok=True)
@@ -32,7 +31,7 @@ def write(run: Path, out: Path, heads: list[tuple[int, int]] | None = None) -> N
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
     shutil.copyfile(run / "tokenizer.json", out / "tokenizer.json")
     _write_json(out / "config.json", config(state["size"], tokenizer))
-    _write_json(out / "generation_config.json", generation_config(tokenizer, heads))
+    _write_json(out / "generation_config.json", generation_config(state["size"], tokenizer))
     _write_json(out / "preprocessor_config.json", preprocessor_config(state["size"]))
     _write_json(out / "tokenizer_config.json", tokenizer_config())
 
@@ -66,10 +65,11 @@ def config(size: Size, tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def generation_config(tokenizer: Tokenizer, heads: list[tuple[int, int]] | None) -> dict[str, Any]:
+def generation_config(size: Size, tokenizer: Tokenizer) -> dict[str, Any]:
     id_of = tokenizer.token_to_id
     return {
-        "alignment_heads": heads,
+        # Those of the last layer that were shown where the next word is.
+        "alignment_heads": [[size.decoder_layers - 1, head] for head in range(GUIDED_HEADS)],
         "begin_suppress_tokens": [id_of("\u0120"), id_of("<|endoftext|>")],  # a space, as byte-level BPE spells it
         "suppress_tokens": [],
         "decoder_start_token_id": id_of("<|startoftranscript|>"),
@@ -127,10 +127,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--heads", nargs="*", metavar="LAYER.HEAD")
     arguments = parser.parse_args()
-    heads = [(int(layer), int(head)) for layer, _, head in (text.partition(".") for text in arguments.heads or [])]
-    write(arguments.run, arguments.out, heads or None)
+    write(arguments.run, arguments.out)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from sightline.engines.whisper.recording import Recording, Transcriber
 from sightline.engines.whisper.rules import Rules
 from sightline.engines.whisper.vocabulary import Vocabulary
 from sightline.engines.whisper.window import Cancelled
-from sightline.types import Segment, TranscriptionRequest
+from sightline.engines.worker import frames
+from sightline.engines.worker.pictures import receive_samples, share
+from sightline.types import Segment, SpokenWord, TokenLogprob, Transcribed, TranscriptionRequest
 
 MODEL = Path(__file__).parent / "model"
 SHAPE = Shape(
@@ -322,3 +325,35 @@ def test_a_long_recording_is_transformed_in_blocks_to_the_same() -> None:
     noise = np.random.default_rng(1).normal(0, 0.1, 50 * SAMPLE_RATE).astype(np.float32)
     whole, part = log_mel(noise, 80), log_mel(noise[: 45 * SAMPLE_RATE], 80)
     np.testing.assert_allclose(whole[:, 4000:4400], part[:, 4000:4400], atol=1e-4)
+
+
+# --- between processes -----------------------------------------------------------------------------------------------
+
+
+def test_a_request_crosses_to_the_engines_process_whole() -> None:
+    sound = np.linspace(-1, 1, 16_001, dtype=np.float32)
+    sent = TranscriptionRequest(
+        request_id="r", model="w", samples=sound, task="translate", language="es", prompt="a", temperature=0.5,
+        word_times=True, logprobs=True,
+    )  # fmt: skip
+    wire = frames.to_wire_transcription(sent)
+    assert {f.name for f in fields(TranscriptionRequest)} == set(wire.__struct_fields__)
+    body = frames.encode(frames.Transcribe(3, wire))[frames.LENGTH_BYTES :]
+    frame = frames.decode_to_child(body)
+    assert isinstance(frame, frames.Transcribe)
+    got = frames.from_wire_transcription(frame.request, receive_samples(share([sound], [0]), frame.request.samples))
+    np.testing.assert_array_equal(got.samples, sound)
+    for field in fields(TranscriptionRequest):
+        if field.name != "samples":
+            assert getattr(got, field.name) == getattr(sent, field.name) != field.default
+
+
+def test_segments_cross_back_whole() -> None:
+    segment = Segment(
+        0.5, 1.5, " one", (1, 2), 0.2, -0.5, 1.25, 0.125, 100, (SpokenWord(" one", 0.5, 1.5),),
+        (TokenLogprob(" one", -0.5, (32,)),),
+    )  # fmt: skip
+    for event in (segment, Transcribed("es")):
+        frame = frames.decode_to_parent(frames.encode(frames.said(7, event))[frames.LENGTH_BYTES :])
+        assert isinstance(frame, frames.Said)
+        assert (frame.stream, frame.event) == (7, event)
