@@ -84,6 +84,13 @@ def test_every_reference_leads_somewhere_and_every_object_is_used() -> None:
         Draft202012Validator.check_schema(schema)
 
 
+def test_every_default_is_what_its_field_takes() -> None:
+    defaults = [value for value in walk(DOCUMENT) if isinstance(value, dict) and "default" in value]
+    assert len(defaults) > 50
+    for schema in defaults:
+        validator(schema).validate(schema["default"])
+
+
 def test_operations_have_names_of_their_own() -> None:
     names = [operation["operationId"] for methods in DOCUMENT["paths"].values() for operation in methods.values()]
     assert len(set(names)) == len(names)

@@ -238,9 +238,10 @@ class _Schemas:
             if field.name in rules:
                 schema = self.of_read(to_schema(rules[field.name]))
                 is_form = struct in self._forms  # which has texts and files only, and lists by their names
-                schema = schema if field.required or is_form else _or_null(schema)
-                if isinstance(field.default, str | int | float):
-                    schema = {**schema, "default": field.default}
+                default = (
+                    {"default": field.default} if schema.get("type") == _KINDS.get(type(field.default), "") else {}
+                )
+                schema = {**(schema if field.required or is_form else _or_null(schema)), **default}
                 yield field.name + "[]" * (is_form and schema.get("type") == "array"), field.required, schema
 
     def _written_fields(self, struct: Struct) -> Iterator[tuple[str, bool, Json]]:
@@ -262,6 +263,8 @@ class _Schemas:
         return {**shown, "required": required} if required else shown
 
 
+_KINDS = {str: "string", int: "integer", float: "number", bool: "boolean"}
+"""Types of defaults that are told: of fields that hold what was sent, not what a rule has made of it."""
 _PLAIN: Mapping[Any, Json] = {
     str: {"type": "string"},
     int: {"type": "integer"},
