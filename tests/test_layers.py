@@ -15,7 +15,7 @@ LAYERS = [
     {"config", "metrics", "images", "audio", "peek"},
     {"engines"},
     {"routing", "models", "engine_request", "understanding", "attempts", "speech", "service", "jobs", "configfile"},
-    {"api", "client", "cluster", "ui", "bench", "drift", "testing"},
+    {"api", "batch", "client", "cluster", "ui", "bench", "drift", "testing"},
     {"cli"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
