@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -16,6 +18,7 @@ from sightline.config import ModelConfig, Settings
 from sightline.service import Service
 from tests.api.serving import serving
 
+PAGE = Path(__file__).parent.parent.parent / "docs" / "embeddings.md"
 SETTINGS = Settings(
     models=(
         ModelConfig(name="texts", engine="fake", options={"context_length": 100}),
@@ -118,3 +121,9 @@ def test_who_answered_stands_in_the_headers(port: int) -> None:
 def test_ovms_has_the_route_too(port: int) -> None:
     reply = httpx2.post(f"http://127.0.0.1:{port}/v3/embeddings", json={"model": "texts", "input": "a"})
     assert reply.json() == post(port).json()
+
+
+def test_the_page_is_right(port: int, capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = re.findall(r"^```py\n(.*?)^```", PAGE.read_text(), re.M | re.S)
+    exec(compile(code.replace("8000", str(port)), "docs/embeddings.md", "exec"), {})
+    assert capsys.readouterr().out == "True\n"
