@@ -29,7 +29,7 @@ from sightline.api.fields import (
     to_rules,
     to_schema,
 )
-from sightline.api.openapi_document import _read, _Schemas, served_routes, to_document, to_json
+from sightline.api.openapi_document import Schemas, served_routes, structs_read, to_document, to_json
 from sightline.api.openapi_operations import APIS, Operation
 from sightline.errors import RequestError
 from sightline.models import ModelStatus
@@ -122,7 +122,7 @@ class Outer(msgspec.Struct, frozen=True, kw_only=True):
     old: Annotated[None, refused("use 'name'.")] = None
 
 
-SCHEMAS = _Schemas([Operation(summary="", body=Outer)])
+SCHEMAS = Schemas([Operation(summary="", body=Outer)])
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_a_body_is_described_as_it_is_read(value: Any) -> None:
 
 
 def test_a_field_of_a_form_cannot_be_null() -> None:
-    form = _Schemas([Operation(summary="", form=Outer)])
+    form = Schemas([Operation(summary="", form=Outer)])
     assert "many[]" in form.components["Outer"]["properties"]
     assert form.components["Outer"]["properties"]["part"] == {"type": "string", "enum": ["a", "b"], "default": "a"}
 
@@ -157,7 +157,7 @@ def test_a_field_of_a_form_cannot_be_null() -> None:
 def test_every_field_says_what_it_takes() -> None:
     """Or the document would say that anything is taken. A rule of your own says so by `@described`."""
     operations = [operation for api in APIS for operation in api.operations.values()]
-    structs = set(_read(part for o in operations for part in (o.body, o.form, *o.query.values())))
+    structs = set(structs_read(part for o in operations for part in (o.body, o.form, *o.query.values())))
     silent = [
         f"{struct.__module__}.{struct.__name__}.{name}"
         for struct in structs

@@ -55,7 +55,7 @@ def to_json() -> str:
 def to_document(routes: Iterable[Route]) -> Json:
     """Raises `LookupError` for a route without a row, and for a row without a route."""
     rows = dict(_rows(routes))
-    schemas = _Schemas(operation for _, operation in rows.values())
+    schemas = Schemas(operation for _, operation in rows.values())
     paths: Json = {}
     for key, (api, operation) in rows.items():
         method, _, path = key.partition(" ")
@@ -109,7 +109,7 @@ def _rows(routes: Iterable[Route]) -> Iterator[tuple[str, tuple[Api, Operation]]
         raise LookupError(f"openapi_operations.py has rows for routes that are not there: {', '.join(sorted(unused))}.")
 
 
-def _to_operation(key: str, api: Api, operation: Operation, schemas: _Schemas) -> Json:
+def _to_operation(key: str, api: Api, operation: Operation, schemas: Schemas) -> Json:
     method, _, path = key.partition(" ")
     shown: Json = {
         "operationId": re.sub(r"\W+", "_", method.lower() + re.sub(r":\w+", "", path)).strip("_"),
@@ -148,14 +148,14 @@ def _to_query_parameter(name: str, schema: Json) -> Json:
     return {"name": name, "in": "query", "required": False, "schema": schema}
 
 
-def _with_files(operation: Operation, schemas: _Schemas) -> Json:
+def _with_files(operation: Operation, schemas: Schemas) -> Json:
     """The form's text fields, those that may stand in the query among them, and its files."""
     fields = schemas.of_read(operation.form)
     files = {name: {"type": "string", "format": "binary"} for name in operation.files}
     return {"allOf": [fields, {"type": "object", "properties": files, "required": list(files)}]}
 
 
-def _to_response(operation: Operation, schemas: _Schemas) -> Json:
+def _to_response(operation: Operation, schemas: Schemas) -> Json:
     content: Json = {}
     if operation.reply is not None:
         content |= _content(operation.reply_type, schemas.of_written(operation.reply))
@@ -166,7 +166,7 @@ def _to_response(operation: Operation, schemas: _Schemas) -> Json:
     return {**response, "content": content} if content else response
 
 
-def _to_error_response(api: Api, schemas: _Schemas) -> Json:
+def _to_error_response(api: Api, schemas: Schemas) -> Json:
     description = f"An error, as {api.name} tells it."
     return {
         "description": description,
@@ -185,15 +185,17 @@ def _content(media_type: str, schema: Json) -> Json:
 # --- schemas ---------------------------------------------------------------------------------------------------------
 
 
-class _Schemas:
+class Schemas:
     """The schemas of all bodies, each under the name of its struct; where two have one name, with their modules'."""
 
     def __init__(self, operations: Iterable[Operation]) -> None:
         operations = list(operations)
         self._forms = {o.form for o in operations}
-        requests = list(dict.fromkeys(_read(part for o in operations for part in (o.body, o.form, *o.query.values()))))
+        requests = list(
+            dict.fromkeys(structs_read(part for o in operations for part in (o.body, o.form, *o.query.values())))
+        )
         written = [*(part for o in operations for part in (o.reply, o.events)), *(api.error for api in APIS)]
-        replies = list(dict.fromkeys(_written(written)))
+        replies = list(dict.fromkeys(structs_written(written)))
         taken = Counter(struct.__name__ for struct in {*requests, *replies})
         names = {s: s.__name__ if taken[s.__name__] == 1 else _long_name(s) for s in (*requests, *replies)}
         self._written_names = {struct: names[struct] for struct in replies}
@@ -234,15 +236,15 @@ class _Schemas:
     def _read_fields(self, struct: Struct) -> Iterator[tuple[str, bool, Json]]:
         """Name, whether it must be there, and schema."""
         rules = to_rules(struct)
+        is_form = struct in self._forms  # which has texts and files only, and lists by their names
         for field in msgspec.structs.fields(struct):
             if field.name in rules:
-                schema = self.of_read(to_schema(rules[field.name]))
-                is_form = struct in self._forms  # which has texts and files only, and lists by their names
-                default = (
-                    {"default": field.default} if schema.get("type") == _KINDS.get(type(field.default), "") else {}
-                )
-                schema = {**(schema if field.required or is_form else _or_null(schema)), **default}
-                yield field.name + "[]" * (is_form and schema.get("type") == "array"), field.required, schema
+                taken = self.of_read(to_schema(rules[field.name]))
+                schema = taken if field.required or is_form else _or_null(taken)
+                if taken.get("type") == _KINDS.get(type(field.default), ""):
+                    schema = {**schema, "default": field.default}
+                is_list = is_form and taken.get("type") == "array"
+                yield field.name + "[]" * is_list, field.required, schema
 
     def _written_fields(self, struct: Struct) -> Iterator[tuple[str, bool, Json]]:
         for field in msgspec.structs.fields(struct):
@@ -290,30 +292,30 @@ def _or_null(schema: Json) -> Json:
     return {"anyOf": [schema, {"type": "null"}]}
 
 
-def _read(schemas: Iterable[Any], seen: set[Struct] | None = None) -> Iterator[Struct]:
+def structs_read(schemas: Iterable[Any], seen: set[Struct] | None = None) -> Iterator[Struct]:
     """Every struct that requests are read by, those within others included."""
     seen = set() if seen is None else seen
     for schema in schemas:
         if isinstance(schema, Mapping):
-            yield from _read(schema.values(), seen)
+            yield from structs_read(schema.values(), seen)
         elif isinstance(schema, list | tuple):
-            yield from _read(schema, seen)
+            yield from structs_read(schema, seen)
         elif isinstance(schema, type) and schema not in seen:
             seen.add(schema)
             yield schema
-            yield from _read(map(to_schema, to_rules(schema).values()), seen)
+            yield from structs_read(map(to_schema, to_rules(schema).values()), seen)
 
 
-def _written(kinds: Iterable[Any], seen: set[Struct] | None = None) -> Iterator[Struct]:
+def structs_written(kinds: Iterable[Any], seen: set[Struct] | None = None) -> Iterator[Struct]:
     """Every struct that replies are made of."""
     seen = set() if seen is None else seen
     for kind in kinds:
         if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and kind not in seen:
             seen.add(kind)
             yield kind
-            yield from _written((field.type for field in msgspec.structs.fields(kind)), seen)
+            yield from structs_written((field.type for field in msgspec.structs.fields(kind)), seen)
         elif get_origin(kind) is not Literal:
-            yield from _written(get_args(kind), seen)
+            yield from structs_written(get_args(kind), seen)
 
 
 def _meanings(struct: Struct) -> dict[str, str]:
