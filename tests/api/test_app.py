@@ -43,10 +43,12 @@ async def test_models() -> None:
     ]
     assert (await get(app, "/v1/models/m")).json["sightline"] == {
         "state": "ready", "progress": 1.0, "engine": "scripted", "vision": True, "context_length": 100,
+        "work": ["messages"],
     }  # fmt: skip
     slashed = await get(app, "/v1/models/org/big")
     assert slashed.json["sightline"] == {
         "state": "loading", "progress": None, "engine": "openvino", "vision": None, "context_length": None,
+        "work": None,
     }  # fmt: skip
     unknown = await get(app, "/v1/models/" + "x" * 5000)
     assert (unknown.status, unknown.json["error"]["code"], unknown.json["error"]["param"]) == (
