@@ -215,9 +215,9 @@ async def retries(directory: Path, seed: int, requests: int) -> Row:
     return Row(
         10,
         "in an outage at most 1.2 tries for each request; none after the first byte",
-        f"{requests} requests: {outage} tries with the breaker; {shut} with it held shut (of which at most ten had been "
-        f"saved up), {counting} where a prompt is counted first; {cut['begun']} answers broken off after their first byte: "
-        f"{cut['tries']} tries",
+        f"{requests} requests: {outage} tries with the breaker; {shut} with it held shut (of which at most ten had "
+        f"been saved up), {counting} where a prompt is counted first; {cut['begun']} answers broken off after their "
+        f"first byte: {cut['tries']} tries",
         met,
         details={
             "requests": requests,
