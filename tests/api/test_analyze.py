@@ -160,13 +160,19 @@ async def test_answers_are_greedy() -> None:
 
 SEES = ModelStatus("sees", "ready", "scripted", 1, INFO)
 BLIND = ModelStatus("blind", "ready", "scripted", 1, replace(INFO, vision=None))
+EMBEDS = ModelStatus("embeds", "ready", "scripted", 1, replace(INFO, work=frozenset({"embeddings"})))
 LOADS = ModelStatus("loads", "loading", "scripted", 1, None)
 FAILED = ModelStatus("failed", "failed", "scripted", 1, None)
 
 
 @pytest.mark.parametrize(
     ("statuses", "chosen"),
-    [((BLIND, SEES), "sees"), ((LOADS, SEES), "loads"), ((FAILED, BLIND, SEES), "sees"), ((BLIND, FAILED), "failed")],
+    [
+        ((BLIND, EMBEDS, SEES), "sees"),
+        ((LOADS, SEES), "loads"),
+        ((FAILED, BLIND, SEES), "sees"),
+        ((BLIND, FAILED), "failed"),
+    ],
 )
 def test_the_first_model_that_sees_is_asked(statuses: tuple[ModelStatus, ...], chosen: str) -> None:
     assert default_model(statuses) == chosen

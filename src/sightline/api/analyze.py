@@ -31,6 +31,7 @@ from sightline.api.fields import invalid, read, string
 from sightline.api.forms import reading_form
 from sightline.api.wire import json_response
 from sightline.config import Settings
+from sightline.engines import EngineInfo
 from sightline.errors import ImageForbidden, UnsupportedFeature
 from sightline.models import ModelStatus
 from sightline.service import Service
@@ -125,10 +126,14 @@ def default_model(models: Sequence[ModelStatus]) -> str:
 
     Raises `UnsupportedFeature` where none does.
     """
-    seeing = [model for model in models if model.info is None or model.info.vision is not None]
+    seeing = [model for model in models if model.info is None or _sees_and_speaks(model.info)]
     if not seeing:
         raise UnsupportedFeature("No model here can see pictures. GET /v1/models lists what is served.", param="model")
     return min(seeing, key=lambda model: model.state == "failed").name
+
+
+def _sees_and_speaks(info: EngineInfo) -> bool:
+    return info.vision is not None and "messages" in info.work
 
 
 def to_chat_request(question: Question, request_id: str) -> ChatRequest:
