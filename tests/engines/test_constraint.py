@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 from jsonschema import Draft202012Validator
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
 from sightline.engines.answer import Vocabulary
+from sightline.engines.chat import PromptTokenizer
 from sightline.engines.constraint import Constraint, Constraints
 from sightline.engines.grammar import to_grammar
 from sightline.engines.tool_calls import ToolCalls
@@ -216,6 +218,27 @@ def test_a_grammar_that_grows_too_much_on_the_way_ends_its_answer_only(
             constraint.accept(tokenizer().encode(letter).ids[0])
     text, is_whole = written(made(constraints, schema({"const": 1})), vocabulary, 0)
     assert (text, is_whole) == ("1", True)
+
+
+def test_what_must_come_is_cut_into_tokens_as_the_model_was_taught(tmp_path: Path) -> None:
+    """In a vocabulary that puts a space before every text, too: the first token of what is forced is asked for."""
+    vocab = {"<unk>": 0, "</s>": 1, **{f"<0x{byte:02X}>": 2 + byte for byte in range(256)}, "\u2581": 258, '{"': 259}
+    vocab |= {letter: 260 + index for index, letter in enumerate('{}:12ab"')}
+    library = Tokenizer(models.BPE(vocab, [("{", '"')], unk_token="<unk>", byte_fallback=True))
+    library.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    library.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    library.add_special_tokens([AddedToken("</s>", normalized=False, special=True)])
+    library.save(str(tmp_path / "tokenizer.json"))
+    spelled = Vocabulary(tmp_path, len(vocab), frozenset({1}))
+    constraints = Constraints(spelled, PromptTokenizer(tmp_path).encode_later, FORMATS["hermes"])
+    try:
+        constraint = made(constraints, schema(obj(a={"enum": [1, 2]})))
+        assert np.flatnonzero(constraint.mask()).tolist() == [259]
+        text, is_whole = written(constraint, spelled, 0)
+        assert is_whole
+        assert json.loads(text)["a"] in (1, 2)
+    finally:
+        constraints.close()
 
 
 # --- calls -----------------------------------------------------------------------------------------------------------

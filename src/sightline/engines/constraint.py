@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from select import select
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,12 +33,18 @@ from sightline.engines.tool_formats import ToolFormat
 from sightline.errors import EngineFailed, SchemaInvalid
 from sightline.types import EngineRequest
 
+log = logging.getLogger(__name__)
+
+K = TypeVar("K")
+
 Mask = npt.NDArray[np.bool_]
 """Of a vocabulary: which tokens may come, shape [vocabulary]."""
 
 _KEPT: Final = 64
 """Compiled grammars, and verdicts over schemas 16 times as many."""
 _STARTS_WITHIN_S: Final = 30.0
+_WAITS_S: Final = 3.0 * grammar_trial.SECONDS
+"""For a verdict: the trial's own limit is one of computing, and the machine may have more to do."""
 _LOOKED_AHEAD: Final = 256
 """Characters of a text that must come: the first token of it is what counts."""
 _WHERE: Final = re.compile(r"^(?:at \d+\(\d+\): )?(?:failed to compile JSON schema: )?")
@@ -73,7 +80,7 @@ class Constraints:
         self._compiling = ThreadPoolExecutor(1, "grammar")
         self._masking = ThreadPoolExecutor(2, "mask")
         self._tokenizer: Any = None
-        self._compiled: OrderedDict[str, Any] = OrderedDict()
+        self._compiled: OrderedDict[Grammar, Any] = OrderedDict()
         self._verdicts: OrderedDict[str, str] = OrderedDict()
 
     def mark(self, text: str) -> str:
@@ -90,28 +97,28 @@ class Constraints:
     async def compile(self, grammar: Grammar, *, ignore_eos: bool = False) -> Constraint:
         """Raises `SchemaInvalid`."""
         loop = asyncio.get_running_loop()
-        matcher, first = await loop.run_in_executor(self._compiling, self._compile, grammar)
-        return Constraint(matcher, first, self._masking, self._vocabulary, ignore_eos=ignore_eos)
+        # What was compiled before waits for nobody who compiles.
+        if (matcher := self._compiled.get(grammar)) is None:
+            matcher = await loop.run_in_executor(self._compiling, self._compile, grammar)
+        copy, first = await loop.run_in_executor(self._masking, _begun, matcher)
+        return Constraint(copy, first, self._masking, self._vocabulary, ignore_eos=ignore_eos)
 
     def close(self) -> None:
         self._trial.close()
         self._compiling.shutdown(wait=False, cancel_futures=True)
         self._masking.shutdown(wait=False, cancel_futures=True)
 
-    def _compile(self, grammar: Grammar) -> tuple[Any, bytes]:
-        """A matcher at the beginning of an answer, and the mask of its first token."""
+    def _compile(self, grammar: Grammar) -> Any:
+        """A matcher that stands at the beginning of an answer, and stays there. Raises `SchemaInvalid`."""
         from llguidance import LLMatcher
 
         lark = grammar.lark([self._tried(schema) for schema in grammar.schemas])
-        if (matcher := self._compiled.get(lark)) is None:
-            matcher = LLMatcher(self._made_tokenizer(), lark, log_level=0, limits=grammar_trial.limits())
-            matcher.compute_bitmask()  # lexemes are first looked at here: it is part of compiling
-            if matcher.is_error():
-                param = grammar.schemas[0].param if grammar.schemas else None
-                raise _unusable(matcher.get_error(), param)
-            _keep(self._compiled, lark, matcher, _KEPT)
-        copy = matcher.deep_copy()
-        return copy, copy.compute_bitmask()
+        matcher = LLMatcher(self._made_tokenizer(), lark, log_level=0, limits=grammar_trial.limits())
+        matcher.compute_bitmask()  # lexemes are first looked at here: it is part of compiling
+        if matcher.is_error():
+            raise _unusable(matcher.get_error(), grammar.schemas[0].param if grammar.schemas else None)
+        _keep(self._compiled, grammar, matcher, _KEPT)
+        return matcher
 
     def _tried(self, schema: Schema) -> str:
         """The schema, or what takes its place. Raises `SchemaInvalid`."""
@@ -162,6 +169,7 @@ class Constraint:
         on the way."""
         bits = np.frombuffer(self._bits.result(), np.uint8)
         if self._matcher.is_error():
+            log.warning("a grammar was given up on the way: %s", self._matcher.stop_reason())
             raise EngineFailed("What the answer must look like grew too complex on the way. Simplify the schema.")
         allowed = np.unpackbits(bits, count=self._size, bitorder="little").astype(np.bool_)
         if len(self._ignored):
@@ -198,6 +206,9 @@ class _ForGrammars:
         self._encode = encode
 
     def __call__(self, text: str) -> list[int]:
+        """Raises `TypeError` for bytes: llguidance tries them, and then sees to it that it has whole characters."""
+        if not isinstance(text, str):
+            raise TypeError("only text can be tokenised")
         return self._encode(text[:_LOOKED_AHEAD])
 
 
@@ -216,7 +227,7 @@ class _Trial:
             assert process.stdin is not None
             process.stdin.write(json.dumps(lark).encode() + b"\n")
             process.stdin.flush()
-            if (verdict := self._line(process, grammar_trial.SECONDS)) is not None:
+            if (verdict := self._line(process, _WAITS_S)) is not None:
                 return verdict
         self._kill()
         return f"it takes more than {grammar_trial.SECONDS} seconds, or too much memory, to make a grammar of it"
@@ -253,6 +264,12 @@ class _Trial:
             process.communicate()
 
 
+def _begun(matcher: Any) -> tuple[Any, bytes]:
+    """A matcher of one answer's own, and the mask of its first token."""
+    copy = matcher.deep_copy()
+    return copy, copy.compute_bitmask()
+
+
 def _unusable(fault: str, param: str | None) -> SchemaInvalid:
     """llguidance's first line, without what it says of where in our grammar it was."""
     lines = [_WHERE.sub("", line).strip() for line in fault.splitlines()] or [""]
@@ -264,7 +281,7 @@ def _unusable(fault: str, param: str | None) -> SchemaInvalid:
     return SchemaInvalid(f"This JSON schema cannot be used: {reason}.", param=param)
 
 
-def _keep(kept: OrderedDict[str, Any], key: str, value: Any, most: int) -> None:
+def _keep(kept: OrderedDict[K, Any], key: K, value: Any, most: int) -> None:
     kept[key] = value
     if len(kept) > most:
         kept.popitem(last=False)

@@ -7,8 +7,7 @@ input is a JSON string, a grammar in llguidance's Lark dialect; each line of its
 grammar, or nothing. It compiles the grammar and takes some steps through it, over a vocabulary of the 256 bytes.
 
 Limits of llguidance's own (fuel) end most of what takes long, but not all: an intersection of a few regular expressions
-can keep it busy for ever. Whoever started this therefore kills it after `SECONDS`; the kernel does so after as much
-computing, should nobody be left to.
+can keep it busy for ever. The kernel therefore ends this process after `SECONDS` of computing.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ import sys
 from typing import Any
 
 SECONDS = 2
-"""For one grammar."""
+"""Of computing, for one grammar."""
 _MAX_BYTES = 2 * 1024**3
 """Of address space."""
 _STEPS = 24
@@ -85,9 +84,7 @@ def main() -> None:
     tokenizer = LLTokenizer(TokenizerWrapper(_Bytes()), n_vocab=257, eos_token=256, slices=[])
     print(json.dumps("ready"), flush=True)  # noqa: T201
     for line in sys.stdin:
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        seconds = int(used.ru_utime + used.ru_stime) + SECONDS + 1
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)  # SIGPROF, which nobody handles
         print(json.dumps(fault(tokenizer, json.loads(line))), flush=True)  # noqa: T201
 
 
