@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -18,11 +20,11 @@ from sightline import metrics
 from sightline.api.analyze import default_model, to_num_bytes
 from sightline.api.app import create_app
 from sightline.config import ModelConfig, OptimizedPictures, Settings
-from sightline.errors import UnsupportedFeature
+from sightline.errors import Overloaded, UnsupportedFeature
 from sightline.models import ModelStatus
 from sightline.service import Service
 from sightline.types import ImageRef
-from tests.api.standin import FINISH, INFO, Call, Reply, ScriptedService, app_of, get, post, say
+from tests.api.standin import FINISH, INFO, PREPARED, Call, Reply, ScriptedService, app_of, get, post, say
 
 pytestmark = pytest.mark.anyio
 
@@ -255,6 +257,33 @@ async def test_a_bug_says_nothing_but_its_number() -> None:
     assert reply.status == 500
     assert "secret" not in reply.json["detail"]
     assert reply.headers["x-request-id"] in reply.json["detail"]
+
+
+async def test_a_full_server_says_when_to_come_back() -> None:
+    async def full(request: Any) -> Any:
+        raise Overloaded("Too many requests wait.", retry_after_s=3)
+        yield
+
+    reply = await post(app_of(ScriptedService(script=full)), body(), "/analyze")
+    assert (reply.status, reply.json, reply.headers["retry-after"]) == (503, {"detail": "Too many requests wait."}, "3")
+
+
+@pytest.mark.parametrize("path", ROUTES)
+async def test_a_client_that_leaves_ends_the_work(path: str) -> None:
+    began = asyncio.Event()
+
+    async def slow(request: Any) -> Any:
+        yield PREPARED
+        began.set()
+        await asyncio.Event().wait()
+
+    service = ScriptedService(script=slow)
+    call = Call("POST", path, json.dumps(body()).encode())
+    running = asyncio.create_task(call.run(app_of(service)))
+    await began.wait()
+    call.left.set()
+    reply = await running
+    assert (service.open, reply.status) == (0, 0)
 
 
 # --- what is counted -------------------------------------------------------------------------------------------------
