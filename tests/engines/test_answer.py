@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from sightline.engines.answer import Answer, End, Vocabulary
 from sightline.engines.checkpoint import CheckpointError
 from sightline.engines.sampler import Logprobs
-from sightline.types import SamplingParams, TextDelta
+from sightline.engines.tool_calls import ToolCalls
+from sightline.engines.tool_formats import FORMATS
+from sightline.types import Delta, SamplingParams, TextDelta, Tool, ToolCallDelta
 from tests.engines.openvino.tiny import VOCABULARY as VOCABULARY_SIZE
 from tests.engines.openvino.tiny import special, tokenizer
 
@@ -155,3 +157,82 @@ def test_whatever_the_text_and_the_stops(vocabulary: Vocabulary, text: str, stop
     if told:
         assert b"".join(bytes(t.bytes) for d in deltas for t in d.logprobs) == expected.encode()
     assert all(d.text for d in deltas)
+
+
+# --- calls -----------------------------------------------------------------------------------------------------------
+
+CALL = '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>'
+
+
+def called(vocabulary: Vocabulary, tokens: list[int], form: str = "hermes", *, parallel: bool = True, most: int = 99) -> (
+    tuple[list[Delta], End | None]
+):  # fmt: skip
+    calls = ToolCalls(FORMATS[form], [Tool("f")], parallel=parallel)
+    answer = Answer(vocabulary, SamplingParams(), frozenset({EOS}), most, calls)
+    deltas: list[Delta] = []
+    for token in tokens:
+        some, end = answer.push(token, Logprobs(-1.0, (token,), (-1.0,)))
+        deltas += some
+        if end is not None:
+            return deltas, end
+    return deltas, None
+
+
+def test_words_have_log_probabilities_and_calls_have_none(vocabulary: Vocabulary) -> None:
+    deltas, end = called(vocabulary, [*to_tokens(f"Well: {CALL}"), EOS])
+    assert end == End("tool_calls")
+    words = [delta for delta in deltas if isinstance(delta, TextDelta)]
+    assert "".join(delta.text for delta in words) == "Well:"
+    assert b"".join(bytes(told.bytes) for delta in words for told in delta.logprobs) == b"Well:"
+    first, *others = [delta for delta in deltas if isinstance(delta, ToolCallDelta)]
+    assert (first.index, first.name, first.arguments) == (0, "f", "")
+    assert first.id is not None
+    assert first.id.startswith("call_")
+    assert "".join(delta.arguments for delta in others) == '{"a": 1}'
+    assert all(delta.id is None and delta.name is None for delta in others)
+
+
+def test_words_behind_a_call_keep_their_own_log_probabilities(vocabulary: Vocabulary) -> None:
+    deltas, end = called(vocabulary, [*to_tokens(f"{CALL}and"), EOS])
+    assert end == End("tool_calls")
+    told = [told for delta in deltas if isinstance(delta, TextDelta) for told in delta.logprobs]
+    assert b"".join(bytes(one.bytes) for one in told) == b"and"
+
+
+def test_out_of_tokens_in_a_call_is_length(vocabulary: Vocabulary) -> None:
+    deltas, end = called(vocabulary, to_tokens(CALL), most=45)
+    assert end == End("length")
+    assert any(isinstance(delta, ToolCallDelta) for delta in deltas)
+
+
+def test_one_call_ends_the_answer_where_one_is_allowed(vocabulary: Vocabulary) -> None:
+    deltas, end = called(vocabulary, to_tokens(CALL * 2), parallel=False)
+    assert end == End("tool_calls")
+    assert sum(isinstance(delta, ToolCallDelta) and delta.name is not None for delta in deltas) == 1
+
+
+def test_what_becomes_no_call_is_words_at_the_end(vocabulary: Vocabulary) -> None:
+    deltas, end = called(vocabulary, [*to_tokens('<tool_call>{"name": "g"'), EOS])
+    assert end == End("stop")
+    assert "".join(d.text for d in deltas if isinstance(d, TextDelta)) == '<tool_call>{"name": "g"'
+
+
+def test_a_special_token_that_begins_a_call_is_heard_and_others_are_not(tmp_path: Path) -> None:
+    definition = json.loads(tokenizer().to_str())
+    begin, other = definition["added_tokens"][-1], definition["added_tokens"][-2]
+    begin["content"] = "[TOOL_CALLS]"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(definition))
+    vocabulary = Vocabulary(tmp_path, VOCABULARY_SIZE, frozenset({EOS}))
+    tokens = [other["id"], *to_tokens("so"), begin["id"], *to_tokens('[{"name": "f", "arguments": {}}]'), EOS]
+    deltas, end = called(vocabulary, tokens, form="mistral")
+    assert end == End("tool_calls")
+    assert "".join(d.text for d in deltas if isinstance(d, TextDelta)) == "so"
+    assert [d.name for d in deltas if isinstance(d, ToolCallDelta) and d.name] == ["f"]
+
+
+def test_a_complete_answer_ends_with_its_last_token(vocabulary: Vocabulary) -> None:
+    answer = Answer(vocabulary, SamplingParams(stop=("}!",)), frozenset({EOS}), 100)
+    shown = [answer.push(token)[0] for token in to_tokens("{")]
+    last, end = answer.push(to_tokens("}")[0], is_last=True)  # held back: it could become a stop string
+    assert end == End("stop")
+    assert "".join(d.text for some in (*shown, last) for d in some if isinstance(d, TextDelta)) == "{}"
