@@ -33,7 +33,7 @@ def encoded(
     samples: Samples, name: str = "wav", *, rate: int = 48_000, layout: str = "mono", video: bool = False
 ) -> bytes:
     """`video`: pictures only, no sound."""
-    writer, codec = CONTAINERS[name]
+    writer, codec = {**CONTAINERS, "ac3 in webm": ("matroska", "ac3")}[name]
     file = io.BytesIO()
     with av.open(file, "w", format=writer) as container:
         if video:

@@ -91,6 +91,13 @@ REFUSED = [
     ("text", lambda: b"hello, this is no recording", AudioFormatUnsupported, "flac, mp3, mp4"),
     ("a playlist", playlist, AudioFormatUnsupported, "flac, mp3, mp4"),
     ("a picture", lambda: b"\x89PNG\r\n\x1a\n" + bytes(100), AudioFormatUnsupported, "flac, mp3, mp4"),
+    ("another codec", lambda: encoded(tone(1), "ac3 in webm"), AudioFormatUnsupported, "coded in a way"),
+    (
+        "an unknown codec",
+        lambda: encoded(tone(1)).replace(b"\x01\x00\x01\x00", b"\x77\x77\x01\x00", 1),
+        AudioFormatUnsupported,
+        "coded in a way",
+    ),
     ("nothing", lambda: b"", AudioEmpty, "no content"),
     ("too short", lambda: encoded(tone(0.05), "wav"), AudioTooShort, "0.05 s"),
 ]

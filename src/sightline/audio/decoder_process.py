@@ -33,14 +33,16 @@ from sightline.errors import (
 
 MIN_S: Final = 0.1
 """Shorter is no speech, as OpenAI's service has it."""
-_CODECS: Final = ",".join(
-    (
+_CODECS: Final = frozenset(
+    {
         "aac", "alac", "flac", "libopus", "mp1", "mp1float", "mp2", "mp2float", "mp3", "mp3float", "opus", "vorbis",
         "pcm_alaw", "pcm_f32le", "pcm_f64le", "pcm_mulaw", "pcm_s16le", "pcm_s24le", "pcm_s32le", "pcm_u8",
         "adpcm_ima_wav", "adpcm_ms",
-    )
+    }
 )  # fmt: skip
 """What recorders and browsers write. FFmpeg knows hundreds more, old and little tested: no file may choose one."""
+_OPTIONS: Final = {"codec_whitelist": ",".join(sorted(_CODECS)), "protocol_whitelist": "none"}
+"""Of the reader, which tries decoders by itself to find out what is in the file."""
 _MISSING: Final = {"flac": (0.0, 0.02)}
 """How much of the length that the file itself declares may be missing before its end is taken for lost, or a part for
 damaged: a share of it, and seconds. Lossless files declare it to the sample."""
@@ -79,12 +81,12 @@ def decode(file: IO[bytes], out: IO[bytes], limits: AudioLimits) -> int:
     most = limits.max_s * SAMPLE_RATE
     count = 0
     try:
-        with av.open(
-            file, format=name, options={"codec_whitelist": _CODECS, "protocol_whitelist": "none"}
-        ) as container:
+        with av.open(file, format=name, options=_OPTIONS) as container:
             if not container.streams.audio:
                 raise AudioUnreadable("The file has no sound in it.")
             stream = container.streams.audio[0]
+            if stream.codec_context is None or stream.codec_context.name not in _CODECS:
+                raise _coded_otherwise()
             declared_s = _declared_s(container, stream, name, head)
             if declared_s is not None and declared_s > limits.max_s + 1:
                 raise _too_long(limits.max_s)
@@ -99,9 +101,7 @@ def decode(file: IO[bytes], out: IO[bytes], limits: AudioLimits) -> int:
         raise
     except av.FFmpegError as error:
         if _is_for_codec(error):
-            raise AudioFormatUnsupported(
-                f"The file's sound is coded in a way that is not taken. Convert it to one of {FORMATS}."
-            ) from None
+            raise _coded_otherwise() from None
         at = f" after {count / SAMPLE_RATE:.1f} s" if count else ""
         raise AudioUnreadable(f"The file is truncated or damaged{at}. Send it again, whole.") from None
     except (ValueError, MemoryError, OverflowError):
@@ -154,6 +154,12 @@ def _is_for_codec(error: Exception) -> bool:
     import av
 
     return isinstance(error, av.error.DecoderNotFoundError | av.error.PatchWelcomeError)
+
+
+def _coded_otherwise() -> AudioFormatUnsupported:
+    return AudioFormatUnsupported(
+        f"The file's sound is coded in a way that is not taken. Convert it to one of {FORMATS}."
+    )
 
 
 def _too_long(max_s: int) -> AudioTooLong:
