@@ -66,6 +66,9 @@ IMAGE_TOKEN_MISMATCHES = _counter(
 TOKENS_PER_IMAGE = _histogram("tokens_per_image", "Tokens a picture was served as.", _TOKENS, "model")
 IMAGES_CACHED = _counter("images_cached", "Pictures whose embedding was at hand.", "model")
 
+AUDIO_SECONDS = _counter("audio_seconds", "Length of the recordings that were written down.", "model")
+AUDIO_DECODE_SECONDS = _histogram("audio_decode_seconds", "From a recording's bytes to its samples.", _LATENCY)
+
 RUNNING = _gauge("requests_running", "Requests that hold an engine slot.", "model")
 WAITING = _gauge("requests_waiting", "Requests that wait for a slot.", "model")
 ENGINE_RESTARTS = _gauge("engine_restarts", "Times the engine's process was started again.", "model")

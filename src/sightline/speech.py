@@ -13,6 +13,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, fields
 from typing import Any, Final, Protocol
 
+from sightline import metrics
 from sightline.audio.mel import SAMPLE_RATE
 from sightline.engines import Engine, Transcribes
 from sightline.types import AudioRef, Samples, SpeechRequest, TranscriptionEvent, TranscriptionRequest
@@ -55,6 +56,7 @@ async def written_down(
         started = time.perf_counter()
         samples = await decode(request.audio)
         decode_s = time.perf_counter() - started
+        metrics.AUDIO_DECODE_SECONDS.observe(decode_s)
         wanted = to_transcription_request(request, samples)
 
         async def run(engine: Engine) -> None:
@@ -67,7 +69,8 @@ async def written_down(
                         await items.put(Listening(engine.info.engine, len(samples) / SAMPLE_RATE, decode_s))
                     await items.put(event)
 
-        await call(run, lambda: has_begun)
+        path = (await call(run, lambda: has_begun)).path
+        metrics.AUDIO_SECONDS.labels(path[-1].rpartition("@")[0]).inc(len(samples) / SAMPLE_RATE)
 
     async def work_and_tell() -> None:
         try:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from starlette.types import ASGIApp
 
+from sightline import metrics
 from sightline.api.app import create_app
 from sightline.api.transcriptions_reply import Deltas, to_srt, to_transcript, to_vtt
 from sightline.audio.decoder import AudioDecoder
@@ -101,6 +102,12 @@ async def test_json_has_the_text_and_the_duration(app: ASGIApp) -> None:
     assert (reply.status, reply.headers["content-type"]) == (200, "application/json")
     assert reply.json == {"text": "low high", "usage": {"type": "duration", "seconds": 1.5}}
     assert reply.headers["x-sightline-engine"] == "listener"
+
+
+async def test_seconds_are_counted(app: ASGIApp) -> None:
+    before = metrics.AUDIO_SECONDS.labels("w")._value.get()
+    await asked(app)
+    assert metrics.AUDIO_SECONDS.labels("w")._value.get() - before == 1.5
 
 
 async def test_verbose_json_has_segments_and_words(app: ASGIApp) -> None:
