@@ -164,7 +164,7 @@ def test_whatever_the_text_and_the_stops(vocabulary: Vocabulary, text: str, stop
 CALL = '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>'
 
 
-def called(vocabulary: Vocabulary, tokens: list[int], form: str = "hermes", *, parallel: bool = True, most: int = 99) -> (
+def called(vocabulary: Vocabulary, tokens: list[int], form: str = "hermes", parallel: bool = True, most: int = 99) -> (
     tuple[list[Delta], End | None]
 ):  # fmt: skip
     calls = ToolCalls(FORMATS[form], [Tool("f")], parallel=parallel)
