@@ -314,6 +314,38 @@ async def test_an_engine_that_has_been_given_up_is_not_tried_again() -> None:
     assert len(local.asked) == 1
 
 
+async def test_who_gets_a_slot_when_his_time_is_over_never_starts() -> None:
+    local = Engine("local")
+    local.gate.clear()
+    async with serving(local, max_concurrent=1) as service:
+        holder = asyncio.create_task(ask(service, request()))
+        while not local.asked:
+            await asyncio.sleep(0.001)
+        late = asyncio.create_task(ask(service, request(), timeout_s=0.05))
+        while service._models["local"].admission.waiting == 0:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.01)  # it is in line
+        local.gate.set()
+        time.sleep(0.1)  # noqa: ASYNC251  # the event loop is held up: when it goes on, slot and deadline are there at once
+        with pytest.raises(DeadlineExceeded):
+            await late
+        assert (await holder)[1] == "local"
+    assert len(local.asked) == 1
+
+
+async def test_in_an_outage_of_all_models_each_gets_at_most_a_fifth_more_tries_than_requests() -> None:
+    local, remote = Engine("local"), Engine("remote")
+    local.failure = remote.failure = EngineFailed("broke")
+    async with serving(local, remote) as service:
+        for model in service._models.values():
+            model.breaker = Breaker(failures=1_000)
+        for _ in range(5):
+            ends = await asyncio.gather(*(ask(service, request()) for _ in range(30)), return_exceptions=True)
+            assert {type(end) for end in ends} == {EngineFailed}
+        for engine in (local, remote):
+            assert 150 < len(engine.asked) <= 1.2 * 150 + 10
+
+
 @pytest.fixture
 def reloads_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sightline.models.reload_after_s", lambda failures: 0.05)

@@ -21,6 +21,7 @@ from sightline.errors import (
 from sightline.routing import (
     Admission,
     Breaker,
+    Deadline,
     Quarantine,
     RetryBudget,
     backoff_s,
@@ -154,6 +155,29 @@ def test_what_leads_to_another_model(error: SightlineError, next_in_line: bool, 
     assert falls_back(error) == next_in_line
     assert passes_over(error) == next_after_that
     assert not falls_back(asyncio.CancelledError())
+
+
+async def test_a_deadline_ends_what_is_inside_it_and_nothing_else() -> None:
+    with pytest.raises(DeadlineExceeded, match=r"0\.01 s"):
+        async with Deadline(0.01):
+            await asyncio.Event().wait()
+    with pytest.raises(TimeoutError):  # of somebody else
+        async with Deadline(10.0):
+            raise TimeoutError
+    async with Deadline(10.0) as deadline:
+        assert 9.0 < deadline.left_s() <= 10.0
+
+
+def test_a_deadline_is_over_when_its_time_is_even_if_nobody_was_told() -> None:
+    clock = Clock()
+    deadline = Deadline(5.0, clock=clock)
+    clock.now += 4.5
+    deadline.check()
+    assert deadline.left_s() == 0.5
+    clock.now += 0.5
+    with pytest.raises(DeadlineExceeded, match="deadline of 5 s"):
+        deadline.check()
+    assert deadline.left_s() == 0.0
 
 
 def test_the_wait_before_a_retry_doubles_up_to_a_limit_and_is_drawn() -> None:
