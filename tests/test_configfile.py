@@ -149,6 +149,28 @@ def test_sources_are_relative_to_the_file(tmp_path: Path) -> None:
     assert load(tmp_path / "s.yaml").models[0].source == str(tmp_path / "weights")
 
 
+def test_a_source_is_never_relative_to_where_we_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for directory in ("here/model", "here/llama3", "file"):
+        (tmp_path / directory).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    models = "- {name: a, source: model}\n- {name: b, engine: ollama, source: llama3}\n"
+    (tmp_path / "file" / "s.yaml").write_text(f"models:\n{models}")
+    settings, problems = check(tmp_path / "file" / "s.yaml")
+    assert [problem.message for problem in problems] == [
+        "there is no model 'model': it is neither `peek` nor a directory."
+    ]
+    assert settings is not None
+    assert settings.models[1].source == "llama3", "a name that only the engine knows"
+
+
+def test_a_hubs_id_is_no_path(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text("models:\n- {name: a, engine: transformers, source: org/model}\n")
+    settings, problems = check(tmp_path / "s.yaml")
+    assert not [problem for problem in problems if problem.path.endswith("source")]
+    assert settings is not None
+    assert settings.models[0].source == "org/model"
+
+
 def test_load_tells_everything(tmp_path: Path) -> None:
     (tmp_path / "s.yaml").write_text("prot: 1\nhots: a\n")
     with pytest.raises(InvalidRequest, match=r"(?s)prot.*hots"):

@@ -289,7 +289,7 @@ def _to_model(reading: _Reading, model: ModelConfig, path: str) -> ModelConfig:
         reading.wrong(f"{path}.engine", _within(error.message))
         return model
     given = model.source
-    model = _anchored(reading, model)
+    model = _anchored(reading, model, entry)
     try:
         check_source(model.source, model.engine, entry, shown=given)
     except InvalidRequest as error:
@@ -303,10 +303,12 @@ def _within(sentence: str) -> str:
     return sentence[:1].lower() + sentence[1:]
 
 
-def _anchored(reading: _Reading, model: ModelConfig) -> ModelConfig:
-    """With paths that are relative to the file made absolute."""
+def _anchored(reading: _Reading, model: ModelConfig, entry: EngineEntry) -> ModelConfig:
+    """With paths that are relative to the file made absolute: also where such a path is only to be found from the
+    directory in which we happen to run, which is then told."""
     source, here = model.source, reading.directory
-    is_path = source.startswith(("./", "../")) or (here / source).exists()
+    takes_files = bool({"directory", "gguf"} & set(entry.sources))
+    is_path = source.startswith(("./", "../")) or (takes_files and ((here / source).exists() or Path(source).exists()))
     options = {
         key: str(here / value) if key in _PATH_OPTIONS and isinstance(value, str) else value
         for key, value in model.options.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
@@ -205,3 +206,17 @@ def test_ovms_has_the_route_too(port: int) -> None:
     body = {"model": "plain", "prompt": "a", "max_tokens": 50}
     reply = httpx2.post(f"http://127.0.0.1:{port}/v3/completions", json=body)
     assert reply.json()["choices"][0]["text"] == SAID + "a"
+
+
+def test_a_client_that_leaves_frees_every_prompts_slot() -> None:
+    service = Service(SETTINGS)
+    with serving(create_app(service, SETTINGS, wait=True)) as port:
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=30)
+        prompts = [f"[[fake: slow 0.05]] [[fake: length 100]] {i}" for i in range(5)]
+        with client.completions.create(model="plain", prompt=prompts, max_tokens=100, stream=True) as stream:
+            next(iter(stream))
+        admission = service._models["plain"].admission
+        deadline = time.monotonic() + 2.0
+        while admission.running or admission.waiting:
+            assert time.monotonic() < deadline, "the answers would have taken 12 s"
+            time.sleep(0.01)

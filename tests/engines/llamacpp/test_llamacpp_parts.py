@@ -351,3 +351,10 @@ async def test_a_program_that_is_not_there_is_told(gguf_dir: Path, caplog: pytes
     assert "No such file or directory: /nowhere/llama-server" in caplog.text
     with pytest.raises(EngineUnavailable):
         await engine.count_tokens(ask("hello"))
+
+
+def test_a_file_may_be_named_in_place_of_its_directory(tmp_path: Path) -> None:
+    for name in ("big-Q8_0.gguf", "small-Q4_0.gguf", "mmproj-f16.gguf"):
+        (tmp_path / name).touch()
+    found = find(ModelConfig(name="m", engine="llamacpp", source=str(tmp_path / "small-Q4_0.gguf")), LlamaCppOptions())
+    assert found == ModelFiles(tmp_path / "small-Q4_0.gguf", tmp_path / "mmproj-f16.gguf")
