@@ -57,16 +57,19 @@ class Batch:
                     self.targets[row, index - 1] = lesson.tokens[index]
 
 
-def token_loss(logits: Tensor, targets: Tensor, first_timestamp: int) -> Tensor:
-    """Cross entropy. A moment near the right one is nearly right: its weight falls as a Gaussian of 40 ms."""
+def token_loss(logits: Tensor, targets: Tensor, first_timestamp: int, near: float) -> Tensor:
+    """Cross entropy. A moment near the right one is nearly right: its weight is a Gaussian of `near` timestamps.
+
+    Wide at first, for moments to be learnt at all; narrow in the end, because engines take doubt about moments
+    for doubt about the answer."""
     logs = logits.log_softmax(-1)
     asked = targets != _IGNORED
     is_time = asked & (targets >= first_timestamp)
     text = -logs[asked & ~is_time].gather(-1, targets[asked & ~is_time][:, None]).sum()
     around = torch.arange(-4, 5)
-    weights = torch.exp(-(around**2) / 8.0)
-    near = (targets[is_time][:, None] + around).clamp(first_timestamp, logits.shape[-1] - 1)
-    times = -(logs[is_time].gather(-1, near) * (weights / weights.sum())).sum()
+    weights = torch.exp(-(around**2) / (2 * near**2))
+    nearby = (targets[is_time][:, None] + around).clamp(first_timestamp, logits.shape[-1] - 1)
+    times = -(logs[is_time].gather(-1, nearby) * (weights / weights.sum())).sum()
     return (text + 0.5 * times) / asked.sum().clamp(min=1)
 
 
@@ -152,7 +155,7 @@ def train(minutes: float, out: Path, *, resume: bool, seed: int = 6) -> None:
         memory = model.encoder(batch.mel)
         heard = F.cross_entropy(model.frames(memory).flatten(0, 1), batch.frames.flatten())
         logits, looks = model.decoder.guided(batch.tokens, memory)
-        said = token_loss(logits, batch.targets, first_timestamp)
+        said = token_loss(logits, batch.targets, first_timestamp, 2.0 if done < 0.5 else 0.6)
         looked = look_loss(looks, batch.places)
         loss = said + (1.0 if done < 0.25 else 0.3) * heard + 0.3 * looked
         optimizer.zero_grad(set_to_none=True)
