@@ -9,6 +9,7 @@
     │  ├─ ContextLengthExceeded
     │  ├─ SchemaInvalid            a JSON schema that cannot be used
     │  ├─ BodyTooLarge
+    │  ├─ IdempotencyConflict      the key was used for another request
     │  ├─ ImageError               a picture is at fault; `param` names it by its place in the request
     │  │  ├─ ImageEncodingInvalid  a data: URL or base64 text that cannot be decoded
     │  │  ├─ ImageFormatUnsupported
@@ -18,7 +19,8 @@
     │  │  ├─ ImageTooLarge         too many pixels
     │  │  ├─ ImageTooSmall         a side under 2 px, or a ratio over 200
     │  │  ├─ ImageForbidden        a scheme, host or address that the operator does not allow
-    │  │  └─ ImageFetchFailed
+    │  │  ├─ ImageFetchFailed
+    │  │  └─ ImageFileNotFound     no such file is kept for this tenant
     │  └─ AudioError              a recording is at fault
     │     ├─ AudioFormatUnsupported
     │     ├─ AudioUnreadable       truncated or corrupt, or without sound
@@ -33,7 +35,9 @@
     │  └─ QuotaExceeded
     ├─ CapacityError
     │  ├─ Overloaded               retry_after_s
-    │  └─ DeadlineExceeded
+    │  ├─ DeadlineExceeded
+    │  ├─ StorageUnavailable       what is kept cannot be read or written now; nothing was accepted
+    │  └─ StorageFull              no room to keep it; nothing was accepted
     └─ EngineError
        ├─ EngineUnavailable        it is down or still loading; nothing of this request ran
        ├─ EngineFailed             it broke while this request ran
@@ -109,6 +113,10 @@ class BodyTooLarge(RequestError):
     code = "request_too_large"
 
 
+class IdempotencyConflict(RequestError):
+    code = "idempotency_key_reused"
+
+
 class ImageError(RequestError):
     pass
 
@@ -147,6 +155,10 @@ class ImageForbidden(ImageError):
 
 class ImageFetchFailed(ImageError):
     code = "failed_to_download_image"
+
+
+class ImageFileNotFound(ImageError):
+    code = "image_file_not_found"
 
 
 class AudioError(RequestError):
@@ -216,6 +228,14 @@ class Overloaded(CapacityError):
 
 class DeadlineExceeded(CapacityError):
     code = "timeout"
+
+
+class StorageUnavailable(CapacityError):
+    code = "storage_unavailable"
+
+
+class StorageFull(CapacityError):
+    code = "storage_full"
 
 
 class EngineError(SightlineError):
