@@ -314,6 +314,22 @@ async def test_an_engine_that_has_been_given_up_is_not_tried_again() -> None:
     assert len(local.asked) == 1
 
 
+async def test_an_engines_own_time_limit_leads_to_the_next_model_and_the_requests_does_not() -> None:
+    local, remote = Engine("local"), Engine("remote")
+    local.failure = DeadlineExceeded("longer than its server may take")
+    async with serving(local, remote) as service:
+        prepared, text = await ask(service, request())
+        assert (prepared.path, text) == (("local@0", "remote@0"), "remote")
+        for _ in range(10):
+            with pytest.raises(DeadlineExceeded):
+                await ask(service, request(), timeout_s=0.15)
+        assert service._models["local"].breaker.state == "closed"  # clients in a hurry close nobody's way
+        local.after = 1
+        with pytest.raises(DeadlineExceeded):
+            await ask(service, request())
+    assert len(remote.asked) == 1
+
+
 async def test_who_gets_a_slot_when_his_time_is_over_never_starts() -> None:
     local = Engine("local")
     local.gate.clear()

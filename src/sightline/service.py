@@ -31,7 +31,9 @@ from sightline.engine_request import (
 )
 from sightline.engines import Embeds, Engine, EngineInfo, Work, open_engine
 from sightline.errors import (
+    DeadlineExceeded,
     EngineError,
+    EngineFailed,
     InvalidRequest,
     ModelNotFound,
 )
@@ -57,6 +59,8 @@ log = logging.getLogger(__name__)
 
 _LAG_SAMPLE_S = 0.05
 """How often the event loop's lateness is measured."""
+_LAST_MOMENT_S = 0.2
+"""Of a request's time, in which an engine that knows of it may give up a little earlier than we do."""
 _BUFFERED_EVENTS = 64
 """Events that may wait for a slow reader before its engine stream is no longer pulled."""
 
@@ -389,6 +393,12 @@ class Service:
                 if error.died is not None:
                     run.dead.add(error.died)
                 await before_retry(error, retry, model, run.allowed, stream, begun=begun)
+            except DeadlineExceeded:
+                if begun or stream.deadline.left_s() < _LAST_MOMENT_S:
+                    raise
+                # A limit of the engine's own, which is not the request's: another model has time for it.
+                run.allowed.failed(stream.alike)
+                raise EngineFailed(f"The model {model.name!r} took longer than it is given.") from None
 
     async def _understood(
         self, request: ChatRequest, model: ServedModel, info: EngineInfo, allowed: Pass, way: Way
