@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,8 @@ SHAPE = Shape(
     width=128, heads=4, encoder_layers=4, decoder_layers=2, bands=80, source_positions=500, target_positions=128,
     vocabulary=len(json.loads((MODEL / "tokenizer.json").read_text())["added_tokens"]) + 366,
 )  # fmt: skip
-FACTS = Facts(SHAPE, frozenset(), frozenset(), ((1, 0),), None)
-V = Vocabulary(MODEL, SHAPE.vocabulary)
+FACTS = Facts(SHAPE, frozenset(), frozenset(), ((1, 0),), True, None)
+V = Vocabulary(MODEL, FACTS)
 
 
 def time(seconds: float) -> int:
@@ -43,6 +43,11 @@ def test_special_tokens_have_whispers_order() -> None:
     assert V.end < V.start < V.languages["en"] < V.languages["es"] < V.before < V.without_times < V.first_timestamp
     assert V.seconds(time(9.98)) == pytest.approx(9.98)
     assert V.start_of("es", "translate")[1:] == [V.languages["es"], V._id("<|translate|>")]
+
+
+def test_a_model_of_english_only_is_told_neither_language_nor_task() -> None:
+    english = Vocabulary(MODEL, replace(FACTS, is_multilingual=False))
+    assert (english.languages, english.start_of("en", "transcribe")) == ({}, [V.start])
 
 
 def test_text_survives_and_special_tokens_in_a_prompt_do_not() -> None:
@@ -79,7 +84,7 @@ WORD = V.encode(" one")[0]
 
 def test_a_transcript_begins_with_a_timestamp_within_the_first_second_where_the_model_says_so() -> None:
     assert allowed([]) == set(range(V.first_timestamp, SHAPE.vocabulary))
-    limited = Facts(SHAPE, frozenset(), frozenset(), (), 50)
+    limited = replace(FACTS, latest_start=50)
     assert allowed([], limited) == set(range(V.first_timestamp, time(1.0) + 1))
 
 
@@ -103,7 +108,7 @@ def test_a_timestamp_is_said_where_all_together_are_likelier_than_any_word() -> 
 
 
 def test_suppressed_and_special_tokens_are_never_said() -> None:
-    facts = Facts(SHAPE, frozenset({WORD}), frozenset(), (), None)
+    facts = replace(FACTS, suppressed=frozenset({WORD}))
     said = [time(0.0), V.encode(" two")[0]]
     assert WORD not in allowed(said, facts)
     assert not {V.start, V.before, V.without_times, V.no_speech} & allowed(said, favourite=V.no_speech)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from sightline.audio.mel import HOP, SAMPLE_RATE
 from sightline.engines.checkpoint import CheckpointError, read_json
+
+
+_MULTILINGUAL_VOCABULARY: Final = 51_865
+"""The fewest tokens of OpenAI's models that know more than English."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,8 @@ class Facts:
     """Tokens that a text does not begin with."""
     alignment_heads: tuple[tuple[int, int], ...]
     """Decoder layer and head, of those whose attention follows the sound."""
+    is_multilingual: bool
+    """False: it knows English only, and its transcripts do not begin with a language."""
     latest_start: int | None
     """The first segment of a window begins at most so many timestamps after it; None: anywhere."""
 
@@ -85,6 +91,7 @@ def _to_facts(config: dict[str, Any], generation: dict[str, Any]) -> Facts:
     )
     given = generation.get("alignment_heads")
     upper = range(shape.decoder_layers // 2, shape.decoder_layers)
+    many = generation.get("is_multilingual", shape.vocabulary >= _MULTILINGUAL_VOCABULARY)
     latest = generation.get("max_initial_timestamp_index", 50)
     return Facts(
         shape,
@@ -94,6 +101,7 @@ def _to_facts(config: dict[str, Any], generation: dict[str, Any]) -> Facts:
         alignment_heads=tuple((int(layer), int(head)) for layer, head in given)
         if given
         else tuple((layer, head) for layer in upper for head in range(heads)),
+        is_multilingual=bool(many),
         latest_start=None if latest is None else int(latest),
     )
 

@@ -135,7 +135,7 @@ class WhisperEngine(ABC):
     def _load(self) -> Transcriber:
         model_dir = self._config.path
         facts = read_facts(model_dir)
-        vocabulary = Vocabulary(model_dir, facts.shape.vocabulary)
+        vocabulary = Vocabulary(model_dir, facts)
         return Transcriber(self.open_model(facts), facts, vocabulary)
 
     def _running(self) -> Transcriber:

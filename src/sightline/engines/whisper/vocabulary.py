@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 from sightline.engines import answer
 from sightline.engines.checkpoint import CheckpointError, read_json
+from sightline.engines.whisper.checkpoint import Facts
 from sightline.types import SpeechTask
 
 TIMESTAMP_S: Final = 0.02
@@ -21,14 +22,14 @@ _LANGUAGE: Final = re.compile(r"<\|([a-z]{2,3})\|>")
 class Vocabulary:
     """Ids of special tokens are attributes; of those from `first_timestamp` on, each is `TIMESTAMP_S` later."""
 
-    def __init__(self, model_dir: Path, size: int) -> None:
+    def __init__(self, model_dir: Path, facts: Facts) -> None:
         """Raises `CheckpointError` for a tokenizer that is not Whisper's."""
         definition = read_json(model_dir / "tokenizer.json")
         self._tokenizer: Tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
         self._special: dict[str, int] = {entry["content"]: int(entry["id"]) for entry in definition["added_tokens"]}
         self._names: dict[int, str] = {token: name for name, token in self._special.items()}
         self.end = self._id("<|endoftext|>")
-        self._spelled = answer.Vocabulary(model_dir, size, frozenset({self.end}))
+        self._spelled = answer.Vocabulary(model_dir, facts.shape.vocabulary, frozenset({self.end}))
         self.start = self._id("<|startoftranscript|>")
         self.before = self._id("<|startofprev|>")
         self.without_times = self._id("<|notimestamps|>")
@@ -37,9 +38,9 @@ class Vocabulary:
         self.languages: Mapping[str, int] = {
             match[1]: token
             for name, token in self._special.items()
-            if (match := _LANGUAGE.fullmatch(name)) and token > self.start
+            if facts.is_multilingual and (match := _LANGUAGE.fullmatch(name)) and token > self.start
         }
-        """By code. Empty: the model knows English only and is not told so."""
+        """By code. Empty: the model knows English only, whatever its tokenizer names, and is not told so."""
 
     def _id(self, name: str) -> int:
         try:
@@ -49,7 +50,7 @@ class Vocabulary:
 
     @property
     def is_multilingual(self) -> bool:
-        return len(self.languages) > 1
+        return bool(self.languages)
 
     @cached_property
     def silent(self) -> frozenset[int]:
