@@ -84,6 +84,12 @@ def test_every_reference_leads_somewhere_and_every_object_is_used() -> None:
         Draft202012Validator.check_schema(schema)
 
 
+def test_what_is_made_is_linked_to_what_can_be_done_with_it() -> None:
+    links = DOCUMENT["paths"]["/v1/responses"]["post"]["responses"]["200"]["links"]
+    assert links["get_v1_responses_id"]["parameters"] == {"id": "$response.body#/id"}
+    assert "delete_v1_responses_id" in links
+
+
 def test_every_default_is_what_its_field_takes() -> None:
     defaults = [value for value in walk(DOCUMENT) if isinstance(value, dict) and "default" in value]
     assert len(defaults) > 50

@@ -37,7 +37,14 @@ CHECKS = (
     "response_schema_conformance",
     "response_headers_conformance",
 )
-OUR_CHECKS = (*CHECKS, "unsupported_method", "allow_header_conformance", "negative_data_rejection")
+OUR_CHECKS = (
+    *CHECKS,
+    "unsupported_method",
+    "allow_header_conformance",
+    "negative_data_rejection",
+    "use_after_free",
+    "ensure_resource_availability",
+)
 SETTINGS = """
 [checks.negative_data_rejection]
 # 412 is what OVMS answers to a body that it cannot read far enough to see which model it is for.
@@ -162,7 +169,7 @@ def tell(name: str, result: Json) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--openai", type=Path, metavar="FILE", help="OpenAI's document, instead of ours")
-    parser.add_argument("--phases", default="coverage,fuzzing", help="default: coverage,fuzzing")
+    parser.add_argument("--phases", default="coverage,fuzzing,stateful", help="default: %(default)s")
     parser.add_argument("--examples", type=int, default=50, help="fuzzed cases an operation (default: 50)")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()

@@ -61,6 +61,7 @@ def to_document(routes: Iterable[Route]) -> Json:
         method, _, path = key.partition(" ")
         shown = re.sub(r"\{(\w+)(?::\w+)?\}", r"{\1}", path)
         paths.setdefault(shown, {})[method.lower()] = _to_operation(key, api, operation, schemas)
+    _link(paths)
     return {
         "openapi": "3.1.0",
         "info": {"title": "Sightline", "version": __version__, "description": _ABOUT, "license": _LICENSE},
@@ -138,6 +139,17 @@ def _to_operation(key: str, api: Api, operation: Operation, schemas: Schemas) ->
         "5XX": {"$ref": f"#/components/responses/{api.error_name}"},
     }
     return shown
+
+
+def _link(paths: Json) -> None:
+    """Says of what a POST makes, where there are operations on one of it by its `id`, which they are."""
+    for path, methods in paths.items():
+        below = [op for other, each in paths.items() if other.startswith(path + "/{id}") for op in each.values()]
+        if "post" in methods and below:
+            methods["post"]["responses"]["200"]["links"] = {
+                op["operationId"]: {"operationId": op["operationId"], "parameters": {"id": "$response.body#/id"}}
+                for op in below
+            }
 
 
 def _to_path_parameter(name: str) -> Json:
