@@ -13,8 +13,11 @@ import pytest
 
 from sightline.audio.languages import LANGUAGES, to_code, to_name
 from sightline.audio.mel import SAMPLE_RATE, log_mel
+from sightline.config import ModelConfig
+from sightline.engines import find_entry, target_of
+from sightline.engines.checkpoint import CheckpointError
 from sightline.engines.whisper.alignment import Aligner, starts
-from sightline.engines.whisper.checkpoint import Facts, Shape
+from sightline.engines.whisper.checkpoint import Facts, Shape, read_facts
 from sightline.engines.whisper.recording import Recording, Transcriber
 from sightline.engines.whisper.rules import Rules
 from sightline.engines.whisper.vocabulary import Vocabulary
@@ -362,3 +365,47 @@ def test_segments_cross_back_whole() -> None:
         frame = frames.decode_to_parent(frames.encode(frames.said(7, event))[frames.LENGTH_BYTES :])
         assert isinstance(frame, frames.Said)
         assert (frame.stream, frame.event) == (7, event)
+
+
+# --- a checkpoint's files --------------------------------------------------------------------------------------------
+
+
+def laid_out(path: Path, config: dict[str, Any], generation: dict[str, Any] | None = None) -> Path:
+    whole = json.loads((MODEL / "config.json").read_text()) | config
+    (path / "config.json").write_text(json.dumps(whole))
+    if generation is not None:
+        (path / "generation_config.json").write_text(json.dumps(generation))
+    return path
+
+
+def test_what_a_checkpoint_does_not_say_is_as_in_openai_s_models(tmp_path: Path) -> None:
+    facts = read_facts(laid_out(tmp_path, {"vocab_size": 51_864, "suppress_tokens": [-1, 7], "decoder_layers": 4}))
+    assert (facts.is_multilingual, facts.latest_start, facts.suppressed) == (False, 50, {7})
+    assert facts.alignment_heads == tuple((layer, head) for layer in (2, 3) for head in range(4))
+    assert (facts.shape.frames, facts.shape.window_s) == (1000, 10.0)
+
+
+def test_what_it_says_counts(tmp_path: Path) -> None:
+    said = {"is_multilingual": True, "alignment_heads": [[1, 2]], "begin_suppress_tokens": [220, 9]}
+    facts = read_facts(laid_out(tmp_path, {"vocab_size": 900}, said | {"max_initial_timestamp_index": None}))
+    assert (facts.is_multilingual, facts.alignment_heads, facts.latest_start) == (True, ((1, 2),), None)
+    assert facts.suppressed_first == {9, 220}
+
+
+@pytest.mark.parametrize("config", [{"activation_function": "relu"}, {"scale_embedding": True}, {"d_model": "wide"}])
+def test_what_would_be_heard_wrongly_is_not_served(tmp_path: Path, config: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        read_facts(laid_out(tmp_path, config))
+
+
+def test_the_files_say_which_engine_is_meant(tmp_path: Path) -> None:
+    for engine in ("openvino", "transformers"):
+        entry = find_entry(engine)
+        speech = ModelConfig(name="w", engine=engine, source=str(laid_out(tmp_path, {})))
+        assert "whisper" in target_of(speech, entry)
+        assert target_of(ModelConfig(name="p", engine=engine), entry) == entry.target
+    assert target_of(replace_engine(speech, "fake"), find_entry("fake")) == find_entry("fake").target
+
+
+def replace_engine(config: ModelConfig, engine: str) -> ModelConfig:
+    return ModelConfig(name=config.name, engine=engine, source=config.source)

@@ -9,7 +9,6 @@ from typing import Any, Final
 from sightline.audio.mel import HOP, SAMPLE_RATE
 from sightline.engines.checkpoint import CheckpointError, read_json
 
-
 _MULTILINGUAL_VOCABULARY: Final = 51_865
 """The fewest tokens of OpenAI's models that know more than English."""
 
