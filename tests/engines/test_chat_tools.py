@@ -234,6 +234,17 @@ def test_where_there_is_no_system_turn_the_first_question_has_it(tmp_path: Path)
     assert shown.startswith("<user>You may call functions.")
 
 
+def test_a_picture_that_a_tool_gave_stands_in_its_result(tmp_path: Path) -> None:
+    picture = Image(np.zeros((2, 2, 3), np.uint8), "sha256:0", 2, 2, "image/png", 1)
+    parts = (
+        "{% for m in messages %}<{{ m.role }}>{% if m.content is string %}{{ m.content }}{% else %}"
+        "{% for p in m.content %}{{ '<image>' if p.type == 'image' else p.text }}{% endfor %}{% endif %}{% endfor %}"
+    )
+    result = Message[Image]("tool", (Text("here:"), picture), (), "abcdefghi")
+    shown = rendered(template(tmp_path, parts), request(*TALK[:2], result, tools=()))
+    assert shown.endswith("</tool_call><user><tool_response>\nhere:<image>\n</tool_response>")
+
+
 def test_tools_that_may_not_be_called_are_not_told(tmp_path: Path) -> None:
     for source in (QWEN, BLIND):
         chat = template(tmp_path, source)

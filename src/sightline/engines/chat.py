@@ -102,7 +102,7 @@ class ChatTemplate:
         def identity(given: str) -> str:
             return ids.get(given, "0" * 9) if style.short_ids else texts.sentinel(given)
 
-        out: dict[str, Any] = {"role": message.role, "content": self._content(texts, message.content)}
+        out: dict[str, Any] = {"role": message.role, "content": self._content(_pieces(texts, message.content))}
         if message.tool_calls:
             out["tool_calls"] = [
                 {
@@ -118,56 +118,40 @@ class ChatTemplate:
                 out["name"] = texts.sentinel(name)
         return out
 
-    def _content(self, texts: Texts, content: Sequence[Text | Image]) -> Any:
+    def _content(self, pieces: Sequence[str | dict[str, Any]]) -> Any:
         """A string where there is only text, else a list of parts."""
-        if self._takes_strings and all(isinstance(part, Text) for part in content):
-            text = "".join(part.text for part in content if isinstance(part, Text))
-            return texts.sentinel(text) if text else ""
-        return [
-            {"type": "text", "text": texts.sentinel(part.text)} if isinstance(part, Text) else _IMAGE
-            for part in content
-        ]
+        if self._takes_strings and all(isinstance(piece, str) for piece in pieces):
+            return "".join(piece for piece in pieces if isinstance(piece, str))
+        return [{"type": "text", "text": piece} if isinstance(piece, str) else piece for piece in pieces]
 
     def _in_words(
         self, texts: Texts, messages: Sequence[Message[Image]], tools: Sequence[Tool]
     ) -> Iterator[dict[str, Any]]:
         """Messages for a template that knows no tools. What we say ourselves may hold the format's own tokens."""
-        told = ""
+        told: list[str | dict[str, Any]] = []
         if tools:
-            told = instruction([texts.sentinel(json.dumps(to_function(t), ensure_ascii=False)) for t in tools])
+            told = [instruction([texts.sentinel(json.dumps(to_function(t), ensure_ascii=False)) for t in tools])]
         if told and self._takes_system and not (messages and messages[0].role == "system"):
-            yield {"role": "system", "content": self._said(told)}
-            told = ""
-        results: list[str] = []
+            yield {"role": "system", "content": self._content(told)}
+            told = []
+        teller = "system" if self._takes_system else "user"
+        results: list[str | dict[str, Any]] = []
         for message in messages:
+            pieces = _pieces(texts, message.content)
             if message.role == "tool":
-                text = "".join(part.text for part in message.content if isinstance(part, Text))
-                results.append(f"<tool_response>\n{texts.sentinel(text)}\n</tool_response>")
+                results += [*_apart(results, "\n"), "<tool_response>\n", *pieces, "\n</tool_response>"]
                 continue
             if results:
-                yield {"role": "user", "content": self._said("\n".join(results))}
+                yield {"role": "user", "content": self._content(results)}
                 results = []
-            content = self._content(texts, message.content)
-            if message.tool_calls:
-                content = self._joined(content, "\n".join(_call_in_words(texts, call) for call in message.tool_calls))
-            elif told and message.role in (("system",) if self._takes_system else ("user",)):
-                content = self._joined(content, told) if self._takes_system else self._joined(told, content)
-                told = ""
-            yield {"role": message.role, "content": content}
+            for call in message.tool_calls:
+                pieces += [*_apart(pieces, "\n"), _call_in_words(texts, call)]
+            if told and message.role == teller:
+                first, second = (pieces, told) if self._takes_system else (told, pieces)
+                pieces, told = [*first, *_apart(first, "\n\n"), *second], []
+            yield {"role": message.role, "content": self._content(pieces)}
         if results:
-            yield {"role": "user", "content": self._said("\n".join(results))}
-
-    def _said(self, text: str) -> Any:
-        return text if self._takes_strings else [{"type": "text", "text": text}]
-
-    def _joined(self, first: Any, second: Any) -> Any:
-        """Two contents, each a string or parts, with an empty line between them if there is something on both sides."""
-        if not (first and second):
-            return self._said(first or second) if isinstance(first or second, str) else first or second
-        if isinstance(first, str) and isinstance(second, str) and self._takes_strings:
-            return f"{first}\n\n{second}"
-        parts = [[{"type": "text", "text": c}] if isinstance(c, str) else c for c in (first, "\n\n", second)]
-        return [part for content in parts for part in content]
+            yield {"role": "user", "content": self._content(results)}
 
     # --- what a template knows, found by trying ------------------------------------------------------------------
 
@@ -205,6 +189,18 @@ class ChatTemplate:
             return "".join(run.text for run in texts.split(self._rendered(texts, messages, tools, style)))
         except _REFUSALS:
             return ""
+
+
+def _pieces(texts: Texts, content: Sequence[Text | Image]) -> list[str | dict[str, Any]]:
+    """Sentinels and pictures. Nothing that is to be said stays nothing, so that templates may ask."""
+    if not any(part.text if isinstance(part, Text) else True for part in content):
+        return []
+    return [texts.sentinel(part.text) if isinstance(part, Text) else _IMAGE for part in content]
+
+
+def _apart(pieces: Sequence[object], space: str) -> list[str]:
+    """What stands before the next piece, if it is not the first."""
+    return [space] if pieces else []
 
 
 def _function(texts: Texts, tool: Tool) -> dict[str, Any]:
