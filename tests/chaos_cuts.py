@@ -20,7 +20,7 @@ async def record(directory: Path) -> bytes:
     text = "Gr\u00fc\u00dfe \U0001f431 caf\u00e9"
     body = json.dumps({"model": "m", "stream": True, "messages": [{"role": "user", "content": text}]}).encode()
     head = "POST /v1/chat/completions HTTP/1.0\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    with server(directory, "upstream", {"models": [fake()]}) as port:
+    async with server(directory, "upstream", {"models": [fake()]}) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         received = await reader.read()

@@ -11,6 +11,7 @@ the rest of the requests from meeting the toxic.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 import re
@@ -19,8 +20,8 @@ import sys
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -90,27 +91,27 @@ class Result:
         }
 
 
-@contextmanager
-def server(directory: Path, name: str, config: dict[str, Any]) -> Iterator[int]:
+@asynccontextmanager
+async def server(directory: Path, name: str, config: dict[str, Any]) -> AsyncIterator[int]:
     """`sightline serve` with this configuration, ready; its port. Its log is `directory/name.log`."""
     file = directory / f"{name}.yaml"
     file.write_text(json.dumps(config))
     command = [sys.executable, "-m", "sightline.cli", "serve", str(file), "--port", "0", "--log-level", "info"]
-    with (
-        (directory / f"{name}.log").open("w") as log,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process,
-    ):
+    with (directory / f"{name}.log").open("w") as log:
+        process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, stderr=log)
         try:
             assert process.stdout is not None
-            found = _ADDRESS.search(process.stdout.readline())
+            found = _ADDRESS.search((await process.stdout.readline()).decode())
             assert found is not None, "it says where it serves"
             deadline = time.monotonic() + 60.0
-            while _get(int(found[1]), "/ready") is None:
+            while await asyncio.to_thread(_get, int(found[1]), "/ready") is None:
                 assert time.monotonic() < deadline, f"{name} is not ready"
-                time.sleep(0.02)
+                await asyncio.sleep(0.02)
             yield int(found[1])
         finally:
-            process.terminate()
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+            await process.wait()
 
 
 def _get(port: int, path: str) -> str | None:
@@ -198,27 +199,19 @@ class Bench:
 
 @asynccontextmanager
 async def bench(directory: Path, seed: int) -> AsyncIterator[Bench]:
-    with server(directory, "upstream", {"models": [fake()]}) as upstream:
-        async with Proxy("127.0.0.1", upstream, seed=seed) as engine_side:
-            models = [remote("spare", upstream)]
-            for i in range(_OF_EACH):
-                models += [remote(f"alone{i}", engine_side.port), remote(f"backed{i}", engine_side.port)]
-                models[-1]["fallbacks"] = ["spare"]
-            with server_in_thread(directory, "gateway", {"models": models}) as starting:
-                gateway = await starting
-                async with Proxy("127.0.0.1", gateway, seed=seed + 1) as client_side:
-                    yield Bench(gateway, upstream, engine_side, client_side, directory / "gateway.log")
-
-
-@contextmanager
-def server_in_thread(directory: Path, name: str, config: dict[str, Any]) -> Iterator[asyncio.Future[int]]:
-    """As `server`, whose start must not keep this event loop from running the proxy that it asks through."""
-    opened = server(directory, name, config)
-    starting = asyncio.ensure_future(asyncio.to_thread(opened.__enter__))
-    try:
-        yield starting
-    finally:
-        opened.__exit__(None, None, None)
+    async with (
+        server(directory, "upstream", {"models": [fake()]}) as upstream,
+        Proxy("127.0.0.1", upstream, seed=seed) as engine_side,
+    ):
+        models = [remote("spare", upstream)]
+        for i in range(_OF_EACH):
+            models += [remote(f"alone{i}", engine_side.port), remote(f"backed{i}", engine_side.port)]
+            models[-1]["fallbacks"] = ["spare"]
+        async with (
+            server(directory, "gateway", {"models": models}) as gateway,
+            Proxy("127.0.0.1", gateway, seed=seed + 1) as client_side,
+        ):
+            yield Bench(gateway, upstream, engine_side, client_side, directory / "gateway.log")
 
 
 async def run_cell(bench: Bench, cell: Cell, requests: int, *, deadline_s: float, at_once: int, seed: int) -> Result:

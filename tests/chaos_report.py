@@ -35,7 +35,7 @@ from tests import chaos_matrix
 from tests.chaos import Proxy, limit_data, reset_peer, timeout
 from tests.chaos_client import Outcome, Question, ask
 from tests.chaos_cuts import cuts_of, read, record
-from tests.chaos_matrix import fake, metric, remote, server, server_in_thread
+from tests.chaos_matrix import fake, metric, remote, server
 
 _CHAT = "POST /v1/chat/completions"
 _HOLD = "[[fake: slow 60]]"
@@ -64,11 +64,12 @@ class Stack:
 
 @asynccontextmanager
 async def stack(directory: Path, seed: int, **model: Any) -> AsyncIterator[Stack]:
-    with server(directory, "upstream", {"models": [fake()]}) as upstream:
-        async with Proxy("127.0.0.1", upstream, seed=seed) as proxy:
-            config = {"models": [remote("m", proxy.port, **model)]}
-            with server_in_thread(directory, "gateway", config) as starting:
-                yield Stack(await starting, proxy, upstream)
+    async with (
+        server(directory, "upstream", {"models": [fake()]}) as upstream,
+        Proxy("127.0.0.1", upstream, seed=seed) as proxy,
+        server(directory, "gateway", {"models": [remote("m", proxy.port, **model)]}) as gateway,
+    ):
+        yield Stack(gateway, proxy, upstream)
 
 
 # --- 7: who waits past his deadline ----------------------------------------------------------------------------------
@@ -205,11 +206,13 @@ async def _health_ms(port: int) -> float:
 async def retries(directory: Path, seed: int, requests: int) -> Row:
     """An outage as it is, one in which the breaker is held shut, and answers that break off in the middle."""
     outage = await _outage(directory, seed, requests)
-    with server(directory, "upstream", {"models": [fake()]}) as upstream:
-        async with Proxy("127.0.0.1", upstream, seed=seed) as proxy:
-            shut = await _without_breaker(proxy, requests, kind="openai", context_length=8192)
-            counting = await _without_breaker(proxy, requests, kind="sightline")
-            cut = await _cut_off(proxy, max(20, requests // 10))
+    async with (
+        server(directory, "upstream", {"models": [fake()]}) as upstream,
+        Proxy("127.0.0.1", upstream, seed=seed) as proxy,
+    ):
+        shut = await _without_breaker(proxy, requests, kind="openai", context_length=8192)
+        counting = await _without_breaker(proxy, requests, kind="sightline")
+        cut = await _cut_off(proxy, max(20, requests // 10))
     allowed = 1.2 * requests + 10  # what a budget has saved up
     met = max(outage, shut, counting) <= allowed and cut["tries"] == cut["begun"] == cut["failed"]
     return Row(
