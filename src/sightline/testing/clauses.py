@@ -11,7 +11,13 @@ import msgspec
 import numpy as np
 
 from sightline.engines import FEATURES, Engine
-from sightline.errors import ContextLengthExceeded, EngineUnavailable, InvalidRequest, SightlineError
+from sightline.errors import (
+    ContextLengthExceeded,
+    EngineUnavailable,
+    InvalidRequest,
+    SightlineError,
+    UnsupportedFeature,
+)
 from sightline.testing.subject import (
     Subject,
     answer,
@@ -256,7 +262,10 @@ async def plain_text_is_gone_on_with(subject: Subject, engine: Engine) -> None:
         _, told = await answer(engine, replace(request, prompt=f"The shape is{special}"))
         assert told.usage.prompt_tokens - prompt_tokens > 1, special
     for prompt in ((2**31 - 1,), (-1,)):
-        assert isinstance(await ends(engine, replace(request, prompt=prompt)), InvalidRequest)
+        outcome = await ends(engine, replace(request, prompt=prompt))
+        assert isinstance(outcome, InvalidRequest | UnsupportedFeature)
+        assert outcome.param is not None
+        assert outcome.param.startswith("prompt")
     too_long = await ends(engine, replace(request, prompt="x y " * engine.info.context_length))
     assert isinstance(too_long, ContextLengthExceeded)
     assert too_long.param == "prompt"
