@@ -77,7 +77,9 @@ class Cors:
         if origin is None or method is None:
             return None
         if not self._allows(origin):
-            raise HTTPException(403, "Pages of this origin may not use this server. The operator names those that may.")
+            raise HTTPException(
+                403, "Pages of this origin may not use this server. The operator names those that may: --cors-origin."
+            )
         headers = {"access-control-allow-methods": METHODS, "access-control-max-age": str(MAX_AGE_S)}
         wanted = _header(scope, b"access-control-request-headers") or ""
         if _NAMES.fullmatch(wanted):
@@ -94,7 +96,10 @@ class Cors:
             return
         is_json = (_header(scope, b"content-type") or "").partition(";")[0].strip().lower() == "application/json"
         if not is_json and origin.partition("://")[2] != (_header(scope, b"host") or "").lower():
-            raise HTTPException(403, "Forms of pages of this origin are not taken here.")
+            raise HTTPException(
+                403,
+                "Forms of pages of this origin are not taken here. The operator names those that are: --cors-origin.",
+            )
 
     def _allows(self, origin: str) -> bool:
         return self._any or origin in self._origins
