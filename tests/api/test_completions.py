@@ -11,9 +11,10 @@ from typing import Any
 import httpx2
 import openai
 import pytest
+from tokenizers import Tokenizer
 
 from sightline.api.app import create_app
-from sightline.config import ModelConfig, Settings
+from sightline.config import PEEK, ModelConfig, Settings
 from sightline.engines.fake import tokenise
 from sightline.service import Service
 from tests.api.serving import serving
@@ -220,3 +221,25 @@ def test_a_client_that_leaves_frees_every_prompts_slot() -> None:
         while admission.running or admission.waiting:
             assert time.monotonic() < deadline, "the answers would have taken 12 s"
             time.sleep(0.01)
+
+
+def test_our_own_engine_goes_on_with_plain_text() -> None:
+    """What a template would have written can be written by hand, but for special tokens: those never come of text."""
+    settings = Settings(models=(ModelConfig(name=PEEK),))
+    with serving(create_app(Service(settings), settings, wait=True)) as port:
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=30)
+
+        def ask(prompt: Any, **fields: Any) -> Any:
+            return client.completions.create(model=PEEK, prompt=prompt, max_tokens=6, temperature=0, **fields)
+
+        text = "user\nWhat colour is the shape?\nassistant\n"
+        tokenizer = Tokenizer.from_file(str(ModelConfig(name=PEEK).path / "tokenizer.json"))
+        ids = tokenizer.encode(text).ids
+        first, again = ask([text, "The shape is"], logprobs=1), ask([ids], logprobs=1)
+        assert first.choices[0].text == again.choices[0].text != first.choices[1].text
+        assert first.choices[0].logprobs == again.choices[0].logprobs
+        assert again.usage.prompt_tokens == len(ids)
+        assert "".join(first.choices[0].logprobs.tokens).startswith(first.choices[0].text)
+        with pytest.raises(openai.BadRequestError) as refused:
+            ask([*ids, tokenizer.token_to_id("<|im_end|>")])
+        assert refused.value.param == "prompt"

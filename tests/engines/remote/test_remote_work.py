@@ -153,7 +153,9 @@ async def test_rows_are_put_in_order_by_their_index() -> None:
         made = await engine.embed(embedding("a", "b"))
         assert made.vectors.tolist() == [[1.0, 0.0], [0.0, 1.0]]
         assert made.prompt_tokens == 3
-        assert json.loads(server.chats[-1].body) == {"model": "m", "input": ["a", "b"]}
+        assert json.loads(server.chats[-1].body) == {
+            "model": "m", "input": ["a", "b"], "encoding_format": "base64",
+        }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -161,7 +163,7 @@ async def test_rows_are_put_in_order_by_their_index() -> None:
     [
         {}, [], "no", {"data": []}, rows([1.0]), rows([1.0], [1.0, 2.0]), rows([], []),
         {"data": [{"index": 0, "embedding": [1.0]}, {"index": 0, "embedding": [1.0]}]},
-        rows([1.0], [1e39]), rows([1.0], ["x"]),  # type: ignore[list-item]
+        rows([1.0], [1e39]), rows([1.0], ["x"]), rows("AAAA", "AAAA"), rows("AACAPw==", "no"),  # type: ignore
     ],
 )  # fmt: skip
 async def test_what_are_no_vectors_is_the_servers_failure(nonsense: Any) -> None:
@@ -169,6 +171,12 @@ async def test_what_are_no_vectors_is_the_servers_failure(nonsense: Any) -> None
         server.misbehave = reply(nonsense)
         with pytest.raises(UpstreamFailed):
             await engine.embed(embedding("a", "b"))
+
+
+async def test_base64_is_little_endian_float32() -> None:
+    async with upstream() as (server, engine):
+        server.misbehave = reply(rows("AACAPwAAAMA=", "AAAAAAAAgD8="))  # type: ignore[arg-type]
+        assert (await engine.embed(embedding("a", "b"))).vectors.tolist() == [[1.0, -2.0], [0.0, 1.0]]
 
 
 async def test_token_ids_stay_here_where_nobody_checks_them() -> None:

@@ -231,6 +231,7 @@ class RemoteEngine:
         upstream = self.open()
         deadline = upstream.deadline()
         wanted = to_embedding_body(request, self._model, self._specials, ids=self._kind.checks_ids)
+        wanted["encoding_format"] = "base64"
         await upstream.within(self._turn.acquire(), deadline)
         try:
             async with upstream.open("POST", "embeddings", encode(wanted), deadline) as incoming:
