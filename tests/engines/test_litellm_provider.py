@@ -49,19 +49,6 @@ pytestmark = [
 BUDGET = {"type": "CellBudget", "cell": 28, "min_pixels": 3136, "max_pixels": 1003520}
 KEY = "sk-named-1234"
 CANARY = "canary-5678"
-INEXACT = "a provider cannot count a prompt before it runs: count_tokens estimates, and says so"
-NOT_KEPT = {
-    "usage_is_exact": INEXACT,
-    "what_exceeds_the_context_is_refused_before_anything_runs": INEXACT,
-    "a_stop_string_cuts": "providers cut at stop strings themselves, so that usage is exact; they do not say at which",
-    **{
-        clause.__name__: "the stand-in keeps to no schema and calls what it likes"
-        for clause in conformance.CLAUSES
-        if clause.__module__ == conformance.structured.__name__
-    },
-}
-"""Clauses that cannot hold of a provider."""
-CLAUSES = [clause for clause in conformance.CLAUSES if clause.__name__ not in NOT_KEPT]
 LOOK = Tool("look", "looks", {"type": "object", "properties": {"where": {"type": "string"}}})
 
 
@@ -141,14 +128,10 @@ async def sees(engine: Engine) -> None:
         assert f"here:{sizes[0]} {colours[0]}; there:{sizes[1]} {colours[1]} ." in text
 
 
-@pytest.mark.parametrize("clause", CLAUSES, ids=lambda clause: clause.__name__)
+@pytest.mark.parametrize("clause", conformance.CLAUSES, ids=lambda clause: clause.__name__)
 async def test_contract(clause: Clause, subject: Subject, engine: Engine) -> None:
     async with asyncio.timeout(100):
         await clause(subject, engine)
-
-
-def test_what_is_not_kept_is_named_rightly() -> None:
-    assert set(NOT_KEPT) < {clause.__name__ for clause in conformance.CLAUSES}
 
 
 # --- whose keys ------------------------------------------------------------------------------------------------------
