@@ -21,7 +21,8 @@ from easydel.caching.ragged_page import cache as ragged_cache
 from easydel.inference.esurge.runners import eSurgeRunner
 from easydel.inference.esurge.scheduler import Scheduler
 from easydel.layers.quantization import QuantizationConfig
-from easydel.modules.qwen2_vl.modeling_qwen2_vl import Qwen2VLVisionAttention
+from easydel.modules.qwen2_vl.modeling_qwen2_vl import Qwen2VLAttention, Qwen2VLVisionAttention
+from easydel.modules.qwen2_vl.qwen2_vl_configuration import Qwen2VLTextConfig
 from easydel.utils.traversals import iter_module_search
 from jax import numpy as jnp
 
@@ -122,6 +123,9 @@ def _load_model(model_dir: Path, options: Options, defaults: _Defaults, context:
             "quantization_config": QuantizationConfig(dtype=options.quantization),
             "apply_quantization": True,
         }
+    # EasyDeL 0.3.0 leaves out the biases of queries, keys and values, which every Qwen2-VL has (`_unified.py` asks the
+    # configuration for `attention_bias`, which is not in it). The output gets one too, of zeros.
+    Qwen2VLTextConfig.attention_bias = True
     model = AutoEasyDeLModelForImageTextToText.from_pretrained(
         str(model_dir),
         dtype=dtype,
@@ -140,17 +144,20 @@ def _load_model(model_dir: Path, options: Options, defaults: _Defaults, context:
         verbose=False,
         **quantized,
     )
-    _repair_vision_heads(model)
+    _repair(model)
     return model
 
 
-def _repair_vision_heads(model: Any) -> None:
-    """EasyDeL 0.3.0's Qwen2-VL blocks do not pass `num_heads` on, so that every vision tower has 16 heads
-    (`modeling_qwen2_vl.py`, `Qwen2VLVisionBlock.__init__`). Right for the published checkpoints, wrong for others."""
+def _repair(model: Any) -> None:
+    """EasyDeL 0.3.0's Qwen2-VL, where it is not what its checkpoints were trained as."""
+    # `Qwen2VLVisionBlock` does not pass `num_heads` on, so that every vision tower has 16. Published ones do.
     heads = int(model.config.vision_config.num_heads)
-    for _, attention in iter_module_search(model, Qwen2VLVisionAttention):
-        attention.num_heads = heads
-        attention.head_dim = attention.embed_dim // heads
+    for _, vision in iter_module_search(model, Qwen2VLVisionAttention):
+        vision.num_heads = heads
+        vision.head_dim = vision.embed_dim // heads
+    # M-RoPE's sections lie as frame, row, column, frame, row, column; without this, as frame, frame, row, row ...
+    for _, attention in iter_module_search(model, Qwen2VLAttention):
+        attention.rotary.repetition_style = True
 
 
 def _attend_to_pictures(runner: Any, positions: Mapping[str, Positions]) -> set[str]:

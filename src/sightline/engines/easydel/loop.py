@@ -27,6 +27,8 @@ from sightline.types import EngineRequest, Event, Finish, SamplingParams, Timing
 
 log = logging.getLogger(__name__)
 
+_COLDEST: Final = 0.01
+"""The least temperature that eSurge draws at; below, it would take this one."""
 _UNSEEN: Final = "The engine failed to look at a picture of this request."
 
 
@@ -98,8 +100,13 @@ class StepLoop(StepThread[Generation]):
 
     def take(self, generation: Generation) -> None:
         name = f"request-{next(self._numbers)}"
+        try:
+            self._add(name, generation.prompt, generation.request.sampling, generation.max_tokens)
+        except Exception:  # it concerns this request alone: nothing has been computed
+            log.exception("EasyDeL does not take a request")
+            generation.deliver([EngineFailed("The engine could not take this request.")])
+            return
         self._live[name], self._names[generation] = generation, name
-        self._add(name, generation.prompt, generation.request.sampling, generation.max_tokens)
 
     def drop(self, generation: Generation) -> None:
         if (name := self._names.get(generation)) is not None:
@@ -176,9 +183,9 @@ class StepLoop(StepThread[Generation]):
 def _sampling(params: SamplingParams, max_tokens: int) -> Any:
     """The greedy choice is the likeliest one of one: eSurge divides by a temperature of 0 as soon as any other request
     of the batch is not greedy."""
-    greedy = params.temperature == 0.0
+    greedy = params.temperature < _COLDEST or params.top_p == 0.0
     return SurgeSampling(
-        max_tokens=max_tokens,
+        max_tokens=max(1, max_tokens),
         temperature=1.0 if greedy else params.temperature,
         top_p=1.0 if greedy else params.top_p,
         top_k=1 if greedy else max(params.top_k, 0),
