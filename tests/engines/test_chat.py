@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -58,3 +59,8 @@ def test_what_a_person_writes_swallows_nothing_and_is_never_special(tmp_path: Pa
     assert special in library.encode("x<a>").ids
     assert special not in tokens
     assert len(tokens) > 3
+
+
+def test_a_template_may_ask_for_the_date(tmp_path: Path) -> None:
+    dated = "{{ strftime_now('%Y') }} " + STRINGS_ONLY
+    assert render(tmp_path, dated, "a") == f"{datetime.now().year} <s>user: a"

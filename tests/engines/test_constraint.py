@@ -148,9 +148,9 @@ def test_what_cannot_be_enforced_is_refused_if_strict_and_left_out_if_not(
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"allOf": [{"type": "string", "pattern": f"a{{{i}}}"} for i in range(2, 200)]}, "takes more than 2 seconds|regex"),
-    ({"type": "string", "pattern": "^((a{1000}){1000}){1000}$"}, "too many expressions|takes more"),
-    ({"type": "integer", "multipleOf": 7919 * 104729}, "fuel|takes more"),
+    ({"allOf": [{"type": "string", "pattern": f"a{{{i}}}"} for i in range(2, 200)]}, "takes too long|regex"),
+    ({"type": "string", "pattern": "^((a{1000}){1000}){1000}$"}, "too many expressions|takes too long"),
+    ({"type": "integer", "multipleOf": 7919 * 104729}, "fuel|takes too long"),
     ({"type": "object", "properties": {f"p{i}": STRING for i in range(1500)}}, "items"),
     ({"type": "string", "pattern": "(?=a)b"}, "look-around"),
     ({"type": "string", "pattern": "(a)\\1"}, "backreferences"),
@@ -161,7 +161,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}, "no value"),
     (
         {"allOf": [{"anyOf": [obj(**{f"a{i}": STRING}), obj(**{f"b{i}": STRING})]} for i in range(14)]},
-        "large|more than",
+        "large|too long",
     ),
 ]
 
@@ -186,6 +186,11 @@ def test_what_is_too_much_is_refused_in_time(hostile: dict[str, Any], said: str,
     latest = asyncio.run(run())
     assert time.perf_counter() - began < 10.0
     assert latest < 1.0
+
+
+def test_nobody_pays_for_grammars_who_asks_for_none() -> None:
+    code = "import sys, sightline.engines.openvino, sightline.service; sys.exit('llguidance' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 CHEAP: list[dict[str, Any]] = [

@@ -43,7 +43,7 @@ Mask = npt.NDArray[np.bool_]
 _KEPT: Final = 64
 """Compiled grammars, and verdicts over schemas 16 times as many."""
 _STARTS_WITHIN_S: Final = 30.0
-_WAITS_S: Final = 3.0 * grammar_trial.SECONDS
+_WAITS_S: Final = 5.0 * grammar_trial.SECONDS
 """For a verdict: the trial's own limit is one of computing, and the machine may have more to do."""
 _LOOKED_AHEAD: Final = 256
 """Characters of a text that must come: the first token of it is what counts."""
@@ -230,7 +230,7 @@ class _Trial:
             if (verdict := self._line(process, _WAITS_S)) is not None:
                 return verdict
         self._kill()
-        return f"it takes more than {grammar_trial.SECONDS} seconds, or too much memory, to make a grammar of it"
+        return "it takes too long, or too much memory, to make a grammar of it"
 
     def close(self) -> None:
         self._closed = True
