@@ -9,6 +9,7 @@
     │  ├─ ContextLengthExceeded
     │  ├─ SchemaInvalid            a JSON schema that cannot be used
     │  ├─ BodyTooLarge
+    │  ├─ FileTooLarge             a file to be kept has too many bytes
     │  ├─ IdempotencyConflict      the key was used for another request
     │  ├─ ImageError               a picture is at fault; `param` names it by its place in the request
     │  │  ├─ ImageEncodingInvalid  a data: URL or base64 text that cannot be decoded
@@ -111,6 +112,10 @@ class SchemaInvalid(RequestError):
 
 class BodyTooLarge(RequestError):
     code = "request_too_large"
+
+
+class FileTooLarge(RequestError):
+    code = "file_too_large"
 
 
 class IdempotencyConflict(RequestError):

@@ -59,6 +59,7 @@ TABLE: Mapping[type[SightlineError], Row] = {
     e.ContextLengthExceeded: Row(400, param="messages"),
     e.SchemaInvalid: Row(400, param="response_format.json_schema.schema"),
     e.BodyTooLarge: Row(413),
+    e.FileTooLarge: Row(413),
     e.IdempotencyConflict: Row(422),
     e.ImageError: Row(400),
     e.ImageEncodingInvalid: Row(400),

@@ -209,7 +209,8 @@ class Store(Protocol):
 
     async def cancel(self, tenant: str, kind: Kind, batch_id: str) -> Batch:
         """`cancelling`: no item is leased any more, and every unfinished one has its result (`NEVER_RUN`); who holds
-        one is fenced off. Nothing changes in a batch that is `TERMINAL` or has its `ending`."""
+        one is fenced off. One that was `validating` has all of that when it is validated, so that each of its lines is
+        told of too. Nothing changes in a batch that is `TERMINAL` or has its `ending`."""
         ...
 
     def results(self, batch_id: str) -> AsyncIterator[tuple[Item, Result]]:
@@ -219,15 +220,16 @@ class Store(Protocol):
     # --- what workers ask for ---------------------------------------------------------------------------------------
 
     async def add_items(self, batch_id: str, items: Sequence[Item]) -> None:
-        """Of a batch that is `validating`, else nothing happens. Idempotent: an index that is there stays as it is."""
+        """Of a batch that has not begun, else nothing happens. Idempotent: an index that is there stays as it is."""
         ...
 
     async def begin(self, batch_id: str, *, model: str | None) -> None:
-        """`validating` -> `in_progress`, with the items that it has; else nothing."""
+        """`validating` -> `in_progress`, with the items that it has; one that is `cancelling` meanwhile has its
+        `ending` now. Else nothing."""
         ...
 
     async def fail(self, batch_id: str, errors: Sequence[LineError]) -> None:
-        """`validating` -> `failed`; its items go. Else nothing."""
+        """`validating` -> `failed`, or `cancelling` -> `cancelled`; its items go. Else nothing."""
         ...
 
     async def lease(self, worker: str, limit: int, lease_s: float) -> Sequence[Lease]:
@@ -244,9 +246,10 @@ class Store(Protocol):
         `finalizing` (an analysis `completed`), with that `ending`."""
         ...
 
-    async def give_back(self, lease: Lease, result: Result, delay_s: float) -> bool:
+    async def give_back(self, lease: Lease, result: Result, delay_s: float, *, tried: bool = True) -> bool:
         """Failed in a way that may pass: it is leased again in `delay_s` at the earliest. After `MAX_ATTEMPTS` it is
-        complete instead, as `exhausted(result)`. False for a lease that was lost."""
+        complete instead, as `exhausted(result)`; one that nobody began to work on was not `tried`, and the attempt
+        does not count. False for a lease that was lost."""
         ...
 
     async def release(self, leases: Sequence[Lease]) -> None:
@@ -262,7 +265,7 @@ class Store(Protocol):
     # --- stages: the steps of a batch as a whole ----------------------------------------------------------------------
 
     async def due(self, worker: str, claim_s: float) -> Batch | None:
-        """A batch that wants somebody: `validating`, or with an `ending` and its files unwritten. Nobody else is given
+        """A batch that wants somebody: not begun, or with an `ending` and its files unwritten. Nobody else is given
         it for `claim_s`, but the same worker. What is done for it is idempotent: two workers may do it at once, and
         after a crash it is done again."""
         ...
@@ -274,7 +277,7 @@ class Store(Protocol):
 
 def exhausted(result: Result) -> Result:
     """The error line of an item that failed `MAX_ATTEMPTS` times, last with `result`."""
-    why = result.error_message or (f"status {result.status_code}" if result.status_code else "its server went away")
+    why = result.error_message or "its server went away"
     return Result(
         request_id=result.request_id,
         error_code="max_attempts",

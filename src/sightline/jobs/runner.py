@@ -1,0 +1,208 @@
+"""The workers inside a server: they lease items, have them answered, and see every batch to its end.
+
+    lease -> execute -> complete        an answer, or an error that would be the same again
+                     -> give back       one that may pass: later, at most `MAX_ATTEMPTS` times
+                     -> release         the server ends
+
+Beside them a heartbeat renews what they hold and ends what they have lost (cancelled, expired, or given to another
+because this one was away for too long), and a sweep does what time does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+from collections.abc import Awaitable, Callable
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Final
+
+from sightline.errors import CapacityError
+from sightline.jobs import Lease, Result, Store
+from sightline.jobs.files import Files
+from sightline.jobs.lines import to_message, to_usage
+from sightline.jobs.stages import Stages
+
+log = logging.getLogger(__name__)
+
+LEASE_S: Final = 30.0
+_HEARTBEAT_S: Final = 1.0
+_POLL_S: Final = 1.0
+"""How often another server's work is looked for."""
+_ORPHANS_S: Final = 3600.0
+_DELAYS_S: Final = (0.5, 5.0, 30.0)
+"""Before the second try, and those after it."""
+_FAILING_S: Final = 2.0
+"""After the store could not be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a route answered, without HTTP."""
+
+    status_code: int
+    request_id: str
+    body: bytes
+    retryable: bool = False
+    """Whether the same may succeed later."""
+    began: bool = True
+    """False: it was turned away before anything was tried, because the server is full."""
+    retry_after_s: float = 0.0
+
+
+Execute = Callable[[str, bytes, str], Awaitable[Answer]]
+"""From the endpoint, the body and the tenant to the answer. Raises nothing but bugs; may be cancelled."""
+
+
+class Runner:
+    """Life: made -> `start` -> `close`. Used from one event loop."""
+
+    def __init__(
+        self,
+        store: Store,
+        files: Files,
+        stages: Stages,
+        execute: Execute,
+        *,
+        at_once: int,
+        lease_s: float = LEASE_S,
+        heartbeat_s: float = _HEARTBEAT_S,
+        poll_s: float = _POLL_S,
+    ) -> None:
+        """`at_once`: items under way, at most."""
+        self.name = f"worker-{os.urandom(6).hex()}"
+        self._store = store
+        self._files = files
+        self._stages = stages
+        self._execute = execute
+        self._at_once = at_once
+        self._lease_s = lease_s
+        self._heartbeat_s = heartbeat_s
+        self._poll_s = poll_s
+        self._under_way: dict[str, _Run] = {}
+        self._news = asyncio.Event()
+        self._loops: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        loops = (self._work(), self._beat(), self._advance(), self._sweep(), self._sweep_orphans())
+        self._loops = [asyncio.create_task(loop) for loop in loops]
+
+    async def close(self) -> None:
+        """What is under way is given back, to be done again by the next server. Idempotent."""
+        for loop in self._loops:
+            loop.cancel()
+        if self._loops:
+            await asyncio.wait(self._loops)
+        self._loops = []
+        runs = list(self._under_way.values())
+        for run in runs:
+            run.task.cancel()
+        if runs:
+            await asyncio.wait([run.task for run in runs])
+            with suppress(CapacityError):
+                await self._store.release([run.lease for run in runs])
+
+    def wake(self) -> None:
+        """There is something to do."""
+        self._news.set()
+
+    # --- items ------------------------------------------------------------------------------------------------------
+
+    async def _work(self) -> None:
+        while True:
+            self._news.clear()
+            with _excused("lease work"):
+                free = self._at_once - len(self._under_way)
+                for lease in await self._store.lease(self.name, free, self._lease_s) if free > 0 else ():
+                    task = asyncio.create_task(self._run(lease))
+                    self._under_way[lease.item.id] = _Run(lease, task)
+                    task.add_done_callback(lambda _, item_id=lease.item.id: self._ended(item_id))  # type: ignore[misc]
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._poll_s):
+                    await self._news.wait()
+
+    def _ended(self, item_id: str) -> None:
+        del self._under_way[item_id]
+        self._news.set()
+
+    async def _run(self, lease: Lease) -> None:
+        try:
+            answer = await self._execute(lease.endpoint, lease.item.body, lease.tenant)
+        except Exception:
+            log.exception("item %s met a bug", lease.item.id)
+            answer = Answer(500, "", b'{"error":{"message":"The server had an error.","type":"server_error"}}', True)
+        while not await self._is_kept(lease, answer):
+            await asyncio.sleep(_FAILING_S)  # the lease is renewed meanwhile, or somebody else does it
+
+    async def _is_kept(self, lease: Lease, answer: Answer) -> bool:
+        """Or of no use any more."""
+        with _excused("keep a result"):
+            if answer.retryable:
+                failed = Result(request_id=answer.request_id, error_message=to_message(answer.body))
+                delay_s = max(answer.retry_after_s, _delay_s(lease.attempt))
+                await self._store.give_back(lease, failed, delay_s, tried=answer.began)
+            else:
+                usage = to_usage(answer.body)
+                await self._store.complete(
+                    lease, Result(answer.status_code, answer.request_id, answer.body, usage=usage)
+                )
+            return True
+        return False
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(self._heartbeat_s)
+            with _excused("renew leases"):
+                await self._end_lost()
+
+    async def _end_lost(self) -> None:
+        for lease in await self._store.renew([run.lease for run in self._under_way.values()], self._lease_s):
+            if (run := self._under_way.get(lease.item.id)) is not None and run.lease is lease:
+                run.task.cancel()
+
+    # --- batches ----------------------------------------------------------------------------------------------------
+
+    async def _advance(self) -> None:
+        while True:
+            with _excused("see to a batch"):
+                while (batch := await self._store.due(self.name, self._lease_s)) is not None:
+                    await self._stages.advance(batch)
+                    self._news.set()
+            await asyncio.sleep(self._poll_s / 4)
+
+    async def _sweep(self) -> None:
+        while True:
+            with _excused("sweep"):
+                await self._store.sweep()
+                await self._files.sweep()
+            await asyncio.sleep(self._poll_s)
+
+    async def _sweep_orphans(self) -> None:
+        while True:
+            with _excused("sweep blobs"):
+                await self._files.sweep_orphans()
+            await asyncio.sleep(_ORPHANS_S)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    lease: Lease
+    task: asyncio.Task[None]
+
+
+@contextmanager
+def _excused(what: str) -> Iterator[None]:
+    """What the store cannot do now is tried again later; so is what met a bug, which the log tells of."""
+    try:
+        yield
+    except CapacityError as error:
+        log.warning("could not %s: %s", what, error.message)
+    except Exception:
+        log.exception("could not %s, because of a bug", what)
+
+
+def _delay_s(attempt: int) -> float:
+    """With jitter: what failed together does not come back together."""
+    return _DELAYS_S[min(attempt, len(_DELAYS_S)) - 1] * random.uniform(0.5, 1.0)
