@@ -14,7 +14,7 @@ import asyncio
 import logging
 import os
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
@@ -133,7 +133,9 @@ class Runner:
         except Exception:
             log.exception("item %s met a bug", lease.item.id)
             answer = Answer(500, "", b'{"error":{"message":"The server had an error.","type":"server_error"}}', True)
-        while not await self._is_kept(lease, answer):
+        while True:
+            if await self._is_kept(lease, answer):
+                return
             await asyncio.sleep(_FAILING_S)  # the lease is renewed meanwhile, or somebody else does it
 
     async def _is_kept(self, lease: Lease, answer: Answer) -> bool:
