@@ -23,7 +23,7 @@ from sightline.engines.constraint import Constraint, Constraints
 from sightline.engines.grammar import to_grammar
 from sightline.engines.tool_calls import ToolCalls
 from sightline.engines.tool_formats import FORMATS
-from sightline.errors import EngineFailed, SchemaInvalid
+from sightline.errors import SchemaInvalid
 from sightline.testing import lives
 from sightline.types import EngineRequest, ResponseFormat, SamplingParams, Tool, ToolChoice
 from tests.engines.openvino.tiny import VOCABULARY, special, tokenizer
@@ -221,7 +221,7 @@ def test_a_grammar_that_grows_too_much_on_the_way_ends_its_answer_only(
     constraints: Constraints, vocabulary: Vocabulary
 ) -> None:
     constraint = made(constraints, schema({"type": "string", "pattern": "^(.{0,100}x){0,100}$"}))
-    with pytest.raises(EngineFailed, match="Simplify the schema"):
+    with pytest.raises(SchemaInvalid, match="Simplify the schema"):
         for letter in '"' + "xyyxyxxyxyyyxxyx" * 30:
             constraint.mask()
             constraint.accept(tokenizer().encode(letter).ids[0])
@@ -324,6 +324,7 @@ def test_a_named_tool_is_the_one_that_is_called(constraints: Constraints, vocabu
 
 def test_auto_with_a_strict_tool_is_words_or_a_valid_call(constraints: Constraints, vocabulary: Vocabulary) -> None:
     assert not forced(made(constraints, tools("auto")), vocabulary, "Just <words>, {no} call.")
+    assert made(constraints, tools("auto")).mask()[EOS], "there need not be an answer"
     call = '<tool_call>\n{"name": "paint", "arguments": {"colour": "red"}}\n</tool_call>'
     constraint = made(constraints, tools("auto"))
     assert not forced(constraint, vocabulary, f"I paint.\n{call}")
@@ -335,6 +336,31 @@ def test_auto_with_a_strict_tool_is_words_or_a_valid_call(constraints: Constrain
 
 def vocabulary_byte(letter: str) -> str:
     return chr(tokenizer().encode(letter).ids[0])
+
+
+@pytest.mark.parametrize("form", sorted(FORMATS))
+def test_auto_is_words_or_a_call_in_every_format(form: str, vocabulary: Vocabulary, tmp_path: Path) -> None:
+    """Where a mark is a token of its own, too."""
+    definition = json.loads(tokenizer().to_str())
+    for number, mark in enumerate(FORMATS[form].markers):
+        definition["added_tokens"][-1 - number]["content"] = mark
+    (tmp_path / "tokenizer.json").write_text(json.dumps(definition))
+    marked = Vocabulary(tmp_path, VOCABULARY, frozenset({EOS}))
+    plain = tokenizer()
+    for spelled in (vocabulary, marked):
+        constraints = Constraints(spelled, lambda text: list(plain.encode(text).ids), FORMATS[form])
+        try:
+            words = made(constraints, tools("auto"))
+            assert words.mask()[EOS]
+            assert not forced(words, vocabulary, "Well, { is no call.")
+            assert words.mask()[EOS]
+            bare = made(constraints, tools("auto", parallel=False))
+            head = min(spelled.tokens_of([FORMATS[form].begin]), default=None)
+            opening = "{" if form == "llama3" else FORMATS[form].begin[0]
+            token = head if head is not None and form != "llama3" else plain.encode(opening).ids[0]
+            assert bare.mask()[token]
+        finally:
+            constraints.close()
 
 
 def test_without_a_strict_tool_auto_is_free(constraints: Constraints) -> None:

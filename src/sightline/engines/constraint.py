@@ -30,7 +30,7 @@ import numpy.typing as npt
 from sightline.engines import grammar_trial
 from sightline.engines.grammar import Grammar, Schema, to_grammar
 from sightline.engines.tool_formats import ToolFormat
-from sightline.errors import EngineFailed, SchemaInvalid
+from sightline.errors import SchemaInvalid
 from sightline.types import EngineRequest
 
 log = logging.getLogger(__name__)
@@ -101,7 +101,8 @@ class Constraints:
         if (matcher := self._compiled.get(grammar)) is None:
             matcher = await loop.run_in_executor(self._compiling, self._compile, grammar)
         copy, first = await loop.run_in_executor(self._masking, _begun, matcher)
-        return Constraint(copy, first, self._masking, self._vocabulary, ignore_eos=ignore_eos)
+        param = grammar.schemas[0].param if grammar.schemas else None
+        return Constraint(copy, first, self._masking, self._vocabulary, ignore_eos=ignore_eos, param=param)
 
     def close(self) -> None:
         self._trial.close()
@@ -156,8 +157,11 @@ class Constraint:
         vocabulary: Spelled,
         *,
         ignore_eos: bool,
+        param: str | None,
     ) -> None:
+        """`first`: the mask of the first token, as bits; `param`: the schema's place in the request."""
         self._matcher = matcher
+        self._param = param
         self._pool = pool
         self._size = vocabulary.size
         self._ignored = np.array(sorted(vocabulary.eos_tokens) if ignore_eos else [], np.int64)
@@ -165,12 +169,16 @@ class Constraint:
         self._bits.set_result(first)
 
     def mask(self) -> Mask:
-        """Of the next token; at least one may come. Raises `EngineFailed` when the grammar has grown beyond its limits
+        """Of the next token; at least one may come. Raises `SchemaInvalid` when the grammar has grown beyond its limits
         on the way."""
         bits = np.frombuffer(self._bits.result(), np.uint8)
         if self._matcher.is_error():
             log.warning("a grammar was given up on the way: %s", self._matcher.stop_reason())
-            raise EngineFailed("What the answer must look like grew too complex on the way. Simplify the schema.")
+            # The request's fault, not the engine's, which would be taken for one that fails.
+            raise SchemaInvalid(
+                "What the answer must look like grew too complex while it was written. Simplify the schema.",
+                param=self._param,
+            )
         allowed = np.unpackbits(bits, count=self._size, bitorder="little").astype(np.bool_)
         if len(self._ignored):
             others = allowed.copy()

@@ -43,7 +43,7 @@ class Generation:
         """Samples the next token: what it is, what can be shown now, and how the answer ended if it did. `logits`: of
         one position, [vocabulary].
 
-        Raises `EngineFailed` for a grammar that has grown beyond its limits.
+        Raises `SchemaInvalid` for a grammar that has grown beyond its limits.
         """
         self.first_token = self.first_token or time.perf_counter()
         if self.constraint is not None:

@@ -121,12 +121,12 @@ def _words(request: EngineRequest, form: ToolFormat, mark: Mark) -> _Words:
     """Words, then calls, or either. Where calls begin with a token of their own, no word can be taken for one; where
     they begin with a text, that text ends the words."""
     if form.bare:
-        return _Words("start: WORDS | calls\nWORDS: /[^{](.|\\n)*/\n", mark)
+        return _Words("start: WORDS? | calls\nWORDS: /[^{ \\t\\r\\n](.|\\n)*/\n", mark)
     if mark(form.begin) != quoted(form.begin):
-        return _Words("start: WORDS | WORDS? calls\nWORDS: /(.|\\n)+/\n", mark)
+        return _Words("start: WORDS? calls?\nWORDS: /(.|\\n)+/\n", mark)
     if request.tool_choice.mode == "required" or request.response_format.kind != "text":
         return _Words("", mark)
-    rules = f"start: calls | WORDS\nWORDS: /(.|\\n)+/\nopening[lazy]: /(.|\\n)*/ {quoted(form.begin)}\n"
+    rules = f"start: calls | WORDS?\nWORDS: /(.|\\n)+/\nopening[lazy]: /(.|\\n)*/ {quoted(form.begin)}\n"
     return _Words(rules, lambda text: "opening" if text == form.begin else mark(text))
 
 
