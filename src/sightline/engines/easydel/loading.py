@@ -124,7 +124,7 @@ def _load_model(model_dir: Path, options: Options, defaults: _Defaults, context:
             "apply_quantization": True,
         }
     # EasyDeL 0.3.0 leaves out the biases of queries, keys and values, which every Qwen2-VL has (`_unified.py` asks the
-    # configuration for `attention_bias`, which is not in it). The output gets one too, of zeros.
+    # configuration for `attention_bias`, which is not in it). The output's, which no checkpoint has, stays empty.
     Qwen2VLTextConfig.attention_bias = True
     model = AutoEasyDeLModelForImageTextToText.from_pretrained(
         str(model_dir),

@@ -89,6 +89,7 @@ class StepLoop(StepThread[Generation]):
                 self._compute()
             if self._surge.unseen:
                 raise RuntimeError("EasyDeL cannot look at pictures of this model; what it logged says why")
+        self._surge.positions.clear()
         self.begin()
 
     @property
