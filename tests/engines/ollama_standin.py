@@ -260,6 +260,10 @@ async def generate(request: Request) -> Response:
     if name not in state.on_disk:
         return missing(body["model"])
     prompt = render([{"role": "user", "content": body.get("prompt", ""), "images": body.get("images")}])
+    if body.get("raw"):
+        prompt = Prompt(body["prompt"], [])
+        if prompt.tokens >= context_of(body, name):
+            return refuse(400, "the input length exceeds the context length")
 
     async def stream() -> AsyncIterator[bytes]:
         async for said in answer(body, prompt, context_of(body, name)):

@@ -518,4 +518,4 @@ async def test_a_model_that_only_embeds(base_url: str) -> None:
                 await engine.embed(request)
             assert refused.value.param == param
     async with started(base_url, "reader") as engine:
-        assert engine.info.work == {"messages"}
+        assert engine.info.work == {"messages", "completions"}

@@ -22,7 +22,7 @@ from sightline.engines.remote import RemoteEngine
 from sightline.engines.remote.options import RemoteOptions, read_options, wrong
 from sightline.engines.remote.upstream import Address
 from sightline.engines.server_process import Launch, ServerProcess
-from sightline.types import EngineRequest, Event, Finish, TokenCount
+from sightline.types import EmbeddingRequest, Embeddings, EngineRequest, Event, Finish, TokenCount
 
 _SPARE_REQUESTS = 16
 _ATTACHED = "http://localhost/v1"
@@ -139,6 +139,11 @@ class VllmEngine:
                 if isinstance(event, Finish) and self._server is not None:
                     self._server.served()
                 yield event
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """Of a model that vLLM serves for that (option `work`)."""
+        async with self._up():
+            return await self._remote.embed(request)
 
     async def close(self) -> None:
         await self._remote.close()

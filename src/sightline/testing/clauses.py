@@ -259,8 +259,9 @@ async def plain_text_is_gone_on_with(subject: Subject, engine: Engine) -> None:
     assert prompt_tokens == count.prompt_tokens or not count.exact
     assert prompt_tokens < (await engine.count_tokens(ask("The shape is"))).prompt_tokens, "a template was used"
     for special in subject.specials:
-        _, told = await answer(engine, replace(request, prompt=f"The shape is{special}"))
-        assert told.usage.prompt_tokens - prompt_tokens > 1, special
+        longer = replace(request, prompt=f"The shape is{special}{special}")
+        assert (await engine.count_tokens(longer)).prompt_tokens - count.prompt_tokens > 2, special
+        assert (await answer(engine, longer))[1].reason == "length"
     for prompt in ((2**31 - 1,), (-1,)):
         outcome = await ends(engine, replace(request, prompt=prompt))
         assert isinstance(outcome, InvalidRequest | UnsupportedFeature)

@@ -304,12 +304,12 @@ class OllamaEngine:
 
     def _check(self, request: EngineRequest) -> None:
         info = self._ready().info
-        if not request.messages:
+        if not request.messages and request.prompt is None:
             raise InvalidRequest("'messages' must have 1 or more items.", param="messages")
         if request.images and info.vision is None:
             raise InvalidRequest("This model cannot see pictures.", param="messages")
         if (request.sampling.max_tokens or 0) >= info.context_length:
-            raise too_long(info.context_length)
+            raise too_long(info.context_length, request.param)
 
     # --- answering -----------------------------------------------------------------------------------------------
 
@@ -335,7 +335,8 @@ class OllamaEngine:
         body = await self._body(request)
         sent = time.perf_counter()
         first: float | None = None
-        async with upstream.open("POST", "api/chat", body, deadline) as incoming:
+        path = "api/chat" if request.prompt is None else "api/generate"
+        async with upstream.open("POST", path, body, deadline) as incoming:
             del body
             if incoming.status != 200:
                 raise await self._refused(incoming)
@@ -354,6 +355,8 @@ class OllamaEngine:
             parts = [Part(uri) for uri in uris]
             fields = to_request(request, self._model, parts, loaded.specials, loaded.placing)
             fixed = self._fixed(loaded.info.context_length)
+            if request.prompt is not None:
+                fixed.pop("think", None)
             body = {**fields, **fixed, "options": {**fixed["options"], **fields["options"]}}
             return await asyncio.to_thread(encode, body) if parts else encode(body)
 
@@ -372,7 +375,7 @@ class OllamaEngine:
         """Ollama has no code for a prompt that is too long: a refusal of one that seems to be so is taken for that."""
         length = self._ready().info.context_length
         if type(error) is InvalidRequest and (await self._counter().count(request)).prompt_tokens >= length:
-            return too_long(length)
+            return too_long(length, request.param)
         return error
 
     async def _usage(self, request: EngineRequest, answer: Answer) -> Usage:
@@ -403,10 +406,12 @@ async def _cannot_be_asked(path: str, body: bytes) -> bytes:
 
 def _work(shown: Shown) -> frozenset[Work]:
     """An older Ollama tells no capabilities: then it chats."""
-    works: dict[str, Work] = {"completion": "messages", "embedding": "embeddings"}
-    if not shown.capabilities:
-        return frozenset({"messages"})
-    return frozenset(work for capability, work in works.items() if capability in shown.capabilities)
+    works: dict[str, frozenset[Work]] = {
+        "completion": frozenset({"messages", "completions"}),
+        "embedding": frozenset({"embeddings"}),
+    }
+    said = shown.capabilities or {"completion"}
+    return frozenset(work for capability in works.keys() & said for work in works[capability])
 
 
 def _budget(options: OllamaOptions) -> Any:

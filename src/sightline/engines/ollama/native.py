@@ -58,7 +58,8 @@ _Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 def to_request(
     request: EngineRequest, model: str, parts: Sequence[Part], specials: Specials, placing: Placing
 ) -> dict[str, Any]:
-    """The body of `POST /api/chat`. `parts` are the request's pictures, in order, as PNG data URIs.
+    """The body of `POST /api/chat`, or for plain text of `POST /api/generate`. `parts` are the request's pictures, in
+    order, as PNG data URIs.
 
     Raises `UnsupportedFeature` or `InvalidRequest` for what Ollama has no field for.
     """
@@ -69,7 +70,7 @@ def to_request(
         options["seed"] %= _SEEDS
     fields: dict[str, Any] = {
         "model": model,
-        "messages": _to_messages(body["messages"], placing),
+        **_to_prompt(request, body, specials, placing),
         "options": options,
         "stream": True,
         # Never a prompt or an answer of which Ollama has quietly left out the beginning.
@@ -84,6 +85,14 @@ def to_request(
         wanted = body["response_format"]
         fields["format"] = wanted["json_schema"]["schema"] if wanted["type"] == "json_schema" else "json"
     return fields
+
+
+def _to_prompt(request: EngineRequest, body: Mapping[str, Any], specials: Specials, placing: Placing) -> dict[str, Any]:
+    if request.prompt is None:
+        return {"messages": _to_messages(body["messages"], placing)}
+    if not isinstance(request.prompt, str):
+        raise UnsupportedFeature("Ollama takes texts, and no token ids.", param="prompt")
+    return {"prompt": specials.broken(request.prompt), "raw": True}
 
 
 def _check(request: EngineRequest) -> None:
@@ -164,6 +173,8 @@ class _Message(msgspec.Struct):
 
 class _Line(msgspec.Struct):
     message: _Message | None = None
+    response: str | None = None
+    """Of plain text, in the message's place."""
     done: bool = False
     done_reason: str | None = None
     prompt_eval_count: _Count = 0
@@ -201,6 +212,8 @@ class Lines:
         if said.message is not None:
             delta = {"content": said.message.content, "reasoning_content": said.message.thinking}
             delta["tool_calls"] = [self._call(call) for call in said.message.tool_calls]
+        elif said.response is not None:
+            delta = {"content": said.response}
         choice: dict[str, Any] = {"delta": delta}
         if said.logprobs:
             choice["logprobs"] = {"content": said.logprobs}
