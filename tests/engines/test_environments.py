@@ -119,7 +119,11 @@ def test_what_each_engine_takes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         "PYTHON -m pip install sightline[litellm]",
         "PYTHON -c import litellm",
     ]
-    assert "PYTHON -m pip install torch==2.13.0+cpu" in commands(monkeypatch, tmp_path / "4", "easydel", cpu=False)
+    assert commands(monkeypatch, tmp_path / "4", "easydel", cpu=False)[1:4] == [
+        "PYTHON -m pip install torch==2.13.0+cpu",
+        "PYTHON -m pip install easydel[cuda]==0.3.0 pillow",
+        "PYTHON -m pip install sightline[]",
+    ]
     assert commands(monkeypatch, tmp_path / "5", "transformers", cpu=False)[1] == (
         "PYTHON -m pip install sightline[transformers]"
     )

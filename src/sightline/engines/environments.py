@@ -184,11 +184,11 @@ def _steps(directory: Path, recipe: Recipe, cpu: bool, python: str) -> Iterator[
     if recipe.torch == "reads" or (cpu and recipe.torch == "computes"):
         yield _Step(TORCH_CPU, take_torch)
     packages = recipe.packages if not cpu or recipe.cpu_packages is None else recipe.cpu_packages
-    if recipe.sightline is not None:
-        requirement = _sightline(recipe.sightline)
-        yield _Step(" ".join(requirement), take(*requirement))
     if packages:
         yield _Step(" ".join(packages), take(*packages))
+    if recipe.sightline is not None:  # last: where the two want different releases of a package, ours must run
+        requirement = _sightline(recipe.sightline)
+        yield _Step(" ".join(requirement), take(*requirement))
     if cpu and recipe.unwanted:
         gone = ["uninstall", "--quiet", "--disable-pip-version-check", "--yes", *recipe.unwanted]
         yield _Step(f"without {', '.join(recipe.unwanted)}", lambda: pip(*gone))
