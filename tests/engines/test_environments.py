@@ -7,6 +7,7 @@ import sys
 import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import msgspec
@@ -160,3 +161,5 @@ def test_the_list_says_what_is_where(
     assert rows["openvino"][2] == sys.executable
     assert rows["litellm"][1:6] == ["no", "sightline", "engine", "install", "litellm"]
     assert rows["fake"][1:4] == ["yes", "with", "sightline"]
+    if find_spec("xllamacpp") is None:
+        assert rows["llamacpp"][1:5] == ["no", "pip", "install", "'sightline[llamacpp]'"]

@@ -58,8 +58,13 @@ def _rows(directories: Sequence[Path]) -> Iterator[tuple[str, ...]]:
             yield name, "no", "-", error.message
             continue
         places_of_it = list(_places(name, environments))
-        for version, where in places_of_it or [("no", f"sightline engine install {name}" if name in RECIPES else "-")]:
+        for version, where in places_of_it or [("no", _remedy(name))]:
             yield name, version, where, summary
+
+
+def _remedy(name: str) -> str:
+    """What to run for an engine that is not installed."""
+    return f"sightline engine install {name}" if name in RECIPES else f"pip install 'sightline[{name}]'"
 
 
 def _places(name: str, environments: Sequence[Environment]) -> Iterator[tuple[str, str]]:
