@@ -5,8 +5,10 @@ Each prompt is a request of its own to the service; their streams become one (`m
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import replace
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -26,6 +28,9 @@ from sightline.config import HttpLimits, Settings
 from sightline.errors import UnsupportedFeature
 from sightline.service import Service
 from sightline.types import ChatRequest
+
+_FEW = 1000
+"""Items of a prompt that take less time to check than a thread takes to be asked."""
 
 
 def to_chat_requests(body: CompletionBody, request_id: str, limits: HttpLimits) -> tuple[ChatRequest, ...]:
@@ -60,6 +65,11 @@ def to_chat_requests(body: CompletionBody, request_id: str, limits: HttpLimits) 
     )
 
 
+def _is_long(raw: dict[str, Any]) -> bool:
+    prompt = raw.get("prompt")
+    return isinstance(prompt, list) and (len(prompt) > _FEW or any(isinstance(p, list) for p in prompt))
+
+
 # --- routes ----------------------------------------------------------------------------------------------------------
 
 
@@ -86,7 +96,9 @@ class _Completions:
 
     async def _read(self, request: Request) -> tuple[CompletionBody, Shape, tuple[ChatRequest, ...]]:
         with self._exchange.reading(request.scope):
-            body = read(CompletionBody, await self._exchange.read_json(request))
+            raw = await self._exchange.read_json(request)
+            # A million token ids are a second of work.
+            body = await asyncio.to_thread(read, CompletionBody, raw) if _is_long(raw) else read(CompletionBody, raw)
             head = Head(new_id("cmpl-"), int(time.time()), body.model)
             access.of(request.scope).facts.update(completion=head.id, stream=body.stream)
             requests = to_chat_requests(body, head.id, self._exchange.limits)

@@ -113,7 +113,8 @@ class _Embeddings:
 
     async def create(self, request: Request) -> Response:
         with self._exchange.reading(request.scope):
-            body = read(EmbeddingsBody, await self._exchange.read_json(request))
+            raw = await self._exchange.read_json(request)
+            body = await asyncio.to_thread(read, EmbeddingsBody, raw)  # millions of token ids are seconds of work
         wanted = to_embedding_request(body, new_id("embd-"))
         called = await self._exchange.embed(request, wanted)
         reply = await asyncio.to_thread(to_reply, body, called.value)
