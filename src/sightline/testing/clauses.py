@@ -6,11 +6,12 @@ import asyncio
 import time
 from contextlib import aclosing
 from dataclasses import replace
+from typing import get_args
 
 import msgspec
 import numpy as np
 
-from sightline.engines import FEATURES, Engine
+from sightline.engines import FEATURES, Engine, Work
 from sightline.errors import (
     ContextLengthExceeded,
     EngineUnavailable,
@@ -38,6 +39,7 @@ async def info_is_valid_after_start(subject: Subject, engine: Engine) -> None:
     assert info.engine == subject.config.engine
     assert info.context_length > 0
     assert info.features <= FEATURES
+    assert frozenset() < info.work <= set(get_args(Work))
     if info.vision is not None:
         assert min(info.vision.serve(100, 100)) > 0
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image as PILImage
@@ -278,3 +279,18 @@ def test_loading_tells_how_far_it_is(checkpoint: Path, config: ModelConfig, monk
     assert told == sorted(told)
     assert len(told) > 10, "a step for each tensor"
     assert told[-1] == 1.0
+
+
+@only_qwen
+def test_a_hubs_model_is_served_from_the_copy_on_this_machine(
+    checkpoint: Path, config: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path / "models--org--tiny"
+    for directory in ("snapshots", "refs"):
+        (repository / directory).mkdir(parents=True)
+    (repository / "snapshots" / "abc").symlink_to(checkpoint)
+    (repository / "refs" / "main").write_text("abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    named = msgspec.structs.replace(config, source="org/tiny")
+    request = to_request(("no picture at all",), ())
+    assert asyncio.run(ask(named, [request], together=False)) == asyncio.run(ask(config, [request], together=False))
