@@ -129,7 +129,7 @@ class LlamaCppEngine:
         abilities = props.get("chat_template_caps") if isinstance(props, dict) else None
         takes_tools = isinstance(abilities, dict) and abilities.get("supports_tools") is True
         info = remote.info
-        return info if takes_tools else replace(info, features=info.features - {"tools"})
+        return info if takes_tools else replace(info, features=info.features - {"tools", "parallel_tool_calls"})
 
     async def count_tokens(self, request: EngineRequest) -> TokenCount:
         _check_schemas(request)

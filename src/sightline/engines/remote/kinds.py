@@ -98,7 +98,7 @@ _TEXT: frozenset[Work] = frozenset({"messages", "completions"})
 
 KINDS: Mapping[str, Kind] = {
     "openai": Kind(
-        features=_OPENAI,
+        features=_OPENAI | {"parallel_tool_calls"},
         state="models",
         is_ready=_answers,  # not every provider lists every model that it serves
         names={"max_tokens": "max_completion_tokens"},
@@ -127,7 +127,7 @@ KINDS: Mapping[str, Kind] = {
         uuids=True,
     ),
     "llamacpp": Kind(
-        features=_OPENAI | {"top_k", "min_p", "ignore_eos"},
+        features=_OPENAI | {"parallel_tool_calls", "top_k", "min_p", "ignore_eos"},
         state="/props",
         is_ready=_answers,
         health="/health",
