@@ -17,7 +17,7 @@ from sightline.drift.compare import MEANING, Agreement, compare_all
 from sightline.drift.drawing import drawn
 from sightline.drift.questions import DEFAULT_QUESTIONS, Question, each_of_each, read_pictures, read_texts
 from sightline.drift.report import Report, thumbnails, to_html, to_json
-from sightline.engines import engine_names, find_entry
+from sightline.engines import ENGINES, find_entry
 from sightline.engines.sources import check_source
 from sightline.errors import InvalidRequest
 
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         metavar="A,B",
         help="two or more, the first is what the others are compared with; LABEL=ENGINE runs one engine twice, with "
-        f"other options. Engines: {', '.join(engine_names())}",
+        f"other options. Engines: {', '.join(ENGINES)}, and those of other packages",
     )
     parser.add_argument(
         "--engine-option",
