@@ -146,7 +146,8 @@ def _link(paths: Json) -> None:
     for path, methods in paths.items():
         below = [op for other, each in paths.items() if other.startswith(path + "/{id}") for op in each.values()]
         if "post" in methods and below:
-            methods["post"]["responses"]["200"]["links"] = {
+            made = next(response for status, response in methods["post"]["responses"].items() if status < "3")
+            made["links"] = {
                 op["operationId"]: {"operationId": op["operationId"], "parameters": {"id": "$response.body#/id"}}
                 for op in below
             }
