@@ -100,8 +100,12 @@ def _sent(document: Json) -> Iterator[Json]:
 def cut_to_served(document: Json, ours: Json) -> tuple[Json, dict[str, str]]:
     """OpenAI's document with the operations that are served here, and those that are not, with the reason.
 
-    Its operations name few errors, and one of them without its wrapper: each gets all, as the SDKs read them.
+    Its operations name few errors, and one of them without its wrapper: each gets all, as the SDKs read them. Its own
+    example of a batch has nulls that its schema forbids: they are allowed.
     """
+    batch = document["components"]["schemas"].get("Batch", {"properties": {}})
+    for name in batch["properties"].keys() - set(batch.get("required", ())):
+        batch["properties"][name] = {"anyOf": [batch["properties"][name], {"type": "null"}]}
     declined: dict[str, str] = {}
     paths: Json = {}
     for path, methods in document["paths"].items():
