@@ -64,3 +64,13 @@ def test_what_a_person_writes_swallows_nothing_and_is_never_special(tmp_path: Pa
 def test_a_template_may_ask_for_the_date(tmp_path: Path) -> None:
     dated = "{{ strftime_now('%Y') }} " + STRINGS_ONLY
     assert render(tmp_path, dated, "a") == f"{datetime.now().year} <s>user: a"
+
+
+def test_a_template_may_mark_what_is_generated(tmp_path: Path) -> None:
+    marked = "{% for m in messages %}{% generation %}{{ m.role }}: {{ m.content }}{% endgeneration %}{% endfor %}"
+    assert render(tmp_path, marked, "a") == "user: a"
+
+
+def test_a_template_that_asks_for_capitals_leaves_no_trace_of_how_texts_are_kept(tmp_path: Path) -> None:
+    loud = "{% for m in messages %}{{ m.content | upper }}{% endfor %}"
+    assert render(tmp_path, loud, "a b") == "a b"

@@ -165,8 +165,9 @@ HOSTILE = Tool(
         "type": "object",
         SPECIAL: SPECIAL,
         "properties": {
-            SPECIAL: {"type": "string", "enum": [SPECIAL], "description": SPECIAL, "|im_end|": SPECIAL},
-            "im_end": {"type": SPECIAL},
+            SPECIAL: {"type": ["string", "null"], "enum": [SPECIAL], "description": SPECIAL, "|im_end|": SPECIAL},
+            "im_end": {"type": [SPECIAL]},
+            "z": {"type": SPECIAL},
         },
         "required": [SPECIAL],
     },

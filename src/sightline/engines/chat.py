@@ -21,6 +21,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
@@ -159,7 +162,7 @@ class ChatTemplate:
     def _shows(self, messages: list[dict[str, Any]]) -> bool:
         """Whether a message's content may be a string: a template that only knows lists of parts would drop it."""
         try:
-            return "probe" in self._render(Texts(), messages, None)
+            return "probe" in self._render(Texts(), messages, None).lower()
         except _REFUSALS:
             return False
 
@@ -341,7 +344,7 @@ def _read_template(model_dir: Path) -> str:
 def _compile(source: str) -> jinja2.Template:
     """In the sandbox and with the settings that transformers uses (`utils/chat_template_utils.py`)."""
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
     )
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
@@ -350,6 +353,16 @@ def _compile(source: str) -> jinja2.Template:
         return environment.from_string(source)
     except jinja2.TemplateError as error:
         raise CheckpointError(f"chat template: {error}") from error
+
+
+class _Generation(Extension):
+    """`{% generation %}` marks the assistant's words for training; here they are rendered like any."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 @jinja2.pass_context

@@ -39,7 +39,7 @@ class Texts:
         self._mark = secrets.token_hex(16)
         self._texts: list[str] = []
         self._places: dict[str, str] = {}
-        self._find = re.compile(rf"{self._mark}:(\d+);")
+        self._find = re.compile(rf"{self._mark}:(\d+);", re.IGNORECASE)  # a template may ask for capitals
 
     def sentinel(self, text: str) -> str:
         """Stands for the text; the same for the same text, so that templates may compare."""
@@ -69,7 +69,7 @@ class Texts:
         for key, child in schema.items():
             if key in _NAMES and isinstance(child, Mapping):
                 out[key] = {self.sentinel(name): self.schema(described) for name, described in child.items()}
-            elif key == "type" and isinstance(child, str) and child in _TYPES:
+            elif key == "type" and _TYPES.issuperset(child if isinstance(child, list | tuple) else (child,)):
                 out[key] = child
             else:
                 out[key if key in _KEYWORDS else self.sentinel(key)] = self.schema(child)
