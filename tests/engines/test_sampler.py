@@ -14,6 +14,7 @@ from sightline.engines.sampler import (
     Sampler,
     distribution,
     logprobs,
+    only,
     pick,
     uniform_at,
 )
@@ -140,3 +141,30 @@ def test_what_is_impossible_has_a_floor() -> None:
     told = logprobs(np.array([0.0, -np.inf, -1e30, 0.0], np.float32), 1, 4)
     assert told.chosen == MIN_LOGPROB
     assert min(told.top) == MIN_LOGPROB
+
+
+def test_only_what_is_allowed_comes_however_it_is_sampled() -> None:
+    allowed = np.array([False, False, True, True])
+    bound = only(allowed, SOME)
+    assert (SOME > -np.inf).all(), "the logits are left alone"
+    ways: list[dict[str, Any]] = [
+        {"temperature": 0.0}, {"temperature": 2.0}, {"top_p": 0.05}, {"top_k": 1}, {"min_p": 0.9},
+        {"repetition_penalty": 2.0, "presence_penalty": 2.0, "frequency_penalty": 2.0},
+        {"logit_bias": {0: 100.0, 2: -100.0}},
+    ]  # fmt: skip
+    for way in ways:
+        assert set(tokens(sampler(**{"seed": 3, **way}), bound, 50)) <= {2, 3}, way
+    drawn = np.bincount(tokens(sampler(seed=1), bound, 4000), minlength=4) / 4000
+    assert drawn[2] == pytest.approx(0.6, abs=0.03)  # 0.15 of 0.25
+
+
+def test_the_end_comes_before_min_tokens_where_nothing_else_may() -> None:
+    only_the_end = only(np.array([False, True, False, False]), SOME)
+    assert tokens(sampler(ends=frozenset({1}), min_tokens=9), only_the_end, 2) == [1, 1]
+
+
+def test_log_probabilities_are_of_what_could_come() -> None:
+    told = logprobs(only(np.array([False, False, True, True]), SOME), 2, 4)
+    assert told.top_ids == (2, 3)
+    assert told.chosen == pytest.approx(math.log(0.6))
+    assert sum(math.exp(value) for value in told.top) == pytest.approx(1.0)
