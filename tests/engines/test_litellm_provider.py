@@ -263,7 +263,7 @@ FAULTS: list[tuple[str, type[SightlineError]]] = [
     ("refuse", InvalidRequest),
     ("broken", UpstreamFailed),
     ("who", UpstreamFailed),
-    ("gone", EngineUnavailable),
+    ("gone", UpstreamFailed),
     ("word " * 700, ContextLengthExceeded),
 ]
 

@@ -380,6 +380,8 @@ class LiteLLMEngine:
         if meaning.status in (401, 402, 403):
             # Not `EngineUnavailable`, at which the process would be started again.
             return UpstreamFailed("The provider behind this model does not let us in. Its operator has been told.")
+        if meaning.status == 404:  # nor here
+            return UpstreamFailed("The provider behind this model does not have it. Its operator has been told.")
         if meaning.code == "context_length_exceeded":
             return too_long(provider.info.context_length)
         if meaning.code == "content_policy_violation":
