@@ -169,6 +169,27 @@ class ResponseLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """After the last use."""
 
 
+class FileLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Files that clients send to `/v1/files`, and those that batches write."""
+
+    url: str | None = None
+    """Where their bytes are kept, as fsspec writes it: `s3://bucket/prefix`; None: in the data directory."""
+    max_bytes: Annotated[int, msgspec.Meta(ge=1)] = 512 * MIB
+    """Of one file."""
+    max_tenant_bytes: Annotated[int, msgspec.Meta(ge=0)] = 16 * 1024 * MIB
+    """Of all that one tenant keeps, what batches write left out."""
+
+
+class BatchLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a batch may hold, and how much of it runs."""
+
+    max_lines: Annotated[int, msgspec.Meta(ge=1)] = 50_000
+    max_bytes: Annotated[int, msgspec.Meta(ge=1)] = 200_000_000
+    """Of the input file."""
+    max_concurrent: Annotated[int, msgspec.Meta(ge=0)] = 16
+    """Lines, of all batches together, that are asked at once; 0: this server answers none."""
+
+
 class OptimizedPictures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What `POST /analyze/optimized` makes of a picture before a model sees it."""
 
@@ -276,7 +297,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     responses: ResponseLimits = ResponseLimits()
     cors: CorsPolicy = CorsPolicy()
     optimized: OptimizedPictures = OptimizedPictures()
+    data_dir: str | None = None
+    """Where files, batches and their answers are kept. Servers on one machine may share it if they serve the same
+    models. None: `sightline serve` takes one below the user's state directory, by its port; elsewhere it is a
+    temporary one."""
+    files: FileLimits = FileLimits()
+    batches: BatchLimits = BatchLimits()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+def state_dir() -> Path:
+    """Where programs keep what should outlive them (XDG Base Directory Specification 0.8)."""
+    given = os.environ.get("XDG_STATE_HOME", "")
+    base = Path(given) if given.startswith("/") else Path.home() / ".local" / "state"
+    return base / "sightline"
 
 
 def environment(name: str, default: str | None = None) -> str | None:

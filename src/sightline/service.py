@@ -37,7 +37,7 @@ from sightline.errors import (
     InvalidRequest,
     ModelNotFound,
 )
-from sightline.images.intake import Intake
+from sightline.images.intake import Intake, ReadKept
 from sightline.models import ModelStatus, ServedModel
 from sightline.routing import Deadline, Pass, Quarantine
 from sightline.speech import SpeechItem, written_down
@@ -156,6 +156,10 @@ class Service:
                         param="fallbacks",
                     )
 
+    def keep_files(self, read: ReadKept) -> None:
+        """Pictures may be named by the ids of files from now on, which `read` reads."""
+        self._intake.read_kept = read
+
     async def start(self, *, wait: bool = True) -> None:
         """Starts the decoders and every model; with `wait`, returns when each is ready or has failed.
 
@@ -246,7 +250,9 @@ class Service:
             assert isinstance(engine, Embeds), "an engine whose work it is has the method"
             return await engine.embed(request)
 
-        called = await self.call(Call(request.request_id, request.model, "embeddings", run), timeout_s=timeout_s)
+        called = await self.call(
+            Call(request.request_id, request.model, "embeddings", run, request.priority), timeout_s=timeout_s
+        )
         model = called.path[-1].rpartition("@")[0]
         metrics.PROMPT_TOKENS.labels(model).inc(called.value.prompt_tokens)
         return called

@@ -46,13 +46,20 @@ class Recompression:
     """libjpeg's, 1..95."""
 
 
+class FileId(str):
+    """Of a file that the client sent before, as the source of a picture. A type of its own, because no text that a
+    client writes as a URL may be taken for one."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
 class ImageRef:
     """A picture as a client named it, not yet fetched, decoded or believed."""
 
     source: str | bytes
-    """A URL (`data:`, `http:`, `https:`), or the file's own bytes. A dialect that takes bare base64 prefixes `data:,`'s
-    base64 form (`data:;base64,`) so that decoding happens in one place, off the event loop."""
+    """A URL (`data:`, `http:`, `https:`), a `FileId`, or the file's own bytes. A dialect that takes bare base64
+    prefixes `data:,`'s base64 form (`data:;base64,`) so that decoding happens in one place, off the event loop."""
     param: str
     """Where it stood in the request, as the error object names it: `messages[0].content[1].image_url.url`."""
     detail: Detail = "auto"
@@ -323,6 +330,8 @@ class EmbeddingRequest:
     dimensions: int | None = None
     """Numbers of each vector; None: as many as the model gives."""
     tenant: str = ""
+    priority: int = 0
+    """-10..10, higher first."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

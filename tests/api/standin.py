@@ -72,6 +72,9 @@ class ScriptedService:
     timeouts: list[float | None] = field(default_factory=list)
     """Asked for with each request."""
 
+    def keep_files(self, read: Any) -> None:
+        self.read_kept = read
+
     async def start(self, *, wait: bool = True) -> None:
         self.life.append(f"start wait={wait}")
 

@@ -201,7 +201,7 @@ def parts(*parts: Any, role: str = "user") -> list[Any]:
         ({"input": parts(IMAGE, role="assistant")}, "input[0].content[0].type", "the role 'assistant'"),
         ({"input": parts({"type": "output_text", "text": "x"})}, "input[0].content[0].type", "the role 'user'"),
         ({"input": parts({"type": "input_image"})}, "input[0].content[0].image_url", "Missing"),
-        ({"input": parts({"type": "input_image", "file_id": "file-1"})}, "input[0].content[0].file_id", "no files"),
+        ({"input": parts({**IMAGE, "file_id": "file-1"})}, "input[0].content[0].file_id", "beside"),
         ({"input": parts({**IMAGE, "image_url": {"url": DATA}})}, "input[0].content[0].image_url", "a string"),
         ({"input": parts({**IMAGE, "detail": "huge"})}, "input[0].content[0].detail", "one of"),
         ({"input": parts({**IMAGE, "min_pixels": 9, "max_pixels": 5})}, "input[0].content[0].min_pixels", "above"),

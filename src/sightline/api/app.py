@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -23,10 +24,15 @@ from sightline import metrics
 from sightline.api import (
     access,
     analyze,
+    batches,
+    caller,
     chat,
     completions,
     embeddings,
     errors,
+    files,
+    inside,
+    jobs,
     messages,
     models,
     ollama,
@@ -39,6 +45,7 @@ from sightline.api.cors import Cors
 from sightline.api.dialect import Dialect
 from sightline.api.disconnect import ClientDisconnected
 from sightline.api.wire import json_response
+from sightline.api.work import Work
 from sightline.config import Settings
 from sightline.service import Service
 
@@ -66,21 +73,26 @@ def create_app(service: Service, settings: Settings, *, wait: bool = False) -> A
     async def lifespan(_: ASGIApp) -> AsyncIterator[None]:
         await service.start(wait=wait)
         try:
+            await work.start(partial(inside.execute, edge))
             yield
         finally:
+            await work.close()
             await service.close()
 
-    dialects = to_dialects(service, settings)
+    work = Work(settings)
+    service.keep_files(work.read_picture)
+    dialects = to_dialects(service, settings, work)
     router = Router(
         [route for dialect in dialects for route in dialect.routes],
         redirect_slashes=False,
         default=_not_found,
         lifespan=lifespan,
     )
-    return Edge(router, dialects, settings.allowed_hosts, Cors(settings.cors))
+    edge = Edge(router, dialects, settings.allowed_hosts, Cors(settings.cors))
+    return edge
 
 
-def to_dialects(service: Service, settings: Settings) -> list[Dialect]:
+def to_dialects(service: Service, settings: Settings, work: Work) -> list[Dialect]:
     """All that is served. `openapi_operations.py` has a row for each of the routes."""
     dialects = [
         Dialect(chat.routes(service, settings)),
@@ -92,6 +104,9 @@ def to_dialects(service: Service, settings: Settings) -> list[Dialect]:
         transcriptions.dialect(service, settings),
         Dialect(models.routes(service)),
         Dialect(_probes(service)),
+        files.dialect(work, settings),
+        batches.dialect(work, settings),
+        jobs.dialect(service, settings, work),
         analyze.dialect(service, settings),
         Dialect(openapi.routes()),
     ]
@@ -182,7 +197,7 @@ class Edge:
         Raises `HTTPException`: 400 for a Host that is missing, doubled or malformed, 421 (misdirected request, RFC 9110
         section 15.5.20) for one that is not allowed.
         """
-        if scope["path"] in PUBLIC or "*" in self._allowed_hosts:
+        if scope["path"] in PUBLIC or "*" in self._allowed_hosts or caller.of(scope).is_inside:
             return
         hosts = [value for name, value in scope["headers"] if name == b"host"]
         host = _HOST.fullmatch(hosts[0].decode("latin-1")) if len(hosts) == 1 else None

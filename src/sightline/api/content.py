@@ -3,7 +3,7 @@
 | role | parts |
 |---|---|
 | developer, system, tool, function | text |
-| user | text, image_url, image, input_audio, file (the last two: not yet) |
+| user | text, image_url, image, file (a picture by its id), input_audio (not yet) |
 | assistant | text, refusal; nothing at all beside tool calls |
 """
 
@@ -34,7 +34,7 @@ from sightline.api.fields import (
 )
 from sightline.config import HttpLimits
 from sightline.errors import ImageForbidden, InvalidRequest, UnsupportedFeature
-from sightline.types import Detail, ImageRef, Message, Role, Text, ToolCall
+from sightline.types import Detail, FileId, ImageRef, Message, Role, Text, ToolCall
 
 Content = tuple[Text | ImageRef, ...]
 
@@ -80,7 +80,12 @@ def to_messages(
 
 
 def _contents() -> Schema:
-    part = tagged(TextPart, "text"), tagged(PicturePart, "image_url", "image"), tagged(RefusalPart, "refusal")
+    part = (
+        tagged(TextPart, "text"),
+        tagged(PicturePart, "image_url", "image"),
+        tagged(FilePart, "file"),
+        tagged(RefusalPart, "refusal"),
+    )
     return {"anyOf": [{"type": "string"}, {"type": "array", "items": {"anyOf": part}, "minItems": 1}]}
 
 
@@ -156,14 +161,14 @@ class RefusalPart(msgspec.Struct, frozen=True, kw_only=True):
 
 _NOT_TAKEN = {
     "input_audio": "Models take no sound in a chat here. Send what was said as text, from /v1/audio/transcriptions.",
-    "file": "This server keeps no files yet, and reads none but pictures. Send text, and pages as pictures.",
+    "file": "Only files that are pictures are read here. Send text, and pages as pictures.",
 }
-_NO_FILES = "this server keeps no files yet; send the picture itself, as a data: URL."
 
 
 class ImageUrl(msgspec.Struct, frozen=True, kw_only=True):
-    file_id: Annotated[None, refused(_NO_FILES)] = None
-    url: Annotated[str, string(min_length=1)]
+    url: Annotated[str | None, string(min_length=1)] = None
+    file_id: Annotated[str | None, string(min_length=1)] = None
+    """Of a file at `/v1/files`, in place of `url`."""
     detail: Annotated[Detail, one_of("auto", "low", "high", "original")] = "auto"
 
 
@@ -176,10 +181,20 @@ def _image_url(value: Any, at: str) -> Any:
     return read(ImageUrl, value, at)
 
 
+class KeptFile(msgspec.Struct, frozen=True, kw_only=True):
+    file_id: Annotated[str, string(min_length=1)]
+    """Of a picture at `/v1/files`."""
+
+
+class FilePart(msgspec.Struct, frozen=True, kw_only=True):
+    file: Annotated[KeptFile, struct(KeptFile)]
+
+
 class PicturePart(msgspec.Struct, frozen=True, kw_only=True):
     """A part of type `image_url` or `image`; `max_pixels`, `min_pixels` and `uuid` are ours."""
 
-    file_id: Annotated[None, refused(_NO_FILES)] = None
+    file_id: Annotated[str | None, string(min_length=1)] = None
+    """Of a file at `/v1/files`, in place of the picture."""
     image_url: Annotated[ImageUrl | str | None, _image_url] = None
     image: Annotated[str | None, string(min_length=1)] = None
     detail: Annotated[Detail, one_of("auto", "low", "high", "original")] = "auto"
@@ -199,21 +214,15 @@ def _to_part(value: Any, at: str, role: Role, shown_role: str, defaults: Picture
             return Text(read(RefusalPart, value, at).refusal)
         case "image_url" | "image":
             return _to_image_ref(read(PicturePart, value, at), kind, at, defaults)
+        case "file" if isinstance(value.get("file"), dict) and "file_id" in value["file"]:
+            part = PicturePart(file_id=read(FilePart, value, at).file.file_id)
+            return _to_image_ref(part, kind, at, defaults)
         case _:
             raise UnsupportedFeature(_NOT_TAKEN[kind], param=f"{at}.type")
 
 
 def _to_image_ref(part: PicturePart, kind: str, at: str, defaults: PictureDefaults) -> ImageRef:
-    detail = part.detail
-    place = f"{at}.{kind}"
-    given = part.image_url if kind == "image_url" else part.image
-    match given:
-        case None:
-            raise missing(place)
-        case ImageUrl():
-            source, detail, place = given.url, given.detail, f"{place}.url"
-        case str():
-            source = given if kind == "image_url" else to_url(given, place)
+    source, place, detail = _source(part, kind, at)
     max_pixels, min_pixels = part.max_pixels or defaults.max_pixels, part.min_pixels or defaults.min_pixels
     if max_pixels is not None and min_pixels is not None and min_pixels > max_pixels:
         raise InvalidRequest(
@@ -221,6 +230,29 @@ def _to_image_ref(part: PicturePart, kind: str, at: str, defaults: PictureDefaul
             param=f"{at}.min_pixels" if part.min_pixels else "min_pixels",
         )
     return ImageRef(source, place, detail, max_pixels, min_pixels, part.uuid)
+
+
+def _source(part: PicturePart, kind: str, at: str) -> tuple[str, str, Detail]:
+    """The picture, where it stands in the request, and its detail. Raises `InvalidRequest` for none or two."""
+    place = f"{at}.{kind}"
+    given = part.image_url if kind == "image_url" else part.image
+    match given:
+        case None:
+            if part.file_id is None:
+                raise missing(place)
+            return FileId(part.file_id), f"{at}.file.file_id" if kind == "file" else f"{at}.file_id", part.detail
+        case _ if part.file_id is not None:
+            raise invalid(f"{at}.file_id", f"cannot stand beside '{kind}'; send one of them")
+        case ImageUrl(file_id=str()) if given.url is not None:
+            raise invalid(f"{place}.file_id", "cannot stand beside 'url'; send one of them")
+        case ImageUrl(file_id=str()):
+            return FileId(given.file_id), f"{place}.file_id", given.detail
+        case ImageUrl():
+            if given.url is None:
+                raise missing(f"{place}.url")
+            return given.url, f"{place}.url", given.detail
+        case str():
+            return given if kind == "image_url" else to_url(given, place), place, part.detail
 
 
 _URL = re.compile(r"(?:data|https?):", re.IGNORECASE)

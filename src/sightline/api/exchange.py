@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
 from contextlib import aclosing, contextmanager
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from starlette.exceptions import HTTPException
@@ -16,7 +17,7 @@ from starlette.requests import Request
 from starlette.types import Scope
 
 from sightline import metrics
-from sightline.api import access
+from sightline.api import access, caller
 from sightline.api.collected import Collected, to_collected
 from sightline.api.disconnect import ClientDisconnected, unless_disconnected
 from sightline.api.extension import to_headers
@@ -35,6 +36,7 @@ over they leave, which ends the work as well."""
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 T = TypeVar("T")
+Asked = TypeVar("Asked", ChatRequest, EmbeddingRequest)
 
 
 class ItemFramer(Framer[Item], Protocol):
@@ -79,14 +81,15 @@ class Exchange:
 
     async def measure(self, request: Request, chat: ChatRequest) -> tuple[TokenCount, tuple[ServedImage, ...]]:
         """What the prompt would cost; nothing runs."""
-        measuring = self.service.measure(chat, timeout_s=timeout_s(request))
+        measuring = self.service.measure(_of_caller(request, chat), timeout_s=timeout_s(request))
         count, images = await unless_disconnected(request.receive, measuring)
         access.of(request.scope).facts.update(prompt_tokens=count.prompt_tokens, images=len(images))
         return count, images
 
     async def embed(self, request: Request, wanted: EmbeddingRequest) -> Called[Embeddings]:
         """The vectors. A client that leaves ends the work."""
-        called = await self._called(request, self.service.embed(wanted, timeout_s=timeout_s(request)))
+        embedding = self.service.embed(_of_caller(request, wanted), timeout_s=timeout_s(request))
+        called = await self._called(request, embedding)
         access.of(request.scope).facts["prompt_tokens"] = called.value.prompt_tokens
         return called
 
@@ -110,10 +113,11 @@ class Exchange:
 
     async def _measure_all(self, request: Request, chats: Sequence[ChatRequest]) -> None:
         for chat in chats:
-            await self.service.measure(chat, timeout_s=timeout_s(request))
+            await self.service.measure(_of_caller(request, chat), timeout_s=timeout_s(request))
 
     def _generate(self, request: Request, chats: Sequence[ChatRequest]) -> AsyncGenerator[Item, None]:
-        streams = [self.service.generate(chat, timeout_s=timeout_s(request)) for chat in chats]
+        own = [_of_caller(request, chat) for chat in chats]
+        streams = [self.service.generate(chat, timeout_s=timeout_s(request)) for chat in own]
         return streams[0] if len(streams) == 1 else merged(streams, [chat.n for chat in chats])
 
     def stream(
@@ -134,6 +138,12 @@ class Exchange:
         infos = (status.info for status in self.service.models() if status.name == model)
         digest = next((info.weights_digest for info in infos if info is not None), None)
         return None if digest is None else f"fp_{digest.removeprefix('sha256:')[:12]}"
+
+
+def _of_caller(request: Request, asked: Asked) -> Asked:
+    """Whose request it is is decided here, for every dialect, and nowhere in its body."""
+    own = caller.of(request.scope)
+    return replace(asked, tenant=own.tenant, priority=asked.priority if own.priority is None else own.priority)
 
 
 def timeout_s(request: Request) -> float | None:

@@ -33,7 +33,7 @@ from sightline.api.fields import (
 )
 from sightline.config import HttpLimits
 from sightline.errors import UnsupportedFeature
-from sightline.types import ImageRef, Message, Role, Text, ToolCall
+from sightline.types import FileId, ImageRef, Message, Role, Text, ToolCall
 
 _BLOCKS = {
     "user": ("text", "image", "tool_result"),
@@ -189,6 +189,8 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     """Not believed: the bytes say what they are."""
     data: Annotated[str | None, string()] = None
     url: Annotated[str | None, string(min_length=1)] = None
+    file_id: Annotated[str | None, string(min_length=1)] = None
+    """Of a file at `/v1/files`."""
 
 
 class Transformations(msgspec.Struct, frozen=True, kw_only=True):
@@ -232,9 +234,9 @@ def _to_image_ref(picture: Picture, at: str) -> ImageRef:
                 raise missing(f"{place}.url")
             return ImageRef(source.url, f"{place}.url")
         case _:
-            raise UnsupportedFeature(
-                "This server keeps no files yet; send the picture itself, as base64.", param=f"{place}.type"
-            )
+            if source.file_id is None:
+                raise missing(f"{place}.file_id")
+            return ImageRef(FileId(source.file_id), f"{place}.file_id")
 
 
 def _to_call(block: ToolUse) -> ToolCall:

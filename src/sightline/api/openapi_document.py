@@ -28,6 +28,7 @@ from sightline.api.app import to_dialects
 from sightline.api.fields import Schema, to_rules, to_schema
 from sightline.api.openapi_operations import APIS, Api, Operation
 from sightline.api.ovms import ALIASES
+from sightline.api.work import Work
 from sightline.config import ModelConfig, Settings
 from sightline.service import Service
 
@@ -44,7 +45,7 @@ named here are ignored."""
 def served_routes() -> list[Route]:
     """Every route of the application."""
     settings = Settings(models=(ModelConfig(name="m", engine="fake"),))
-    return [route for dialect in to_dialects(Service(settings), settings) for route in dialect.routes]
+    return [route for dialect in to_dialects(Service(settings), settings, Work(settings)) for route in dialect.routes]
 
 
 def to_json() -> str:

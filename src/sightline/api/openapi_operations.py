@@ -13,10 +13,13 @@ import msgspec
 
 from sightline.api import (
     analyze,
+    batches,
     chat_schema,
     completions_schema,
     embeddings,
     errors,
+    files,
+    jobs,
     models,
     ollama_models,
     ovms,
@@ -72,6 +75,7 @@ _TEXT = {"type": "string"}
 _STATUS = {"type": "object", "properties": {"status": {"type": "string"}}, "required": ["status"]}
 _VERSION = {"type": "object", "properties": {"version": {"type": "string"}}, "required": ["version"]}
 _LIMIT: Schema = {"type": "integer", "minimum": 1, "maximum": 100}
+_FILES: Schema = {"type": "integer", "minimum": 1, "maximum": files.MAX_LIST}
 _INCLUDE: Schema = {"type": "array", "items": {"type": "string", "enum": list(responses.INCLUDABLE)}}
 _ORDER: Schema = {"type": "string", "enum": ["asc", "desc"]}
 
@@ -153,6 +157,36 @@ OPENAI = Api(
             form=transcriptions.TranslationBody,
             files=("file",),
             reply=transcriptions_reply.Transcription | transcriptions_reply.VerboseTranscription,
+        ),
+        "POST /v1/files": Operation(
+            summary="Keep a file, to refer to it by its id",
+            description="It may have `expires_after[anchor]`, which is `created_at`, and `expires_after[seconds]`.",
+            form=files.FileBody,
+            files=("file",),
+            reply=files.FileObject,
+        ),
+        "GET /v1/files": Operation(
+            summary="The files that are kept",
+            query={"purpose": _TEXT, "limit": _FILES, "order": _ORDER, "after": _TEXT},
+            reply=files.FileList,
+        ),
+        "GET /v1/files/{id}": Operation(summary="What is known of a file", reply=files.FileObject),
+        "DELETE /v1/files/{id}": Operation(summary="Delete a file", reply=files.FileDeleted),
+        "GET /v1/files/{id}/content": Operation(
+            summary="A file's bytes", reply=_TEXT, reply_type="application/octet-stream"
+        ),
+        "POST /v1/batches": Operation(
+            summary="Have a file of requests answered, while nobody waits",
+            description="With an `Idempotency-Key`, the same request sent again within a day is the same batch.",
+            body=batches.BatchBody,
+            reply=batches.BatchObject,
+        ),
+        "GET /v1/batches": Operation(
+            summary="The batches, newest first", query={"limit": _LIMIT, "after": _TEXT}, reply=batches.BatchList
+        ),
+        "GET /v1/batches/{id}": Operation(summary="How far a batch is", reply=batches.BatchObject),
+        "POST /v1/batches/{id}/cancel": Operation(
+            summary="End a batch; what is done is kept", reply=batches.BatchObject
         ),
         "GET /v1/models": Operation(summary="Which models are served, and in which state", reply=models.ModelList),
         "GET /v1/models/{id:path}": Operation(
@@ -257,6 +291,16 @@ SIMPLE = Api(
             description="The model sees what `served` tells of.",
             body=analyze.AnalyzeBody,
             reply=analyze.Analysis,
+        ),
+        "POST /analyze/async": Operation(
+            summary="The same, while nobody waits",
+            description="With an `Idempotency-Key`, the same request sent again within a day is the same job.",
+            body=analyze.AnalyzeBody,
+            reply=jobs.Job,
+            status=202,
+        ),
+        "GET /job/{id}": Operation(
+            summary="What such a request has come to", reply=jobs.Pending | jobs.Complete | jobs.Failed
         ),
         "POST /analyze/upload": Operation(
             summary="The same about a file in a form",

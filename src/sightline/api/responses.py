@@ -25,7 +25,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from sightline.api import access, errors, responses_compact
+from sightline.api import access, caller, errors, responses_compact
 from sightline.api.dialect import Dialect
 from sightline.api.disconnect import unless_disconnected
 from sightline.api.exchange import Exchange, new_id, timeout_s
@@ -82,8 +82,7 @@ def _to_error_response(error: Exception, request_id: str) -> Response:
 
 
 def _tenant(request: Request) -> str:
-    """Whose request it is. There are no keys yet, so everybody is one."""
-    return ""
+    return caller.of(request.scope).tenant
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,14 +34,13 @@ from sightline.api.fields import (
     missing,
     one_of,
     read,
-    refused,
     string,
     tagged,
     wrong_type,
 )
 from sightline.config import HttpLimits
 from sightline.errors import InvalidRequest, UnsupportedFeature
-from sightline.types import Detail, ImageRef, Message, Role, Text, ToolCall
+from sightline.types import Detail, FileId, ImageRef, Message, Role, Text, ToolCall
 
 Item = dict[str, Any]
 """As the wire has it, and never changed once it is made: stored responses share them."""
@@ -85,8 +84,9 @@ class RefusalPart(msgspec.Struct, frozen=True, kw_only=True):
 class PicturePart(msgspec.Struct, frozen=True, kw_only=True):
     """`max_pixels`, `min_pixels` and `uuid` are ours."""
 
-    file_id: Annotated[None, refused("this server keeps no files yet; send the picture as a data: URL.")] = None
-    image_url: Annotated[str, string(min_length=1)]
+    image_url: Annotated[str | None, string(min_length=1)] = None
+    file_id: Annotated[str | None, string(min_length=1)] = None
+    """Of a file at `/v1/files`, in place of `image_url`."""
     detail: Annotated[Detail, one_of("auto", "low", "high", "original")] = "auto"
     max_pixels: Annotated[int | None, integer(1, _MAX_PIXELS)] = None
     min_pixels: Annotated[int | None, integer(1, _MAX_PIXELS)] = None
@@ -109,6 +109,10 @@ def _part(value: Any, at: str, role: Role, owner: str) -> Item:
             return {"type": kind, "refusal": read(RefusalPart, value, at).refusal}
         case "input_image":
             part = msgspec.structs.asdict(read(PicturePart, value, at))
+            if part["image_url"] is None and part["file_id"] is None:
+                raise missing(f"{at}.image_url")
+            if part["image_url"] is not None and part["file_id"] is not None:
+                raise invalid(f"{at}.file_id", "cannot stand beside 'image_url'; send one of them")
             return {"type": kind, **{key: given for key, given in part.items() if given is not None}}
         case _:
             raise UnsupportedFeature(
@@ -387,6 +391,8 @@ class _Conversation:
                 f"Invalid 'min_pixels' for the picture at '{at}': it must not be above 'max_pixels'.",
                 param=f"{at}.min_pixels" if least else "min_pixels",
             )
-        place = f"{at}.image_url"
+        source, place = part.get("image_url", ""), f"{at}.image_url"
+        if (file_id := part.get("file_id")) is not None:
+            source, place = FileId(file_id), f"{at}.file_id"
         least = least or self.defaults.min_pixels
-        return ImageRef(part["image_url"], place, part["detail"], most, least, part.get("uuid"))
+        return ImageRef(source, place, part["detail"], most, least, part.get("uuid"))

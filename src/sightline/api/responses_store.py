@@ -76,7 +76,7 @@ _OFF_LOOP_BYTES = 256 * 1024
 
 async def to_record(response: ResponseReply, tenant: str, items: Sequence[Item]) -> StoredResponse:
     """`items`: those that came with the response's request."""
-    urls = [part["image_url"] for item in items for part in _picture_parts(item)]
+    urls = [part.get("image_url", "") for item in items for part in _picture_parts(item)]
     if sum(map(len, urls)) > _OFF_LOOP_BYTES:
         taken, pictures = await asyncio.to_thread(_take_pictures, items)
     else:
@@ -96,7 +96,7 @@ def to_input(stored: StoredResponse) -> list[Item]:
     """The items that came with its request, with their pictures."""
 
     def back(part: Item) -> Item:
-        url = part["image_url"]
+        url = part.get("image_url")
         return {**part, "image_url": stored.pictures[url[_KEPT]]} if isinstance(url, dict) else part
 
     return [_with_pictures(item, back) for item in _decode(stored.input)]
@@ -117,7 +117,7 @@ def _take_pictures(items: Sequence[Item]) -> tuple[list[Item], dict[str, str]]:
     pictures: dict[str, str] = {}
 
     def taken(part: Item) -> Item:
-        url: str = part["image_url"]
+        url: str = part.get("image_url", "")
         if url[:5].lower() != "data:":
             return part
         digest = hashlib.sha256(url.encode()).hexdigest()

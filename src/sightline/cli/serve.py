@@ -19,7 +19,7 @@ from sightline.cli.models import (
     add_picture_size_arguments,
     to_model_config,
 )
-from sightline.config import MIB, CorsPolicy, FetchPolicy, ImageLimits, PictureSize, Settings, environment
+from sightline.config import MIB, CorsPolicy, FetchPolicy, ImageLimits, PictureSize, Settings, environment, state_dir
 from sightline.configfile import load
 from sightline.errors import InvalidRequest
 from sightline.service import Service
@@ -76,6 +76,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="MiB of decoded pictures kept for requests that send the same file again; 0: none "
         f"(default: {ImageLimits().cache_bytes // MIB})",
     )
+    parser.add_argument(
+        "--data-dir",
+        default=environment("DATA_DIR"),
+        metavar="DIR",
+        help="where files, batches and their answers are kept (default: below the user's state directory, by the port)",
+    )
     parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"])
 
 
@@ -99,6 +105,8 @@ def run(args: argparse.Namespace) -> int:
     shown = f"[{host}]" if ":" in host else host
     models = ", ".join(model.name for model in settings.models)
     print(f"Sightline serves {models} on http://{shown}:{port}/v1", flush=True)
+    if settings.data_dir is None and settings.port:  # one on any free port would not find again what it had kept
+        settings = msgspec.structs.replace(settings, data_dir=str(state_dir() / f"port-{settings.port}"))
     app = create_app(Service(settings), settings)
     config = uvicorn.Config(
         app,
@@ -142,6 +150,7 @@ def to_settings(args: argparse.Namespace) -> Settings:
         fetch=fetch,
         cors=CorsPolicy(origins=(*base.cors.origins, *args.cors_origin)),
         log_level=args.log_level or base.log_level,
+        data_dir=args.data_dir or base.data_dir,
     )
 
 

@@ -9,24 +9,26 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
 from sightline import metrics
 from sightline.config import FetchPolicy, ImageLimits
-from sightline.errors import ImageError, UnsupportedFeature
+from sightline.errors import ImageError, ImageFileNotFound, UnsupportedFeature
 from sightline.images.budget import VisionBudget
 from sightline.images.cache import Decoded, Key, PictureCache
 from sightline.images.decoder import DecoderPool
 from sightline.images.fetch import Fetcher, File
 from sightline.images.plan import Size
-from sightline.types import Image, ImageRef
+from sightline.types import FileId, Image, ImageRef
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+ReadKept = Callable[[str, str, int], Awaitable[bytes]]
+"""From a file's id, the tenant and the most bytes to the file. Raises an `ImageError`."""
 Fit = Callable[[Sequence[Size]], Sequence[VisionBudget]]
 """From the original sizes of a request's pictures to the budgets by which they fit together."""
 
@@ -62,6 +64,8 @@ class Intake:
         self._decoders = DecoderPool(limits)
         self._cache = PictureCache(limits.cache_bytes)
         self._under_way: dict[Key, _Shared] = {}
+        self.read_kept: ReadKept | None = None
+        """How a picture is read that is named by the id of a file; None: no files are kept here."""
 
     async def start(self) -> None:
         await self._decoders.start()
@@ -108,11 +112,17 @@ class Intake:
     async def _fetch(self, ref: ImageRef, tenant: str) -> _Fetched:
         began = time.perf_counter()
         with _named(ref):
-            file = await self._fetcher.fetch(ref.source, tenant=tenant)
+            source = await self._read_kept(ref.source, tenant) if isinstance(ref.source, FileId) else ref.source
+            file = await self._fetcher.fetch(source, tenant=tenant)
             if (wanted := ref.recompression) is not None:
                 _, jpeg = await self._decoders.recompress(file.content, wanted.max_side, wanted.quality)
                 file = await self._fetcher.fetch(jpeg)
         return _Fetched(ref, file, time.perf_counter() - began)
+
+    async def _read_kept(self, file_id: FileId, tenant: str) -> bytes:
+        if self.read_kept is None:
+            raise ImageFileNotFound("no files are kept here; send the picture itself, as a data: URL.")
+        return await self.read_kept(file_id, tenant, self._limits.max_bytes)
 
     async def _inspect(self, fetched: _Fetched) -> Size:
         with _named(fetched.ref):

@@ -1,0 +1,80 @@
+"""A request that the server puts to itself: a line of a batch, answered by the very route that would answer a client.
+
+No socket and no HTTP: the ASGI application is called with a scope of our own, so that every check, every error and
+every byte of the answer is that of the route.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from starlette.types import ASGIApp, Message
+
+from sightline.api import caller
+from sightline.api.caller import Caller
+from sightline.jobs.runner import Answer
+
+PRIORITY: Final = -10
+"""Below everybody who waits for an answer."""
+_RETRYABLE: Final = frozenset({408, 409, 429, 500, 502, 503, 504})
+_TURNED_AWAY: Final = frozenset({b'"code":"engine_overloaded"', b'"code":"rate_limit_exceeded"'})
+_SECONDS: Final = re.compile(r"[0-9]{1,4}")
+
+
+async def execute(app: ASGIApp, endpoint: str, body: bytes, tenant: str) -> Answer:
+    """What `POST endpoint` answers the tenant. Cancelling it ends the work, as a client that leaves does."""
+    exchange = _Exchange(body)
+    scope: dict[str, Any] = {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": endpoint,
+        "raw_path": endpoint.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "headers": [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())],
+        "client": None,
+        "server": None,
+    }
+    caller.put(scope, Caller(tenant, PRIORITY, is_inside=True))
+    await app(scope, exchange.receive, exchange.send)
+    return exchange.to_answer()
+
+
+@dataclass(slots=True)
+class _Exchange:
+    body: bytes
+    sent: bool = False
+    status: int = 500
+    headers: dict[str, str] = field(default_factory=dict)
+    reply: bytearray = field(default_factory=bytearray)
+
+    async def receive(self) -> Message:
+        if not self.sent:
+            self.sent = True
+            return {"type": "http.request", "body": self.body, "more_body": False}
+        return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]  # nobody leaves
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self.headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in message["headers"]}
+        else:
+            self.reply += message.get("body", b"")
+
+    def to_answer(self) -> Answer:
+        body = bytes(self.reply)
+        after = self.headers.get("retry-after", "")
+        return Answer(
+            self.status,
+            self.headers.get("x-request-id", ""),
+            body,
+            retryable=self.status in _RETRYABLE and self.headers.get("x-should-retry") != "false",
+            began=not any(mark in body for mark in _TURNED_AWAY) or self.status not in (429, 503),
+            retry_after_s=float(after) if _SECONDS.fullmatch(after) else 0.0,
+        )

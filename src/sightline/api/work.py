@@ -1,0 +1,106 @@
+"""What is kept on the disk and worked on later: files, batches, analyses that nobody waits for.
+
+Made with the application and started with it. Where the data directory cannot be used, the server serves all the same,
+and what would have to be kept is refused until it can.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from sightline.config import Settings
+from sightline.errors import FileTooLarge as KeptFileTooLarge
+from sightline.errors import ImageFileNotFound, ImageFileTooLarge, ObjectNotFound, SightlineError
+from sightline.jobs import Store
+from sightline.jobs.blobs import Blobs, LocalBlobs, RemoteBlobs
+from sightline.jobs.database import Database
+from sightline.jobs.files import Files, Quota
+from sightline.jobs.runner import Execute, Runner
+from sightline.jobs.schema import SCHEMA
+from sightline.jobs.sqlite import SqliteStore
+from sightline.jobs.stages import Stages
+
+log = logging.getLogger(__name__)
+
+_AGAIN_S: Final = 5.0
+
+
+class Work:
+    """Life: made -> `start` -> `close`. `files` and `store` may be used from then on."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Touches no disk."""
+        temporary = Path(tempfile.gettempdir()) / f"sightline-{os.urandom(8).hex()}"
+        self._directory = temporary if settings.data_dir is None else Path(settings.data_dir)
+        self._settings = settings
+        self._database = Database(self._directory / "sightline.db", SCHEMA)
+        quota = Quota(settings.files.max_bytes, settings.files.max_tenant_bytes)
+        self.store: Store = SqliteStore(self._directory, database=self._database)
+        self.files = Files(self._database, self._blobs(), quota)
+        batches = settings.batches
+        self.stages = Stages(self.store, self.files, max_lines=batches.max_lines, max_bytes=batches.max_bytes)
+        self._runner: Runner | None = None
+        self._starting: asyncio.Task[None] | None = None
+
+    def _blobs(self) -> Blobs:
+        url = self._settings.files.url
+        return LocalBlobs(self._directory / "files") if url is None else RemoteBlobs(url)
+
+    async def start(self, execute: Execute) -> None:
+        """`execute` answers what is worked on."""
+        self._runner = Runner(
+            self.store, self.files, self.stages, execute, at_once=self._settings.batches.max_concurrent
+        )
+        if not await self._is_started():
+            self._starting = asyncio.create_task(self._start_later())
+
+    async def close(self) -> None:
+        """What is under way is done by the next server that uses the directory."""
+        if self._starting is not None:
+            self._starting.cancel()
+        if self._runner is not None:
+            await self._runner.close()
+        await self.store.close()
+        if self._settings.data_dir is None:
+            await asyncio.to_thread(shutil.rmtree, self._directory, ignore_errors=True)
+
+    def wake(self) -> None:
+        """There is something new to do."""
+        if self._runner is not None:
+            self._runner.wake()
+
+    async def _is_started(self) -> bool:
+        assert self._runner is not None
+        try:
+            await self.store.start()
+        except SightlineError as error:
+            log.error("files and batches cannot be kept in %s: %s", self._directory, error.message)
+            with suppress(SightlineError):
+                await self.store.close()
+            return False
+        await self._runner.start()
+        return True
+
+    async def _start_later(self) -> None:
+        while True:
+            await asyncio.sleep(_AGAIN_S)
+            if await self._is_started():
+                return
+
+    async def read_picture(self, file_id: str, tenant: str, max_bytes: int) -> bytes:
+        """A file that a request names as a picture. Raises an `ImageError` where there is none or it is too large."""
+        try:
+            return await self.files.read(tenant, file_id, max_bytes)
+        except ObjectNotFound:
+            raise ImageFileNotFound(
+                "there is no such file; upload the picture to /v1/files and name the id of the answer."
+            ) from None
+        except KeptFileTooLarge as error:
+            raise ImageFileTooLarge(error.message) from None
