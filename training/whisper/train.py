@@ -2,6 +2,10 @@
 
     python -m training.whisper.train --minutes 50 --out runs/whisper [--threads 1] [--resume]
 
+First the whole model learns, then, from `DECODER_FROM` of the time on, the decoder alone: by then the encoder tells
+words apart, and what takes longest is to say them in their order, which the decoder learns from what the encoder made
+of windows, without making it anew each time.
+
 Writes `log.jsonl` (loss and error rates against time), `state.pt` every few minutes, and continues from it with
 `--resume`. `training.whisper.checkpoint` makes the files of it that engines load.
 """
@@ -12,6 +16,7 @@ import argparse
 import json
 import math
 import queue
+import random
 import threading
 import time
 from pathlib import Path
@@ -33,13 +38,20 @@ BATCH_S = 64.0
 POOL = 1500
 """Takes kept of each language; a step adds a few."""
 SHORT_WINDOWS_S = (1.6, 2.4, 3.2, 4.8)
+DECODER_FROM = 0.55
+KEPT = 1500
+"""Windows of which the encoder's output is kept while the decoder learns alone."""
+REPLAYED = 2
+"""Steps of the decoder for each batch that the encoder makes."""
+REPLAYED_BATCH = 24
 EXAM_EVERY_S = 600.0
-EMA = 0.998
+EMA = 0.995
 _IGNORED = -100
 
 
 class Batch:
     def __init__(self, lessons: list[Lesson]) -> None:
+        self.lessons = lessons
         longest = max(len(lesson.tokens) for lesson in lessons)
         self.mel = torch.from_numpy(np.stack([lesson.mel for lesson in lessons]))
         self.tokens = torch.zeros(len(lessons), longest - 1, dtype=torch.long)
@@ -134,6 +146,8 @@ def train(minutes: float, out: Path, *, resume: bool, seed: int = 6) -> None:
     feed = Feed(Teacher(tokenizer, Studio("train", seed + step), size.bands, seed + step), seed + step)
     began, total_s, exam_at = time.monotonic(), minutes * 60, before_s + EXAM_EVERY_S
     shown: list[dict[str, float]] = []
+    kept: list[tuple[Tensor, Lesson]] = []
+    draw = random.Random(seed + step)
     log = (out / "log.jsonl").open("a" if resume else "w")
 
     def note(**facts: Any) -> None:
@@ -143,7 +157,8 @@ def train(minutes: float, out: Path, *, resume: bool, seed: int = 6) -> None:
 
     while (elapsed := before_s + time.monotonic() - began) < total_s:
         done = elapsed / total_s
-        feed.full_windows = 0.15 if done < 0.3 else 0.4 if done < 0.6 else 0.8
+        alone = done >= DECODER_FROM
+        feed.full_windows = 0.15 if done < 0.3 else 1.0 if alone else 0.4
         rate = (
             2e-3
             * min(1.0, (step + 1) / 150)
@@ -151,24 +166,36 @@ def train(minutes: float, out: Path, *, resume: bool, seed: int = 6) -> None:
         )
         for group in optimizer.param_groups:
             group["lr"] = rate
+        if alone and not kept:
+            model.load_state_dict(average)
         batch = feed.next()
-        memory = model.encoder(batch.mel)
-        heard = F.cross_entropy(model.frames(memory).flatten(0, 1), batch.frames.flatten())
-        logits, looks = model.decoder.guided(batch.tokens, memory)
-        said = token_loss(logits, batch.targets, first_timestamp, 2.0 if done < 0.5 else 0.6)
-        looked = look_loss(looks, batch.places)
-        loss = said + (1.0 if done < 0.25 else 0.3) * heard + 0.3 * looked
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        step += 1
-        decay = min(EMA, (step + 1) / (step + 20))
-        with torch.no_grad():
-            for name, value in model.state_dict().items():
-                average[name].lerp_(value, 1 - decay)
-        shown.append({"said": said.item(), "heard": heard.item(), "looked": looked.item()})
-        if len(shown) == 50:
+        with torch.set_grad_enabled(not alone):
+            memory = model.encoder(batch.mel)
+            heard = F.cross_entropy(model.frames(memory).flatten(0, 1), batch.frames.flatten())
+        if alone:
+            if memory.shape[1] == size.source_positions:
+                kept = [*kept, *zip(memory.half(), batch.lessons, strict=True)][-KEPT:]
+            if len(kept) < REPLAYED_BATCH:
+                continue
+        for _ in range(REPLAYED if alone else 1):
+            if alone:
+                chosen = draw.sample(kept, REPLAYED_BATCH)
+                memory, batch = torch.stack([m for m, _ in chosen]).float(), Batch([lesson for _, lesson in chosen])
+            logits, looks = model.decoder.guided(batch.tokens, memory)
+            said = token_loss(logits, batch.targets, first_timestamp, 0.6 if alone else 2.0)
+            looked = look_loss(looks, batch.places)
+            loss = said + 0.3 * looked + (0.0 if alone else (1.0 if done < 0.25 else 0.3) * heard)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            step += 1
+            decay = min(EMA, (step + 1) / (step + 20))
+            with torch.no_grad():
+                for name, value in model.state_dict().items():
+                    average[name].lerp_(value, 1 - decay)
+            shown.append({"said": said.item(), "heard": heard.item(), "looked": looked.item()})
+        if len(shown) >= 50:
             means = {key: round(float(np.mean([s[key] for s in shown])), 4) for key in shown[0]}
             note(minute=round(elapsed / 60, 2), step=step, **means)
             shown.clear()

@@ -126,10 +126,11 @@ class Recording:
         return tuple(told)
 
     def _with_words(self, segments: list[Segment], heard: Any, start: Sequence[int], size: int) -> list[Segment]:
-        """Words of the whole window are found together, then given to their segments, whose times they keep to."""
+        """Words of the whole window are found together, then given to the segments in whose text they stand."""
         v = self._t.vocabulary
         texts = [[token for token in segment.tokens if v.is_text(token)] for segment in segments]
         offset = segments[0].seek / _FRAMES_PER_S
+        last = len(self._request.samples) / SAMPLE_RATE
         found = self._t.aligner.words(
             heard, start, [token for text in texts for token in text], size // _FRAMES_PER_TIMESTAMP, self.language
         )
@@ -140,12 +141,19 @@ class Recording:
             rest = len(segment.text.encode())
             while rest > 0 and (word := next(words, None)) is not None:
                 rest -= len(word.text.encode())
-                begin = min(max(offset + word.start, segment.start), segment.end)
-                own.append(
-                    SpokenWord(word.text, round(begin, 3), round(min(max(offset + word.end, begin), segment.end), 3))
-                )
-            result.append(replace(segment, words=tuple(own)))
+                own.append(SpokenWord(word.text, min(offset + word.start, last), min(offset + word.end, last)))
+            result.append(replace(segment, words=_within(segment, own)))
         return result
+
+
+def _within(segment: Segment, words: list[SpokenWord]) -> tuple[SpokenWord, ...]:
+    """The path of attention spans the pauses around a segment, too: its first word does not begin before it, and its
+    last does not end behind it."""
+    if words:
+        first, last = words[0], words[-1]
+        words[0] = replace(first, start=max(first.start, min(segment.start, first.end)))
+        words[-1] = replace(words[-1], end=min(last.end, max(segment.end, words[-1].start)))
+    return tuple(SpokenWord(word.text, round(word.start, 3), round(word.end, 3)) for word in words)
 
 
 def _cut(attempt: Attempt, v: Vocabulary, size: int) -> tuple[list[_Part], int]:
