@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -59,6 +61,30 @@ def test_what_a_person_writes_swallows_nothing_and_is_never_special(tmp_path: Pa
     assert special in library.encode("x<a>").ids
     assert special not in tokens
     assert len(tokens) > 3
+
+
+def test_a_long_text_does_not_stop_the_other_threads(tmp_path: Path) -> None:
+    """The event loop is one of them: a single request of some megabytes would stop the whole server."""
+    write_tokenizer(tmp_path)
+    longest, done = 0.0, threading.Event()
+
+    def beat() -> None:
+        nonlocal longest
+        last = time.monotonic()
+        while not done.wait(0.001):
+            now = time.monotonic()
+            longest, last = max(longest, now - last), now
+
+    tokenizer = PromptTokenizer(tmp_path)
+    beating = threading.Thread(target=beat)
+    beating.start()
+    begun = time.monotonic()
+    tokens = tokenizer.tokenize([Written("hello, world " * 20_000, by_template=False)])
+    taken = time.monotonic() - begun
+    done.set()
+    beating.join()
+    assert len(tokens) > 20_000
+    assert longest < taken / 2, "the other thread stood still while the text was taken apart"
 
 
 def test_a_template_may_ask_for_the_date(tmp_path: Path) -> None:
