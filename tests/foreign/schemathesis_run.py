@@ -73,7 +73,8 @@ def ask_for_our_model(document: Json) -> Json:
     for schema in _sent(document):
         properties = schema.get("properties", {})
         if "model" in properties:
-            properties["model"] = {"const": MODEL}
+            may_be_null = "null" in properties["model"].get("type", ())
+            properties["model"] = {"enum": [MODEL, None] if may_be_null else [MODEL]}
     return document
 
 
