@@ -164,6 +164,13 @@ class StoreContract:
         assert "The engine is gone." in result.error_message
         assert (await store.get("t", "batch", made.id)).counts.failed == 2
 
+    async def test_what_was_tried_before_comes_last(self, store: Store, clock: Moved) -> None:
+        await begun(store, batch(), 6)
+        await store.lease("killed", 2, 30)
+        clock.pass_(31)
+        await store.sweep()
+        assert names(await store.lease("w", 5, 30)) == ["c-2", "c-3", "c-4", "c-5", "c-0"]
+
     async def test_what_nobody_began_is_no_try(self, store: Store, clock: Moved) -> None:
         await begun(store, batch(), 1)
         for _ in range(5):

@@ -234,7 +234,9 @@ class Store(Protocol):
 
     async def lease(self, worker: str, limit: int, lease_s: float) -> Sequence[Lease]:
         """Up to `limit` items of batches `in_progress` that nobody holds and whose time has come: analyses first, then
-        of the tenant who has the fewest under way, of the batch that has waited longest, in order."""
+        of the tenant who has the fewest under way, of the batch that has waited longest, in order; those that were
+        tried before behind those that were not, so that servers that are killed do not take the same ones with them
+        each time."""
         ...
 
     async def renew(self, leases: Sequence[Lease], lease_s: float) -> Sequence[Lease]:

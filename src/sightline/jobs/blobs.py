@@ -80,7 +80,8 @@ class LocalBlobs:
 
 
 class RemoteBlobs:
-    """What fsspec calls a filesystem. Its calls block, so each is made in a thread; an upload is whole or not there."""
+    """What fsspec calls a filesystem. Its calls block, so each is made in a thread; an upload is whole or not there
+    when it has ended."""
 
     def __init__(self, url: str) -> None:
         """Raises `InvalidRequest` where the URL's kind of storage cannot be had."""
@@ -107,8 +108,8 @@ class RemoteBlobs:
                 await _off_loop(lambda chunk=chunk: file.write(chunk))  # type: ignore[misc]
             await _off_loop(file.close)
         except BaseException:
-            # Closing would make what has arrived a whole object.
-            await _off_loop(getattr(file, "discard", lambda: None))
+            await _off_loop(lambda: _abandon(file))
+            await self.delete(key)
             raise
 
     async def read(self, key: str) -> AsyncIterator[bytes]:
@@ -135,6 +136,16 @@ class RemoteBlobs:
             return [entry["name"].rpartition("/")[2] for entry in entries if _changed(entry) <= before]
 
         return await _off_loop(found)
+
+
+def _abandon(file: Any) -> None:
+    """Ends an upload without making an object of it where the storage can do that, or else with one to be deleted."""
+    with suppress(Exception):
+        file.discard()
+        file.closed = True  # else it would be uploaded when it is collected
+        return
+    with suppress(Exception):
+        file.close()
 
 
 def _changed(entry: dict[str, Any]) -> float:

@@ -60,7 +60,7 @@ CREATE TABLE items (
     error_message TEXT NOT NULL DEFAULT '',
     UNIQUE (batch, idx)
 );
-CREATE INDEX items_waiting ON items (batch, idx) WHERE state = 'waiting';
+CREATE INDEX items_waiting ON items (batch, attempts, idx) WHERE state = 'waiting';
 CREATE INDEX items_leased ON items (state) WHERE state = 'leased';
 CREATE TABLE keys (
     tenant TEXT NOT NULL,

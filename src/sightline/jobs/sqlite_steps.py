@@ -159,7 +159,7 @@ def next_item(db: sqlite3.Connection, boot: str, now: float) -> sqlite3.Row | No
     first = min(batches, key=lambda row: (row["kind"] != "analysis", under_way[row["tenant"]], row["place"]))
     return db.execute(  # type: ignore[no-any-return]
         "SELECT items.*, batches.id AS batch_id, tenant, endpoint FROM items JOIN batches ON place = batch"
-        " WHERE batch = ? AND state = 'waiting' AND (boot <> ? OR at <= ?) ORDER BY idx LIMIT 1",
+        " WHERE batch = ? AND state = 'waiting' AND (boot <> ? OR at <= ?) ORDER BY attempts, idx LIMIT 1",
         (first["place"], boot, now),
     ).fetchone()
 
