@@ -146,7 +146,7 @@ class StoreContract:
         clock.jump(-86_400 * 365)
         clock.pass_(31)
         await store.sweep()
-        assert names(await store.lease("w", 5, 30)) == ["c-0", "c-1"]
+        assert names(await store.lease("w", 5, 30)) == ["c-1", "c-0"]
 
     async def test_three_tries_and_then_an_error_line(self, store: Store, clock: Moved) -> None:
         made = await begun(store, batch(), 2)
