@@ -124,7 +124,7 @@ def _load_model(model_dir: Path, options: Options, defaults: _Defaults, context:
             "apply_quantization": True,
         }
     # EasyDeL 0.3.0 leaves out the biases of queries, keys and values, which every Qwen2-VL has (`_unified.py` asks the
-    # configuration for `attention_bias`, which is not in it). The output's, which no checkpoint has, stays empty.
+    # configuration for `attention_bias`, which is not in it).
     Qwen2VLTextConfig.attention_bias = True
     model = AutoEasyDeLModelForImageTextToText.from_pretrained(
         str(model_dir),
@@ -158,6 +158,7 @@ def _repair(model: Any) -> None:
     # M-RoPE's sections lie as frame, row, column, frame, row, column; without this, as frame, frame, row, row ...
     for _, attention in iter_module_search(model, Qwen2VLAttention):
         attention.rotary.repetition_style = True
+        attention.o_proj.bias, attention.o_proj.use_bias = None, False  # which `attention_bias` gave it, empty
 
 
 def _attend_to_pictures(runner: Any, positions: Mapping[str, Positions]) -> set[str]:
