@@ -19,6 +19,9 @@ from sightline.errors import ContextLengthExceeded, DeadlineExceeded, EngineErro
 
 MAX_RETRY_AFTER_S = 120
 """SDKs obey a Retry-After up to this long; above it they give up (wire contract, section 0)."""
+BACKGROUND = -10
+"""The priority of what nobody waits for."""
+_OF_LATE_S = 10.0
 _RATE_WINDOW = 64
 _BACKOFF_S = 0.1
 _BACKOFF_MOST_S = 2.0
@@ -37,6 +40,9 @@ class Admission:
     A request enters (or is refused because the line is full), then waits for as many slots as it has choices: higher
     priority first, then in order of arrival. The head of the line is never overtaken by a cheaper request, so a wide
     one cannot starve. Used from one event loop; not thread-safe.
+
+    What runs in the background (batches) leaves slots free for whoever comes and waits: one, and half of them while
+    such requests have come of late.
     """
 
     def __init__(self, slots: int, max_waiting: int, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -49,6 +55,8 @@ class Admission:
         self._entered = 0
         self._finished: deque[float] = deque(maxlen=_RATE_WINDOW)
         self._clock = clock
+        self._interactive = -math.inf
+        """When a request last came that somebody waits for."""
 
     @property
     def waiting(self) -> int:
@@ -63,6 +71,8 @@ class Admission:
                 retry_after_s=self.retry_after_s(),
             )
         self._entered += 1
+        if priority > BACKGROUND:
+            self._interactive = self._clock()
         return Ticket(self, priority, min(choices, self.slots))
 
     def retry_after_s(self) -> float:
@@ -82,13 +92,20 @@ class Admission:
     def _grant(self) -> None:
         while self._line:
             ticket = self._line[0][2]
-            if not ticket.left and ticket.cost > self._free:
+            if not ticket.left and ticket.cost > self._free - self._kept_free(ticket):
                 return
             heapq.heappop(self._line)
             if not ticket.left:
                 self._free -= ticket.cost
                 self.running += 1
                 ticket.granted.set()
+
+    def _kept_free(self, ticket: Ticket) -> int:
+        """Slots that this one may not take."""
+        if ticket.priority > BACKGROUND or self.running == 0:
+            return 0
+        of_late = self._clock() - self._interactive < _OF_LATE_S
+        return self.slots // 2 if of_late else min(1, self.slots - 1)
 
     def _leave(self, ticket: Ticket) -> None:
         self._entered -= 1

@@ -16,9 +16,8 @@ from starlette.types import ASGIApp, Message
 from sightline.api import caller
 from sightline.api.caller import Caller
 from sightline.jobs.runner import Answer
+from sightline.routing import BACKGROUND
 
-PRIORITY: Final = -10
-"""Below everybody who waits for an answer."""
 _RETRYABLE: Final = frozenset({408, 409, 429, 500, 502, 503, 504})
 _TURNED_AWAY: Final = frozenset({b'"code":"engine_overloaded"', b'"code":"rate_limit_exceeded"'})
 _SECONDS: Final = re.compile(r"[0-9]{1,4}")
@@ -41,7 +40,7 @@ async def execute(app: ASGIApp, endpoint: str, body: bytes, tenant: str) -> Answ
         "client": None,
         "server": None,
     }
-    caller.put(scope, Caller(tenant, PRIORITY, is_inside=True))
+    caller.put(scope, Caller(tenant, BACKGROUND, is_inside=True))
     await app(scope, exchange.receive, exchange.send)
     return exchange.to_answer()
 
