@@ -57,8 +57,15 @@ NOT_SERVED: Mapping[str, str] = {
     "/batches": "batches come with the jobs",
 }
 """Operations of OpenAI's document that we decline, or a beginning of their paths, and why."""
+_EMPTY = "of an empty list the first and last id are null"
+_FILE = "the purpose 'evals' may be sent, but not told; a file that does not expire says null"
 ACCEPTED: Mapping[tuple[str, str], str] = {
     ("POST /embeddings", "ST108"): "a vector asked for in base64 is a text; OpenAI's document has arrays only",
+    ("GET /batches", "ST108"): _EMPTY,
+    ("GET /files", "ST108"): f"{_EMPTY}; {_FILE}",
+    ("GET /files/{file_id}", "ST108"): _FILE,
+    ("POST /files", "ST108"): _FILE,
+    ("GET /files/{file_id}/content", "ST105"): "a file's content is its bytes, not JSON",
 }
 """What may be found: (operation, code of the finding) and why."""
 
