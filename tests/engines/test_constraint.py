@@ -260,6 +260,13 @@ def test_a_trial_that_was_ended_is_followed_by_another(constraints: Constraints,
     assert trial.fault('start: "a"') == ""
 
 
+def test_tokens_may_be_taken_without_a_look_at_what_is_allowed(constraints: Constraints) -> None:
+    for _ in range(30):
+        constraint = made(constraints, schema({"type": "string", "pattern": "(a|b)*a(a|b){12}$"}))
+        for token in tokenizer().encode('"' + "ab" * 20).ids:
+            assert not constraint.accept(token)
+
+
 def test_what_must_come_is_cut_into_tokens_as_the_model_was_taught(tmp_path: Path) -> None:
     """In a vocabulary that puts a space before every text, too: the first token of what is forced is asked for."""
     vocab = {"<unk>": 0, "</s>": 1, **{f"<0x{byte:02X}>": 2 + byte for byte in range(256)}, "\u2581": 258, '{"': 259}

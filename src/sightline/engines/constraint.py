@@ -193,6 +193,7 @@ class Constraint:
 
     def accept(self, token: int) -> bool:
         """Takes the token that came; True: the answer is complete, nothing may follow."""
+        self._bits.result()  # nobody else may be at the matcher
         self._matcher.consume_token(token)
         if self._matcher.is_stopped() and not self._matcher.is_error():
             return True
