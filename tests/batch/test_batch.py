@@ -6,6 +6,7 @@ import asyncio
 import csv
 import io
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -218,6 +219,19 @@ def test_a_file_that_is_there_is_not_replaced_unasked(tmp_path: Path) -> None:
         Results(tmp_path / "a.xlsx", {})
     with pytest.raises(InvalidRequest, match="no folder"):
         Results(tmp_path / "none" / "a.csv", {})
+
+
+def test_names_that_are_not_utf_8_cost_no_run(tmp_path: Path) -> None:
+    """Names of files are bytes; Python gives those that are no text as halves of surrogate pairs."""
+    name = os.fsdecode(b"\xff.png")
+    task = Task(0, name, (name,), "?")
+    with Results(tmp_path / "out.jsonl", {}) as results:
+        results.write(Row(0, name, (name,), "?", answer="red"))
+    with Results(tmp_path / "out.jsonl", {}) as results:
+        assert list(results.remaining(iter([task]))) == []
+        results.finish()
+    row = json.loads((tmp_path / "out.jsonl").read_text())
+    assert (row["id"], row["answer"]) == ("?.png", "red")
 
 
 def test_a_row_is_known_by_what_was_asked() -> None:

@@ -66,6 +66,7 @@ def test_jsonl_too(tmp_path: Path) -> None:
         ("in.jsonl", '{"pictures": "x.png"}\n', "'pictures' is a list"),
         ("in.jsonl", '{"picture": "x.png", "prompt": 3}\n', "'prompt' is a text"),
         ("in.jsonl", b"\xff\n", "not UTF-8"),
+        ("in.csv", "picture,answer\nx.png,red\n", "line 2: the answers have a column 'answer' of their own"),
     ],
 )
 def test_what_is_wrong_in_a_table_is_told_with_its_line(

@@ -165,7 +165,10 @@ def digest_of(task: Task | Row) -> str:
 
 
 def _line(value: Mapping[str, Any]) -> bytes:
-    return msgspec.json.encode(value) + b"\n"
+    try:
+        return msgspec.json.encode(value) + b"\n"
+    except UnicodeEncodeError:  # names of files are bytes, which need not be UTF-8
+        return json.dumps(value, ensure_ascii=False).encode(errors="replace") + b"\n"
 
 
 def _to_json(row: Row) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import csv
 import glob
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,10 @@ class Row:
     seconds: float = 0.0
     """From its first try to its answer."""
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+_ANSWERS = {"error_code", "digest", *(column.name for column in fields(Row))} - {*_OURS, "index", "extra"}
+"""Columns of what is written, which none of the input's may share a name with: one of the two would be lost."""
 
 
 def to_name(picture: Picture) -> str:
@@ -179,6 +183,11 @@ def _to_task(row: Mapping[str, Any], place: str, base: Path, prompt: str | None)
         raise InvalidRequest(f"{place}: 'prompt' is a text.", param="prompt")
     name = row.get("id") or (pictures[0] if pictures else place)
     extra = {key: value for key, value in row.items() if key not in _OURS}
+    if taken := sorted(_ANSWERS & extra.keys()):
+        raise InvalidRequest(
+            f"{place}: the answers have a column {taken[0]!r} of their own. Give that of the table another name.",
+            param=taken[0],
+        )
     return Task(0, str(name), pictures, _prompt(prompt, own, place), extra)
 
 
