@@ -139,7 +139,7 @@ def test_no_message_repeats_what_came_from_the_environment(
 
 
 def test_names_of_variables_and_numbers_of_tokens_are_no_secrets(tmp_path: Path) -> None:
-    text = "models: [{name: a, engine: fake, options: {min_image_tokens: 4}}]\n"
+    text = "models: [{name: a, engine: fake, options: {min_image_tokens: 4, prefill_s_per_token: 0.1}}]\n"
     assert problems(tmp_path, text) == []
 
 

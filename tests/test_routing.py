@@ -19,11 +19,13 @@ from sightline.errors import (
     UpstreamFailed,
 )
 from sightline.routing import (
+    BACKGROUND,
     Admission,
     Breaker,
     Deadline,
     Quarantine,
     RetryBudget,
+    Ticket,
     backoff_s,
     falls_back,
     passes_over,
@@ -363,3 +365,42 @@ def test_suspects_take_bounded_memory() -> None:
     for i in range(5_000):
         quarantine.suspect([str(i)], 0)
     assert not quarantine.holds("old")
+
+
+# --- what nobody waits for -------------------------------------------------------------------------------------------
+
+
+async def hold(admission: Admission, priority: int) -> tuple[Ticket, asyncio.Task[None]]:
+    ticket = admission.enter(priority=priority)
+    waiting = asyncio.create_task(ticket.slot())
+    await asyncio.sleep(0)
+    return ticket, waiting
+
+
+async def test_what_runs_in_the_background_leaves_slots_free() -> None:
+    now = [0.0]
+    admission = Admission(8, 100, clock=lambda: now[0])
+    background = [await hold(admission, BACKGROUND) for _ in range(10)]
+    assert admission.running == 7, "one is free for whoever comes"
+    client, waiting = await hold(admission, 0)
+    assert waiting.done()
+    await client.__aexit__()
+    for ticket, _ in background[:2]:
+        await ticket.__aexit__()
+    assert admission.running == 5, "half are, while clients come"
+    for ticket, _ in background[2:4]:
+        await ticket.__aexit__()
+    assert admission.running == 4
+    now[0] = 60.0
+    for _ in range(10):
+        background.append(await hold(admission, BACKGROUND))
+    assert admission.running == 7
+
+
+async def test_the_background_gets_on_where_there_is_one_slot() -> None:
+    admission = Admission(1, 100)
+    client, _ = await hold(admission, 0)
+    background, waiting = await hold(admission, BACKGROUND)
+    assert not waiting.done()
+    await client.__aexit__()
+    assert background.granted.is_set()

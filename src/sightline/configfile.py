@@ -31,8 +31,8 @@ from sightline.errors import InvalidRequest, SightlineError
 _PATH_OPTIONS = frozenset({"checkpoint", "ca_file"})
 _VARIABLE = re.compile(r"\$(\$\{)|\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _ONLY_VARIABLE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}")
-_SECRET = re.compile(r"(?i)(?:.*[_-])?(?:api[_-]?key|token|secret|secret[_-]access[_-]key|password)")
-"""Names of what must not be written down; `api_key_env` and `step_tokens` are none."""
+_SECRET = re.compile(r"(?i)(?!.*_per_token$)(?:.*[_-])?(?:api[_-]?key|token|secret|secret[_-]access[_-]key|password)")
+"""Names of what must not be written down; `api_key_env`, `step_tokens` and `prefill_s_per_token` are none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,184 @@
+"""The workers inside a server: what becomes of answers, of what was taken away, and of a server that ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sightline.errors import StorageUnavailable
+from sightline.jobs import Batch
+from sightline.jobs.blobs import LocalBlobs
+from sightline.jobs.database import Database
+from sightline.jobs.files import Files, Quota, new_file_id
+from sightline.jobs.runner import Answer, Execute, Runner
+from sightline.jobs.schema import SCHEMA
+from sightline.jobs.sqlite import SqliteStore
+from sightline.jobs.stages import Stages
+from tests.jobs.queue_contract import batch
+
+pytestmark = pytest.mark.anyio
+
+OK = Answer(200, "req", b'{"usage":{"prompt_tokens":2,"completion_tokens":1}}')
+
+
+class Server:
+    """A runner with all that it needs, and routes that a test writes."""
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("sightline.jobs.runner._DELAYS_S", (0.01,))
+        monkeypatch.setattr("sightline.jobs.runner._FAILING_S", 0.01)
+        database = Database(directory / "sightline.db", SCHEMA)
+        self.store = SqliteStore(directory, database=database)
+        self.files = Files(database, LocalBlobs(directory / "files"), Quota(10**6, 10**9))
+        self.stages = Stages(self.store, self.files, max_lines=100, max_bytes=10**6)
+        self.asked: list[str] = []
+
+    def runner(self, execute: Callable[[str], Any], at_once: int = 4) -> Runner:
+        async def counted(endpoint: str, body: bytes, tenant: str) -> Answer:
+            name = json.loads(body)["name"]
+            self.asked.append(name)
+            answer = execute(name)
+            return await answer if asyncio.iscoroutine(answer) else answer
+
+        ask: Execute = counted
+        return Runner(
+            self.store, self.files, self.stages, ask, at_once=at_once, heartbeat_s=0.02, poll_s=0.02, lease_s=5
+        )
+
+    async def submit(self, count: int) -> Batch:
+        async def lines() -> AsyncIterator[bytes]:
+            for number in range(count):
+                body = {"model": "m", "name": f"c-{number}"}
+                line = {"custom_id": f"c-{number}", "method": "POST", "url": "/v1/chat/completions", "body": body}
+                yield json.dumps(line).encode() + b"\n"
+
+        file = await self.files.create("t", "in", "batch", lines())
+        made = batch(input_file_id=file.id, output_file_id=new_file_id(), error_file_id=new_file_id())
+        return await self.store.create(Batch(**{n: getattr(made, n) for n in made.__slots__} | {"expires_at": 2**40}))
+
+    async def ended(self) -> Batch:
+        async with asyncio.timeout(20):
+            while (found := await self.store.get("t", "batch", "batch_a")).status not in ("completed", "cancelled"):
+                await asyncio.sleep(0.01)
+        return found
+
+    async def lines(self, file_id: str | None) -> dict[str, Any]:
+        content = await self.files.read("t", file_id or "", 10**6)
+        return {told["custom_id"]: told for told in map(json.loads, content.splitlines())}
+
+
+@pytest.fixture
+async def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Server]:
+    server = Server(tmp_path, monkeypatch)
+    await server.store.start()
+    yield server
+    await server.store.close()
+
+
+async def test_what_may_pass_is_tried_again_and_what_will_not_is_told_at_once(server: Server) -> None:
+    failed = Answer(503, "req", b'{"error":{"message":"It is loading."}}', retryable=True)
+    full = Answer(503, "req", b"{}", retryable=True, began=False)
+    wrong = Answer(400, "req", b'{"error":{"message":"No."}}')
+    answers = {"c-0": [failed, OK], "c-1": [failed] * 3, "c-2": [wrong], "c-3": [full] * 4 + [OK]}
+    runner = server.runner(lambda name: answers[name].pop(0))
+    made = await server.submit(4)
+    await runner.start()
+    over = await server.ended()
+    await runner.close()
+    assert not any(answers.values())
+    assert (over.counts.completed, over.counts.failed, over.usage.input_tokens) == (2, 2, 4)
+    assert set(await server.lines(made.output_file_id)) == {"c-0", "c-3"}
+    told = await server.lines(made.error_file_id)
+    assert told["c-2"]["response"] == {"status_code": 400, "request_id": "req", "body": {"error": {"message": "No."}}}
+    assert told["c-1"]["response"] is None
+    assert told["c-1"]["error"]["code"] == "max_attempts"
+    assert "It is loading." in told["c-1"]["error"]["message"]
+
+
+async def test_a_bug_in_a_route_stops_no_batch(server: Server) -> None:
+    def broken(name: str) -> Answer:
+        if name == "c-1":
+            raise RuntimeError("a bug")
+        return OK
+
+    await server.submit(3)
+    runner = server.runner(broken)
+    await runner.start()
+    over = await server.ended()
+    await runner.close()
+    assert (over.counts.completed, over.counts.failed) == (2, 1)
+    assert server.asked.count("c-1") == 3
+
+
+async def test_no_more_than_so_many_at_once_and_a_cancellation_ends_them(server: Server) -> None:
+    under_way, left = 0, 0
+
+    async def hang(_: str) -> Answer:
+        nonlocal under_way, left
+        under_way += 1
+        try:
+            await asyncio.Event().wait()
+        finally:
+            left += 1
+        raise AssertionError
+
+    made = await server.submit(10)
+    runner = server.runner(hang, at_once=3)
+    await runner.start()
+    async with asyncio.timeout(20):
+        while under_way < 3:
+            await asyncio.sleep(0.01)
+        await server.store.cancel("t", "batch", made.id)
+        over = await server.ended()
+        while left < 3:
+            await asyncio.sleep(0.01)
+    await runner.close()
+    assert (over.status, under_way) == ("cancelled", 3)
+    assert {told["error"]["code"] for told in (await server.lines(made.error_file_id)).values()} == {"batch_cancelled"}
+
+
+async def test_a_server_that_ends_gives_back_what_it_holds(server: Server) -> None:
+    begun = asyncio.Event()
+
+    async def hang(_: str) -> Answer:
+        begun.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    await server.submit(2)
+    first = server.runner(hang)
+    await first.start()
+    await begun.wait()
+    await first.close()
+    await first.close()
+    leases = await server.store.lease("w", 9, 5)
+    assert [lease.attempt for lease in leases] == [1, 1], "as if never tried"
+    await server.store.release(leases)
+    second = server.runner(lambda _: OK)
+    await second.start()
+    assert (await server.ended()).counts.completed == 2
+    await second.close()
+
+
+async def test_a_result_waits_until_it_can_be_kept(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    complete, refused = server.store.complete, 0
+
+    async def sometimes(*args: Any) -> bool:
+        nonlocal refused
+        if refused < 3:
+            refused += 1
+            raise StorageUnavailable("The disk is away.")
+        return await complete(*args)
+
+    monkeypatch.setattr(server.store, "complete", sometimes)
+    await server.submit(2)
+    runner = server.runner(lambda _: OK)
+    await runner.start()
+    assert (await server.ended()).counts.completed == 2
+    await runner.close()
+    assert server.asked == ["c-0", "c-1"], "it is not asked again"
