@@ -40,7 +40,14 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="module")
 async def engine(anyio_backend: str) -> AsyncIterator[VllmEngine]:
     options = {
-        "engine_kwargs": {"dtype": "float32", "max_model_len": CONTEXT, "enforce_eager": True, "max_num_seqs": 16},
+        "engine_kwargs": {
+            "dtype": "float32",
+            "max_model_len": CONTEXT,
+            "enforce_eager": True,
+            "max_num_seqs": 16,
+            "enable_auto_tool_choice": True,
+            "tool_call_parser": "hermes",
+        },
         "environment": {"VLLM_CPU_KVCACHE_SPACE": "1"},
     }
     engine = VllmEngine(
