@@ -260,24 +260,25 @@ async def _read_body(request: Request, max_bytes: int) -> Body:
     return body
 
 
-async def body_chunks(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
-    """A request's body as it arrives.
+async def body_chunks(request: Request, max_bytes: int, timeout_s: float | None = None) -> AsyncGenerator[bytes, None]:
+    """A request's body as it arrives, all of it within `timeout_s` (`_BODY_TIMEOUT_S`).
 
     Raises `HTTPException` 408 for one that is too slow, `BodyTooLarge` behind the first `max_bytes`, which have been
     given out by then; `ClientDisconnected` if nobody waits any more.
     """
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > _LINGER_BYTES:
+    if declared.isdecimal() and int(declared) > max(_LINGER_BYTES, max_bytes):
         raise _too_large(max_bytes)
     size = 0
-    deadline = asyncio.get_running_loop().time() + _BODY_TIMEOUT_S
+    timeout_s = _BODY_TIMEOUT_S if timeout_s is None else timeout_s
+    deadline = asyncio.get_running_loop().time() + timeout_s
     more = True
     while more:
         try:
             async with asyncio.timeout_at(deadline):
                 message = await request.receive()
         except TimeoutError:
-            raise HTTPException(408, f"The body did not arrive within {_BODY_TIMEOUT_S:g} s.") from None
+            raise HTTPException(408, f"The body did not arrive within {timeout_s:g} s.") from None
         if message["type"] == "http.disconnect":
             raise ClientDisconnected
         chunk: bytes = message.get("body", b"")
