@@ -37,3 +37,14 @@ def test_a_file_that_is_no_picture(tmp_path: Path, capfd: pytest.CaptureFixture[
     (tmp_path / "note.txt").write_text("hello")
     assert main(["ask", "--engine", "fake", str(tmp_path / "note.txt"), "?"]) == 1
     assert "note.txt" in capfd.readouterr().err
+
+
+def test_a_question_that_was_forgotten(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The last argument is the question: without one it would be the picture's name, asked about nothing."""
+    assert main(["ask", "--engine", "fake", save(tmp_path / "a.PNG", "red")]) == 1
+    assert "where the question belongs" in capfd.readouterr().err
+
+
+def test_an_address_is_told_as_it_was_given(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["ask", "--engine", "fake", "https://example.com/a.png", "?"]) == 1
+    assert "'https://example.com/a.png' is an address" in capfd.readouterr().err

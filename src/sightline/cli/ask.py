@@ -10,6 +10,7 @@ from contextlib import aclosing
 from pathlib import Path
 from uuid import uuid4
 
+from sightline.batch.tasks import SUFFIXES
 from sightline.cli.models import add_model_arguments, to_model_config
 from sightline.config import ModelConfig, Settings
 from sightline.errors import InvalidRequest
@@ -37,18 +38,26 @@ def run(args: argparse.Namespace) -> int:
 
 
 def to_chat_request(model: str, pictures: list[str], question: str, sampling: SamplingParams) -> ChatRequest:
-    """Raises `InvalidRequest` for a picture file that cannot be read."""
-    content: tuple[Text | ImageRef, ...] = (*(_picture(Path(name)) for name in pictures), Text(question))
+    """Raises `InvalidRequest` for a picture file that cannot be read, and for a picture in the question's place."""
+    if question.lower().endswith(tuple(SUFFIXES)) and Path(question).is_file():
+        raise InvalidRequest(
+            f"{question!r} is a picture, and stands where the question belongs. Say what you want to know of it, after "
+            'it: sightline ask PICTURE "What is this?"',
+            param="question",
+        )
+    content: tuple[Text | ImageRef, ...] = (*map(_picture, pictures), Text(question))
     return ChatRequest(
         request_id=f"ask-{uuid4().hex}", model=model, messages=(Message("user", content),), sampling=sampling
     )
 
 
-def _picture(path: Path) -> ImageRef:
+def _picture(name: str) -> ImageRef:
+    if name.startswith(("http:", "https:")):
+        raise InvalidRequest(f"{name!r} is an address, and pictures are files here: download it first.", param=name)
     try:
-        return ImageRef(path.read_bytes(), param=str(path))
+        return ImageRef(Path(name).read_bytes(), param=name)
     except OSError as error:
-        raise InvalidRequest(f"Cannot read the picture {str(path)!r}: {error.strerror}.", param=str(path)) from None
+        raise InvalidRequest(f"Cannot read the picture {name!r}: {error.strerror}.", param=name) from None
 
 
 async def _answer(model: ModelConfig, request: ChatRequest) -> None:
