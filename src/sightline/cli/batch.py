@@ -1,4 +1,4 @@
-"""`sightline batch run`: one question about many pictures, answered into a file."""
+"""`sightline batch run`: one question about many pictures, answered into a file. `batch_status.py` has the other."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 from sightline.batch import Batch
 from sightline.batch.results import Results
 from sightline.batch.tasks import count_tasks, read_tasks
+from sightline.cli import batch_status
 from sightline.cli.models import add_model_arguments, to_model_config
 from sightline.cli.progress import Progress
 from sightline.client import ClientError
@@ -54,6 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     command.add_argument("-c", "--config", type=Path, metavar="FILE", help="models from a configuration file")
     add_model_arguments(command)
+    summary = "How far a batch of a server is."
+    batch_status.add_arguments(actions.add_parser("status", help=summary, description=summary))
 
 
 def run(args: argparse.Namespace) -> int:

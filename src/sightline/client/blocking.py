@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 import httpcore2 as http
 
@@ -90,6 +91,10 @@ class Client:
     def models(self) -> list[str]:
         """What the server serves, by name. Raises `ApiError`, `ConnectionFailed`."""
         return [model["id"] for model in self._list_models()["data"]]
+
+    def batch(self, batch_id: str) -> Mapping[str, Any]:
+        """How far a batch of `/v1/batches` is, as OpenAI's API tells it. Raises as `ask`."""
+        return _json(self._call("GET", f"/batches/{quote(batch_id, safe='')}", None))
 
     def default_model(self) -> str:
         """What is asked when a call names no model."""
