@@ -241,6 +241,17 @@ def test_log_probabilities_are_kept_in_their_range() -> None:
     assert delta.logprobs[0].top[0].bytes == tuple("\u00e9".encode())
 
 
+def test_the_token_that_ends_an_answer_is_no_part_of_it() -> None:
+    """vLLM tells it with the last chunk, with no text; other servers, and our own engines, do not."""
+    answer = Answer("r")
+    end = {"token": "<|im_end|>", "logprob": -0.1, "bytes": [60], "top_logprobs": []}
+    word = {"token": "red", "logprob": -0.2, "bytes": [114], "top_logprobs": []}
+    take(answer, {"choices": [{"index": 0, "delta": {"content": "red"}, "logprobs": {"content": [word]}}]})
+    last = {"index": 0, "delta": {"content": ""}, "logprobs": {"content": [end]}, "finish_reason": "stop"}
+    assert take(answer, {"choices": [last]}) == []
+    assert (answer.reason, answer.num_tokens) == ("stop", 2), "it was made, and is counted"
+
+
 @pytest.mark.parametrize("chars", range(1, 6))
 def test_a_stop_that_we_watch_for_ends_it_wherever_it_is_cut(chars: int) -> None:
     answer = Answer("r", stops=("STOP", "ST\u00d6P"))

@@ -210,7 +210,10 @@ class Answer:
         deltas: list[Delta] = []
         if thought := d.reasoning_content or d.reasoning:
             deltas.append(ReasoningDelta(thought))
-        if d.content or logprobs:
+        if choice.finish_reason == "stop" and not d.content:
+            # The token that ended it, which vLLM tells: it was made, and is no part of the answer.
+            self.num_tokens += len(logprobs)
+        elif d.content or logprobs:
             deltas.append(TextDelta(d.content or "", len(logprobs) or 1, logprobs))
         if d.refusal:
             deltas.append(RefusalDelta(d.refusal))
