@@ -23,6 +23,7 @@ import openai
 from training.whisper.edits import edits
 
 CLIPS: Final = Path(__file__).parents[2] / "tests" / "engines" / "whisper" / "clips"
+_LONG_S: Final = 30.0
 _NAMES: Final = {"en": "english", "es": "spanish"}
 
 
@@ -44,7 +45,7 @@ class Count:
 class Measured:
     clips: int = 0
     words: dict[str, Count] = field(default_factory=dict)
-    """By language; `translated` for Spanish into English."""
+    """By language; `long` for recordings of several windows, `translated` for Spanish into English."""
     languages_right: int = 0
     starts_off_s: list[float] = field(default_factory=list)
     """Of words in clips that were heard without a mistake."""
@@ -91,7 +92,8 @@ def _one(client: openai.OpenAI, model: str, clip: dict[str, Any], file: bytes, m
     measured.took_s += time.perf_counter() - began
     measured.audio_s += heard.duration
     measured.clips += 1
-    measured.count(clip["language"]).add(clip["text"], heard.text)
+    kind = "long" if heard.duration > _LONG_S else clip["language"]
+    measured.count(kind).add(clip["text"], heard.text)
     measured.languages_right += heard.language == _NAMES[clip["language"]]
     if heard.text == clip["text"]:
         true = [word["start"] for phrase in clip["phrases"] for word in phrase]

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import io
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from sightline.audio.decoder_process import decode
 from sightline.audio.mel import SAMPLE_RATE, log_mel, mel_filters
+from sightline.config import AudioLimits
 from sightline.engines.whisper.checkpoint import read_facts
 from sightline.engines.whisper.openvino import OpenVINOWhisper
+from sightline.engines.whisper.recording import Recording, Transcriber
+from sightline.engines.whisper.vocabulary import Vocabulary
+from sightline.types import Segment, TranscriptionRequest
 
 pytestmark = pytest.mark.engine_reference
 
@@ -99,3 +106,68 @@ def test_torch_and_openvino_write_down_the_same(tmp_path: Path) -> None:
         looks.append(model.attention(heard, tokens))
     assert written[0] == written[1]
     np.testing.assert_allclose(looks[0], looks[1], atol=1e-4)
+
+
+# --- the trained model -----------------------------------------------------------------------------------------------
+
+MODEL = Path(__file__).parent / "model"
+CLIPS: list[dict[str, Any]] = json.loads((Path(__file__).parent / "clips" / "clips.json").read_text())[:16]
+
+
+def sound(file: str) -> np.ndarray:
+    out = io.BytesIO()
+    decode(io.BytesIO((Path(__file__).parent / "clips" / file).read_bytes()), out, AudioLimits())
+    return np.frombuffer(out.getvalue(), np.float32)
+
+
+def heard(model: Any, samples: np.ndarray) -> list[Segment]:
+    facts = read_facts(MODEL)
+    transcriber = Transcriber(model, facts, Vocabulary(MODEL, facts))
+    request = TranscriptionRequest(request_id="r", model="w", samples=samples, word_times=True)
+    recording = Recording(transcriber, request, lambda: True)
+    segments: list[Segment] = []
+    while not recording.is_over:
+        segments += recording.window()
+    return segments
+
+
+def test_both_engines_hear_the_same_at_the_same_times() -> None:
+    from sightline.engines.whisper.torch_model import TorchWhisper
+
+    facts = read_facts(MODEL)
+    ours = OpenVINOWhisper(MODEL, facts)
+    theirs = TorchWhisper(MODEL, facts, dtype="float32", device="cpu", threads=1)
+    for clip in CLIPS:
+        samples = sound(clip["file"])
+        for a, b in zip(heard(ours, samples), heard(theirs, samples), strict=True):
+            if a.temperature == b.temperature == 0:  # drawn tokens may turn on the last bit of a probability
+                assert (a.start, a.end, a.tokens, a.words) == (b.start, b.end, b.tokens, b.words)
+                assert a.avg_logprob == pytest.approx(b.avg_logprob, abs=1e-3)
+
+
+def test_a_greedy_answer_is_what_transformers_generate_says() -> None:
+    reference = transformers.WhisperForConditionalGeneration.from_pretrained(str(MODEL), dtype=torch.float32).eval()
+    processor = transformers.WhisperProcessor.from_pretrained(str(MODEL))
+    model = OpenVINOWhisper(MODEL, read_facts(MODEL))
+    compared = 0
+    for clip in CLIPS:
+        samples = sound(clip["file"])
+        segments = heard(model, samples)
+        if len({s.seek for s in segments}) != 1 or any(s.temperature for s in segments):
+            continue
+        features = processor(samples, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
+        with torch.inference_mode():
+            said = reference.generate(
+                features,
+                return_timestamps=True,
+                language=clip["language"],
+                task="transcribe",
+                num_beams=1,
+                do_sample=False,
+            )
+        assert (
+            processor.batch_decode(said, skip_special_tokens=True)[0].strip()
+            == "".join(s.text for s in segments).strip()
+        )
+        compared += 1
+    assert compared >= 4
