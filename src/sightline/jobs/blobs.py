@@ -53,9 +53,11 @@ class LocalBlobs:
                     await _off_loop(lambda chunk=chunk: file.write(chunk))  # type: ignore[misc]
                 await _off_loop(lambda: _settle(file, path))
             finally:
-                file.close()
+                with suppress(OSError):  # of a disk that is full: what counts has been told by then
+                    file.close()
         except BaseException:
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):
+                partial.unlink()
             raise
 
     async def read(self, key: str) -> AsyncIterator[bytes]:

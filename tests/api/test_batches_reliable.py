@@ -1,0 +1,77 @@
+"""What a batch's client is promised when things go wrong: killed servers, ended days, full and broken disks."""
+
+from __future__ import annotations
+
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+from sightline.api.app import create_app
+from sightline.config import ModelConfig, Settings
+from sightline.service import Service
+from tests.api.serving import serving
+from tests.api.test_batches_sdk import ended, line, start, upload
+from tests.jobs.kill import Server
+
+
+@pytest.mark.timeout(120)
+def test_a_hundred_posts_with_one_key_make_one_batch_that_outlives_the_server(tmp_path: Path) -> None:
+    server = Server(tmp_path)
+    server.start()
+    try:
+        file_id = upload(server.client, [line("a", "hi")])
+        key = {"extra_headers": {"Idempotency-Key": "k"}}
+        with ThreadPoolExecutor(20) as pool:
+            made = list(pool.map(lambda _: start(server.client, file_id, **key).id, range(100)))
+        assert len(set(made)) == 1
+        server.kill()
+        server.start()
+        assert start(server.client, file_id, **key).id == made[0]
+        assert len(server.client.batches.list().data) == 1
+        with pytest.raises(openai.UnprocessableEntityError):
+            start(server.client, file_id, metadata={"a": "b"}, **key)
+        assert ended(server.client, made[0]).status == "completed"
+    finally:
+        server.kill(signal.SIGTERM)
+
+
+def test_a_server_that_is_told_to_end_gives_back_its_lines(tmp_path: Path) -> None:
+    def settings(script: str) -> Settings:
+        model = ModelConfig(name="m", engine="fake", options={"script": script})
+        return Settings(models=(model,), data_dir=str(tmp_path))
+
+    def client(port: int) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
+
+    hanging, quick = settings("[[fake: hang]]"), settings("[[fake: say done]]")
+    with serving(create_app(Service(hanging), hanging, wait=True)) as port:
+        batch = start(client(port), upload(client(port), [line(str(n), "say it") for n in range(5)]))
+        deadline = time.monotonic() + 20
+        while client(port).batches.retrieve(batch.id).status != "in_progress":
+            assert time.monotonic() < deadline
+    with serving(create_app(Service(quick), quick, wait=True)) as port:
+        over = ended(client(port), batch.id)
+        assert (over.status, over.request_counts.completed) == ("completed", 5)
+
+
+def test_a_directory_that_cannot_be_written_stops_no_chat(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    settings = Settings(models=(ModelConfig(name="m", engine="fake"),), data_dir=str(tmp_path / "file" / "data"))
+    with serving(create_app(Service(settings), settings, wait=True)) as port:
+        url = f"http://127.0.0.1:{port}"
+        chat = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+        assert httpx.post(f"{url}/v1/chat/completions", json=chat).status_code == 200
+        for reply in (
+            httpx.get(f"{url}/v1/files"),
+            httpx.get(f"{url}/v1/batches"),
+            httpx.post(f"{url}/v1/files", data={"purpose": "batch"}, files={"file": ("a", b"x")}),
+            httpx.get(f"{url}/job/job-x"),
+        ):
+            assert reply.status_code == 503
+            assert reply.headers["retry-after"] == "1"
+            assert str(tmp_path) not in reply.text
