@@ -9,7 +9,7 @@ import pytest
 from sightline.api.chat import read_chat_body, to_chat_request
 from sightline.api.chat_schema import ChatBody
 from sightline.config import HttpLimits
-from sightline.errors import ImageForbidden
+from sightline.errors import ImageForbidden, InvalidRequest
 from sightline.types import (
     ChatRequest,
     ImageRef,
@@ -176,6 +176,8 @@ BAD: list[tuple[dict[str, Any], str | None, str]] = [
     (chat(stop=list("abcde")), None, "stop"),
     (chat(seed=1.5), TYPE, "seed"),
     (chat(seed=2**63), None, "seed"),
+    (chat(top_k=2**64), None, "top_k"),
+    (chat(max_completion_tokens=2**64), None, "max_completion_tokens"),
     (chat(seed=-(2**63) - 1), None, "seed"),
     (chat(logprobs=1), TYPE, "logprobs"),
     (chat(top_logprobs=5), None, "top_logprobs"),
@@ -263,6 +265,13 @@ async def test_bad_bodies(body: dict[str, Any], code: str | None, param: str) ->
     assert error["message"]
     assert "sightline" not in error["message"]
     assert service.requests == []
+
+
+def test_bounds_are_told_exactly() -> None:
+    with pytest.raises(InvalidRequest, match="between 0 and 2147483647, not 2147483648"):
+        to_request(chat(stop_token_ids=[2**31]))
+    with pytest.raises(InvalidRequest, match=r"between 0 and 2, not 2\.5"):
+        to_request(chat(temperature=2.5))
 
 
 def to_request(body: dict[str, Any]) -> ChatRequest:

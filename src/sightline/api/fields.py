@@ -36,6 +36,7 @@ Schema: TypeAlias = Mapping[str, Any] | type[msgspec.Struct]
 
 _SHOWN = 64
 """Characters of a client's text that a message may repeat."""
+_INT64 = 2**63
 _SCHEMAS: WeakKeyDictionary[Rule[Any], Schema | Callable[[], Schema]] = WeakKeyDictionary()
 
 
@@ -131,6 +132,8 @@ def integer(low: int | None = None, high: int | None = None) -> Rule[int]:
             raise wrong_type(at, "an integer", value)
         if (low is not None and value < low) or (high is not None and value > high):
             raise invalid(at, f"must be {_range(low, high)}, not {value}")
+        if not -_INT64 <= value < _INT64:  # no engine's number holds it
+            raise invalid(at, f"must be {_range(-_INT64, _INT64 - 1)}, not {value}")
         return value
 
     return rule
@@ -252,5 +255,9 @@ def _bounds(**bounds: int | None) -> dict[str, int]:
 
 def _range(low: float | None, high: float | None) -> str:
     if high is None:
-        return f"at least {low:g}"
-    return f"at most {high:g}" if low is None else f"between {low:g} and {high:g}"
+        return f"at least {_exact(low)}"
+    return f"at most {_exact(high)}" if low is None else f"between {_exact(low)} and {_exact(high)}"
+
+
+def _exact(bound: float | None) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
