@@ -38,7 +38,7 @@ BATCH_S = 64.0
 POOL = 1500
 """Takes kept of each language; a step adds a few."""
 SHORT_WINDOWS_S = (1.6, 2.4, 3.2, 4.8)
-DECODER_FROM = 0.55
+DECODER_FROM = 0.9
 KEPT = 1500
 """Windows of which the encoder's output is kept while the decoder learns alone."""
 REPLAYED = 2
