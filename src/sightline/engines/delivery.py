@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from sightline.errors import ContextLengthExceeded, EngineUnavailable, InvalidRequest, SightlineError
-from sightline.types import Event, SamplingParams, TokenCount
+from sightline.types import EngineRequest, Event, SamplingParams, Text, TokenCount
 
 log = logging.getLogger(__name__)
 
 Events: TypeAlias = list[Event | SightlineError]
 """What a step gives to one generation; an error or a `Finish` is the last it gets."""
+
+_CHARACTERS_PER_TOKEN: Final = 512
+"""More than the longest tokens of any vocabulary have, which are runs of white space."""
 
 
 class EventQueue:
@@ -49,6 +52,20 @@ def room_for_answer(context_length: int, count: TokenCount, wanted: int | None, 
             param=param,
         )
     return context_length - count.prompt_tokens if wanted is None else wanted
+
+
+def refuse_hopeless(context_length: int, request: EngineRequest) -> None:
+    """Of a text that cannot fit whatever its tokens are: to take it apart would cost seconds a megabyte, and a hundred
+    times its size of memory. Raises `ContextLengthExceeded`."""
+    texts = [part.text for message in request.messages for part in message.content if isinstance(part, Text)]
+    if isinstance(request.prompt, str):
+        texts.append(request.prompt)
+    if (characters := sum(map(len, texts))) > context_length * _CHARACTERS_PER_TOKEN:
+        raise ContextLengthExceeded(
+            f"This model's context is {context_length} tokens. The {request.param} took {characters} characters, which "
+            f"cannot fit. Shorten the {request.param}.",
+            param=request.param,
+        )
 
 
 def verify_logit_bias(params: SamplingParams, vocabulary: int) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from sightline.config import ModelConfig
+from sightline.engines.chat import PromptTokenizer
 from sightline.engines.openvino import OpenVINOEngine
 from sightline.engines.openvino.loop import Generation, StepLoop
 from sightline.engines.openvino.runner import LanguageRunner
@@ -327,6 +328,18 @@ async def test_the_context_is_a_limit(engine: OpenVINOEngine) -> None:
     assert loop_of(engine)._arrivals == 0, "nothing was scheduled"
     _, finish = await answer(engine, ask("x", max_tokens=CONTEXT - price))
     assert (finish.reason, finish.usage.completion_tokens) == ("length", CONTEXT - price)
+
+
+async def test_a_text_that_cannot_fit_is_not_even_tokenised(
+    engine: OpenVINOEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Megabytes would take seconds and gigabytes to learn what their length already tells."""
+    monkeypatch.setattr(PromptTokenizer, "tokenize", lambda *_: pytest.fail("it was tokenised"))
+    request = ask("a" * 3_000_000)
+    with pytest.raises(ContextLengthExceeded, match="3000000 characters"):
+        await engine.count_tokens(request)
+    with pytest.raises(ContextLengthExceeded, match="3000000 characters"):
+        await answer(engine, request)
 
 
 async def test_priority_goes_first(tiny_model: Path) -> None:

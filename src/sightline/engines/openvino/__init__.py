@@ -23,7 +23,7 @@ from sightline.engines import FEATURES, EngineInfo
 from sightline.engines.answer import Vocabulary
 from sightline.engines.checkpoint import CheckpointError
 from sightline.engines.constraint import Constraints
-from sightline.engines.delivery import Events, room_for_answer, verify_logit_bias
+from sightline.engines.delivery import Events, refuse_hopeless, room_for_answer, verify_logit_bias
 from sightline.engines.openvino import files
 from sightline.engines.openvino.checkpoint import read_facts
 from sightline.engines.openvino.loop import Generation, StepLoop
@@ -187,6 +187,7 @@ class OpenVINOEngine:
         return _Loaded(info, prompts, vocabulary, constraints, loop)
 
     async def _build(self, request: EngineRequest) -> Prompt:
+        refuse_hopeless(self.info.context_length, request)
         prompts = self._running.prompts
         texts = (part.text for m in request.messages for part in m.content if isinstance(part, Text))
         length = sum(map(len, texts)) + len(request.prompt or ())

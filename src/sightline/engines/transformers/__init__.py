@@ -21,7 +21,7 @@ import msgspec
 from sightline.config import ModelConfig
 from sightline.engines import FEATURES, EngineInfo
 from sightline.engines.checkpoint import CheckpointError
-from sightline.engines.delivery import Events, room_for_answer, verify_logit_bias
+from sightline.engines.delivery import Events, refuse_hopeless, room_for_answer, verify_logit_bias
 from sightline.engines.sources import model_directory
 from sightline.engines.steps import generated
 from sightline.engines.tool_calls import calls_of
@@ -118,6 +118,7 @@ class TransformersEngine:
 
     async def count_tokens(self, request: EngineRequest) -> TokenCount:
         running = self._running
+        refuse_hopeless(running.info.context_length, request)
         count = await asyncio.to_thread(running.prompts.count, request)
         room_for_answer(running.info.context_length, count, request.sampling.max_tokens, request.param)
         return count
@@ -127,6 +128,7 @@ class TransformersEngine:
 
         running = self._running
         verify_logit_bias(request.sampling, running.vocabulary.size)
+        refuse_hopeless(running.info.context_length, request)
         count = await asyncio.to_thread(running.prompts.count, request)  # before pictures are prepared for nothing
         max_tokens = room_for_answer(running.info.context_length, count, request.sampling.max_tokens, request.param)
         prompt = await asyncio.to_thread(running.prompts.build, request)
