@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import time
 from collections.abc import Callable
@@ -182,6 +183,12 @@ async def test_only_json_is_read(media_type: str, status: int) -> None:
     assert reply.status == status
     if status != 200:
         assert reply.json["error"]["type"] == "invalid_request_error"
+
+
+async def test_a_compressed_body_is_told_to_come_plain() -> None:
+    reply = await post(app_of(ScriptedService()), gzip.compress(json.dumps(chat()).encode()), content_encoding="gzip")
+    assert (reply.status, "Content-Encoding" in reply.json["error"]["message"]) == (415, True)
+    assert (await post(app_of(ScriptedService()), chat(), content_encoding="identity")).status == 200
 
 
 @pytest.mark.parametrize("body", [b"[]", b"1", b'"a"', b"null", b"true"])

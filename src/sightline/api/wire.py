@@ -63,6 +63,8 @@ async def read_json(request: Request, limits: HttpLimits, *, any_type: bool = Fa
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json" and (not any_type or _is_of_a_page(request)):
         raise HTTPException(415, "The body must be JSON, sent with Content-Type: application/json.")
+    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise HTTPException(415, "The body must not be compressed: send it without Content-Encoding.")
     body = await _read_body(request, limits.max_body_bytes)
     if len(body) > _PARSE_OFF_LOOP_BYTES:
         value = await asyncio.to_thread(parse, body, max_depth=limits.max_json_depth)
