@@ -1,8 +1,12 @@
-"""A server killed again and again while it works on a batch: `python -m tests.jobs.kill --lines 1000 --kills 20`."""
+"""A server, or its engine, killed again and again while it works on a batch.
+
+python -m tests.jobs.kill --lines 1000 --kills 20 [--victim engine]
+"""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -17,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import openai
+import psutil
 
 TERMINAL = ("completed", "failed", "expired", "cancelled")
 
@@ -57,6 +62,14 @@ class Server:
         os.killpg(self._process.pid, number)
         self._process.wait(60)
 
+    def kill_engine(self) -> None:
+        """Its process alone; the server starts another. Nothing where one is being started."""
+        assert self._process is not None
+        for child in psutil.Process(self._process.pid).children():
+            with contextlib.suppress(psutil.Error):
+                if "sightline.engines.worker" in " ".join(child.cmdline()):
+                    child.kill()
+
 
 def to_lines(total: int) -> bytes:
     def line(number: int) -> dict[str, Any]:
@@ -93,7 +106,9 @@ def verify(client: openai.OpenAI, batch: Any, total: int) -> Counter[str]:
     return ends
 
 
-def run_killed(data: Path, total: int, kills: int, seed: int, *, within_s: float) -> tuple[int, Counter[str], float]:
+def run_killed(
+    data: Path, total: int, kills: int, seed: int, *, within_s: float, victim: str = "server"
+) -> tuple[int, Counter[str], float]:
     """How often it was killed at work, what became of the lines, and the longest that a start took."""
     chance = random.Random(seed)
     server = Server(data)
@@ -106,8 +121,11 @@ def run_killed(data: Path, total: int, kills: int, seed: int, *, within_s: float
             assert time.monotonic() < deadline, batch
             if killed < kills:
                 time.sleep(chance.uniform(0.0, 0.5))
-                server.kill()
                 killed += 1
+                if victim == "engine":
+                    server.kill_engine()
+                    continue
+                server.kill()
                 began = time.monotonic()
                 server.start()
                 slowest = max(slowest, time.monotonic() - began)
@@ -123,13 +141,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lines", type=int, default=1000)
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--victim", choices=["server", "engine"], default="server")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        killed, ends, slowest = run_killed(Path(folder), args.lines, args.kills, args.seed, within_s=600)
+        killed, ends, slowest = run_killed(
+            Path(folder), args.lines, args.kills, args.seed, within_s=600, victim=args.victim
+        )
     told = ", ".join(f"{count} x {end}" for end, count in sorted(ends.items()))
-    print(f"{args.lines} lines, server killed {killed} times: 0 lost, 0 twice ({told});", end=" ")
+    print(f"{args.lines} lines, {args.victim} killed {killed} times: 0 lost, 0 twice ({told});", end=" ")
     print(f"{time.monotonic() - began:.0f} s, slowest start {slowest:.1f} s")
 
 

@@ -81,7 +81,7 @@ async def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
 
 
 async def test_what_may_pass_is_tried_again_and_what_will_not_is_told_at_once(server: Server) -> None:
-    failed = Answer(503, "req", b'{"error":{"message":"It is loading."}}', retryable=True)
+    failed = Answer(500, "req", b'{"error":{"message":"It broke."}}', retryable=True)
     full = Answer(503, "req", b"{}", retryable=True, began=False)
     wrong = Answer(400, "req", b'{"error":{"message":"No."}}')
     answers = {"c-0": [failed, OK], "c-1": [failed] * 3, "c-2": [wrong], "c-3": [full] * 4 + [OK]}
@@ -97,7 +97,33 @@ async def test_what_may_pass_is_tried_again_and_what_will_not_is_told_at_once(se
     assert told["c-2"]["response"] == {"status_code": 400, "request_id": "req", "body": {"error": {"message": "No."}}}
     assert told["c-1"]["response"] is None
     assert told["c-1"]["error"]["code"] == "max_attempts"
-    assert "It is loading." in told["c-1"]["error"]["message"]
+    assert "It broke." in told["c-1"]["error"]["message"]
+
+
+async def test_while_the_engine_is_away_one_line_asks_for_all(server: Server) -> None:
+    away = True
+    at_once: list[int] = []
+    under_way = 0
+
+    async def answer(_: str) -> Answer:
+        nonlocal under_way
+        under_way += 1
+        at_once.append(under_way)
+        await asyncio.sleep(0.001)
+        under_way -= 1
+        return Answer(503, "req", b"{}", retryable=True, began=False) if away else OK
+
+    await server.submit(40)
+    runner = server.runner(answer, at_once=4)
+    await runner.start()
+    async with asyncio.timeout(20):
+        while len(server.asked) < 30:
+            await asyncio.sleep(0.01)
+    assert set(at_once[8:30]) == {1}
+    away = False
+    over = await server.ended()
+    await runner.close()
+    assert (over.counts.completed, over.counts.failed) == (40, 0), "however long it is away"
 
 
 async def test_a_bug_in_a_route_stops_no_batch(server: Server) -> None:

@@ -19,7 +19,8 @@ from sightline.jobs.runner import Answer
 from sightline.routing import BACKGROUND
 
 _RETRYABLE: Final = frozenset({408, 409, 429, 500, 502, 503, 504})
-_TURNED_AWAY: Final = frozenset({b'"code":"engine_overloaded"', b'"code":"rate_limit_exceeded"'})
+_NOT_BEGUN: Final = frozenset({429, 503})
+"""The engine is away, or full, or the tenant has had its share: nothing of the request ran."""
 _SECONDS: Final = re.compile(r"[0-9]{1,4}")
 
 
@@ -74,6 +75,6 @@ class _Exchange:
             self.headers.get("x-request-id", ""),
             body,
             retryable=self.status in _RETRYABLE and self.headers.get("x-should-retry") != "false",
-            began=not any(mark in body for mark in _TURNED_AWAY) or self.status not in (429, 503),
+            began=self.status not in _NOT_BEGUN,
             retry_after_s=float(after) if _SECONDS.fullmatch(after) else 0.0,
         )

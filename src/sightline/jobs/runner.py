@@ -1,7 +1,8 @@
 """The workers inside a server: they lease items, have them answered, and see every batch to its end.
 
     lease -> execute -> complete        an answer, or an error that would be the same again
-                     -> give back       one that may pass: later, at most `MAX_ATTEMPTS` times
+                     -> give back       one that may pass: later, at most `MAX_ATTEMPTS` times; a refusal by an
+                                        engine that is away or full is none of them
                      -> release         the server ends
 
 Beside them a heartbeat renews what they hold and ends what they have lost (cancelled, expired, or given to another
@@ -48,7 +49,7 @@ class Answer:
     retryable: bool = False
     """Whether the same may succeed later."""
     began: bool = True
-    """False: it was turned away before anything was tried, because the server is full."""
+    """False: it was turned away before anything of it ran, because the engine is away or full."""
     retry_after_s: float = 0.0
 
 
@@ -82,6 +83,8 @@ class Runner:
         self._heartbeat_s = heartbeat_s
         self._poll_s = poll_s
         self._under_way: dict[str, _Run] = {}
+        self._turned_away = 0
+        """Answers in a row that were refusals: while there are any, one item at a time asks whether that is over."""
         self._news = asyncio.Event()
         self._loops: list[asyncio.Task[None]] = []
 
@@ -114,7 +117,8 @@ class Runner:
         while True:
             self._news.clear()
             with _excused("lease work"):
-                free = self._at_once - len(self._under_way)
+                at_once = self._at_once if not self._turned_away else min(1, self._at_once)
+                free = at_once - len(self._under_way)
                 for lease in await self._store.lease(self.name, free, self._lease_s) if free > 0 else ():
                     task = asyncio.create_task(self._run(lease))
                     self._under_way[lease.item.id] = _Run(lease, task)
@@ -133,6 +137,7 @@ class Runner:
         except Exception:
             log.exception("item %s met a bug", lease.item.id)
             answer = Answer(500, "", b'{"error":{"message":"The server had an error.","type":"server_error"}}', True)
+        self._turned_away = 0 if answer.began else self._turned_away + 1
         while True:
             if await self._is_kept(lease, answer):
                 return
@@ -143,7 +148,7 @@ class Runner:
         with _excused("keep a result"):
             if answer.retryable:
                 failed = Result(request_id=answer.request_id, error_message=to_message(answer.body))
-                delay_s = max(answer.retry_after_s, _delay_s(lease.attempt))
+                delay_s = max(answer.retry_after_s, _delay_s(lease.attempt if answer.began else self._turned_away))
                 await self._store.give_back(lease, failed, delay_s, tried=answer.began)
             else:
                 usage = to_usage(answer.body)
