@@ -250,6 +250,14 @@ def test_the_token_that_ends_an_answer_is_no_part_of_it() -> None:
     last = {"index": 0, "delta": {"content": ""}, "logprobs": {"content": [end]}, "finish_reason": "stop"}
     assert take(answer, {"choices": [last]}) == []
     assert (answer.reason, answer.num_tokens) == ("stop", 2), "it was made, and is counted"
+    together = {**last, "delta": {"content": "red"}, "logprobs": {"content": [word, end]}}
+    (delta,) = take(answer := Answer("r"), {"choices": [together]})
+    assert isinstance(delta, TextDelta)
+    assert [p.token for p in delta.logprobs] == ["red"]
+    assert answer.num_tokens == 2
+    (delta,) = take(Answer("r"), {"choices": [{**together, "logprobs": {"content": [word]}}]})
+    assert isinstance(delta, TextDelta)
+    assert [p.token for p in delta.logprobs] == ["red"], "the last word of an answer is part of it"
 
 
 @pytest.mark.parametrize("chars", range(1, 6))

@@ -7,7 +7,7 @@ stream that does not say its end, and then `[DONE]`, is a broken one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -210,11 +210,13 @@ class Answer:
         deltas: list[Delta] = []
         if thought := d.reasoning_content or d.reasoning:
             deltas.append(ReasoningDelta(thought))
-        if choice.finish_reason == "stop" and not d.content:
+        text = d.content or ""
+        if choice.finish_reason == "stop" and _ends_in_more_than(logprobs, text):
             # The token that ended it, which vLLM tells: it was made, and is no part of the answer.
-            self.num_tokens += len(logprobs)
-        elif d.content or logprobs:
-            deltas.append(TextDelta(d.content or "", len(logprobs) or 1, logprobs))
+            logprobs = logprobs[:-1]
+            self.num_tokens += 1
+        if text or logprobs:
+            deltas.append(TextDelta(text, len(logprobs) or 1, logprobs))
         if d.refusal:
             deltas.append(RefusalDelta(d.refusal))
         return deltas + [self._call(call) for call in d.tool_calls or ()]
@@ -282,6 +284,11 @@ def with_pictures(usage: Usage, image_tokens: tuple[int, ...], prompt_tokens: in
     if sum(image_tokens) > usage.prompt_tokens:
         image_tokens = (0,) * len(image_tokens)
     return replace(usage, image_tokens=image_tokens, images_cached=(False,) * len(image_tokens))
+
+
+def _ends_in_more_than(logprobs: Sequence[TokenLogprob], text: str) -> bool:
+    """Whether the last of these tokens is not in the text, which the others are."""
+    return bool(logprobs) and b"".join(bytes(p.bytes) for p in logprobs[:-1]) == text.encode()
 
 
 def _to_logprobs(said: _Logprobs) -> tuple[TokenLogprob, ...]:
