@@ -12,14 +12,18 @@ import sys
 import tarfile
 from pathlib import Path
 
-from tests.foreign.suite import WORK, read_junit, report, server, virtual_environment
+from tests.foreign.suite import ROOT, WORK, read_junit, report, server, virtual_environment
 
 VERSION = "3.52.0"
-CONFIGURATION = """
+CONFIGURATION = f"""
 models:
   - name: gpt-6-astra
     engine: fake
     aliases: [gpt-3.5-turbo-instruct, text-embedding-3-small, text-embedding-ada-002, model, string]
+  - name: whisper-1
+    engine: openvino
+    source: {ROOT / "tests" / "engines" / "whisper" / "model"}
+    aliases: [gpt-4o-transcribe]
 """
 
 

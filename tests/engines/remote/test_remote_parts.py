@@ -245,7 +245,7 @@ def test_the_token_that_ends_an_answer_is_no_part_of_it() -> None:
     """vLLM tells it with the last chunk, with no text; other servers, and our own engines, do not."""
     answer = Answer("r")
     end = {"token": "<|im_end|>", "logprob": -0.1, "bytes": [60], "top_logprobs": []}
-    word = {"token": "red", "logprob": -0.2, "bytes": [114], "top_logprobs": []}
+    word = {"token": "red", "logprob": -0.2, "bytes": [*b"red"], "top_logprobs": []}
     take(answer, {"choices": [{"index": 0, "delta": {"content": "red"}, "logprobs": {"content": [word]}}]})
     last = {"index": 0, "delta": {"content": ""}, "logprobs": {"content": [end]}, "finish_reason": "stop"}
     assert take(answer, {"choices": [last]}) == []
