@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from PIL import Image
@@ -141,8 +142,13 @@ def test_what_is_done_is_kept_when_a_batch_is_cancelled(client: openai.OpenAI) -
     while client.batches.retrieve(batch.id).request_counts.completed < 3:  # type: ignore[union-attr]
         assert time.monotonic() < deadline
         time.sleep(0.02)
+    so_far = client.get(f"/batches/{batch.id}/results", cast_to=httpx.Response).text.splitlines()
+    assert {json.loads(text)["custom_id"] for text in so_far} == {one["custom_id"] for one in quick}
     assert client.batches.cancel(batch.id).status in ("cancelling", "cancelled")
     batch = ended(client, batch.id)
+    all_of_it = client.get(f"/batches/{batch.id}/results", cast_to=httpx.Response).text.splitlines()
+    assert len(all_of_it) == 23
+    assert set(so_far) < set(all_of_it)
     assert batch.status == "cancelled"
     assert batch.cancelled_at >= batch.cancelling_at
     answers, failures = lines_of(client, batch.output_file_id), lines_of(client, batch.error_file_id)

@@ -12,12 +12,13 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from sightline.api import caller
@@ -29,10 +30,11 @@ from sightline.api.wire import json_response, read_json
 from sightline.api.work import Work
 from sightline.config import Settings
 from sightline.errors import InvalidRequest, ObjectNotFound
-from sightline.jobs import Batch, Status
+from sightline.jobs import TERMINAL, Batch, Status
 from sightline.jobs.files import new_file_id
 
 ENDPOINTS: Final = ("/v1/chat/completions", "/v1/responses", "/v1/embeddings")
+JSON_LINES: Final = "application/jsonl"
 WINDOW_S: Final = 86_400
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 _PAIRS: Final = 16
@@ -215,6 +217,7 @@ def dialect(work: Work, settings: Settings) -> Dialect:
             Route("/v1/batches", api.list, methods=["GET"]),
             Route("/v1/batches/{id}", api.retrieve, methods=["GET"]),
             Route("/v1/batches/{id}/cancel", api.cancel, methods=["POST"]),
+            Route("/v1/batches/{id}/results", api.results, methods=["GET"]),
         ]
     )
 
@@ -259,3 +262,17 @@ class _Batches:
         batch = await self._work.store.cancel(tenant, "batch", request.path_params["id"])
         self._work.wake()
         return json_response(to_object(batch))
+
+    async def results(self, request: Request) -> Response:
+        tenant = caller.of(request.scope).tenant
+        batch = await self._work.store.get(tenant, "batch", request.path_params["id"])
+        lines = self._lines(batch) if batch.status in TERMINAL else self._work.stages.lines(batch.id)
+        return StreamingResponse(lines, media_type=JSON_LINES)
+
+    async def _lines(self, batch: Batch) -> AsyncIterator[bytes]:
+        """Of one that has ended: its files, as far as they are still there."""
+        for file_id in (batch.output_file_id, batch.error_file_id):
+            with suppress(ObjectNotFound):
+                file = await self._work.files.get(batch.tenant, file_id or "")
+                async for chunk in self._work.files.content(file):
+                    yield chunk

@@ -185,6 +185,12 @@ OPENAI = Api(
             summary="The batches, newest first", query={"limit": _LIMIT, "after": _TEXT}, reply=batches.BatchList
         ),
         "GET /v1/batches/{id}": Operation(summary="How far a batch is", reply=batches.BatchObject),
+        "GET /v1/batches/{id}/results": Operation(
+            summary="The lines of a batch that are done so far",
+            description="As they will stand in the output and the error file.",
+            reply=_TEXT,
+            reply_type=batches.JSON_LINES,
+        ),
         "POST /v1/batches/{id}/cancel": Operation(
             summary="End a batch; what is done is kept", reply=batches.BatchObject
         ),

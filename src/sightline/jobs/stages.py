@@ -81,8 +81,8 @@ class Stages:
             await lines.aclose()  # type: ignore[attr-defined]
         return True
 
-    async def lines(self, batch_id: str, wanted: Callable[[bool], bool]) -> AsyncIterator[bytes]:
-        """Of what is done so far, in order, some at once."""
+    async def lines(self, batch_id: str, wanted: Callable[[bool], bool] = lambda _: True) -> AsyncIterator[bytes]:
+        """Of what is done so far, in order, some at once. `wanted`: from whether an item has succeeded."""
         held = bytearray()
         async for item, result in self._store.results(batch_id):
             if wanted(result.succeeded):
