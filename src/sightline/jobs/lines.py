@@ -13,8 +13,6 @@ from sightline.jobs import Item, LineError, Result, Usage
 MAX_ERRORS: Final = 100
 """Told of one file."""
 _CUSTOM_ID: Final = 512
-_NO_LINE_BREAK: Final = 64 * 1024 * 1024
-"""A line that is longer than any request may be is no line."""
 
 
 class _Line(msgspec.Struct, frozen=True, kw_only=True):
@@ -141,15 +139,15 @@ class _Wrong(Exception):
 
 
 async def split_lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]:
-    """The lines of each chunk that end in it."""
-    rest = b""
+    """The lines that end in each chunk."""
+    begun: list[bytes] = []  # of a line with pictures in it: joined once, not with each chunk
     async for chunk in chunks:
-        *lines, rest = (rest + chunk).split(b"\n")
-        if len(rest) > _NO_LINE_BREAK:
-            lines, rest = [*lines, rest[:1]], b""
-        yield lines
-    if rest:
-        yield [rest]
+        first, *others = chunk.split(b"\n")
+        begun.append(first)
+        if others:
+            yield [b"".join(begun), *others[:-1]]
+            begun = [others[-1]]
+    yield [b"".join(begun)]
 
 
 def to_line(item: Item, result: Result) -> bytes:

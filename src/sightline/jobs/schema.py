@@ -41,6 +41,7 @@ CREATE TABLE batches (
 );
 CREATE INDEX batches_of ON batches (tenant, kind, place);
 CREATE INDEX batches_alive ON batches (ended, place) WHERE ended = 0;
+CREATE INDEX batches_expiring ON batches (kind, expires_at);
 CREATE TABLE items (
     batch INTEGER NOT NULL REFERENCES batches (place) ON DELETE CASCADE,
     idx INTEGER NOT NULL,
@@ -71,6 +72,7 @@ CREATE TABLE keys (
     at REAL NOT NULL,
     PRIMARY KEY (tenant, kind, key)
 );
+CREATE INDEX keys_at ON keys (at);
 CREATE TABLE blobs (
     key TEXT PRIMARY KEY,
     digest TEXT NOT NULL UNIQUE,

@@ -159,7 +159,7 @@ class SqliteStore:
             return taken
 
         # Asked of the reader first: a worker without work must not make the disk turn.
-        if not await self._database.read(lambda db: steps.next_item(db, boot, now) is not None):
+        if await self._database.read(lambda db: steps.next_batch(db, boot, now)) is None:
             return []
         return await self._database.write(work)
 
@@ -217,8 +217,8 @@ class SqliteStore:
             return [row for row in rows if row["boot"] != boot or row["at"] <= monotonic or not alive[row["worker"]]]
 
         def overdue(db: sqlite3.Connection) -> list[int]:
-            found = "SELECT place FROM batches WHERE status = 'in_progress' AND ending IS NULL AND expires_at <= ?"
-            return [row["place"] for row in db.execute(found, (now,))]
+            running = "SELECT place FROM batches WHERE ended = 0 AND status = 'in_progress' AND ending IS NULL"
+            return [row["place"] for row in db.execute(f"{running} AND expires_at <= ?", (now,))]
 
         def stale(db: sqlite3.Connection) -> bool:
             keys = "SELECT 1 FROM keys WHERE at <= ? LIMIT 1"

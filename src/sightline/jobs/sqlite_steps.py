@@ -143,11 +143,12 @@ def complete(db: sqlite3.Connection, item_id: str, fence: int, result: Result, n
     return True
 
 
-def next_item(db: sqlite3.Connection, boot: str, now: float) -> sqlite3.Row | None:
-    """The item to lease: of the analyses first, then of the tenant with the fewest under way, then the oldest."""
+def next_batch(db: sqlite3.Connection, boot: str, now: float) -> int | None:
+    """Where the next item is to be leased from: analyses first, then of the tenant with the fewest under way, then the
+    oldest."""
     batches = db.execute(
-        "SELECT place, tenant, kind FROM batches WHERE status = 'in_progress' AND ending IS NULL AND EXISTS"
-        " (SELECT 1 FROM items WHERE batch = place AND state = 'waiting' AND (boot <> ? OR at <= ?))",
+        "SELECT place, tenant, kind FROM batches WHERE ended = 0 AND status = 'in_progress' AND ending IS NULL"
+        " AND EXISTS (SELECT 1 FROM items WHERE batch = place AND state = 'waiting' AND (boot <> ? OR at <= ?))",
         (boot, now),
     ).fetchall()
     if not batches:
@@ -157,10 +158,17 @@ def next_item(db: sqlite3.Connection, boot: str, now: float) -> sqlite3.Row | No
         for row in db.execute("SELECT tenant FROM items JOIN batches ON place = batch WHERE state = 'leased'")
     )
     first = min(batches, key=lambda row: (row["kind"] != "analysis", under_way[row["tenant"]], row["place"]))
+    return int(first["place"])
+
+
+def next_item(db: sqlite3.Connection, boot: str, now: float) -> sqlite3.Row | None:
+    """The item to lease; those that were tried before come last."""
+    if (place := next_batch(db, boot, now)) is None:
+        return None
     return db.execute(  # type: ignore[no-any-return]
         "SELECT items.*, batches.id AS batch_id, tenant, endpoint FROM items JOIN batches ON place = batch"
         " WHERE batch = ? AND state = 'waiting' AND (boot <> ? OR at <= ?) ORDER BY attempts, idx LIMIT 1",
-        (first["place"], boot, now),
+        (place, boot, now),
     ).fetchone()
 
 

@@ -1,0 +1,80 @@
+"""The lines of a batch's files: cut anywhere, checked one by one, written as they are told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+
+from sightline.jobs import Item, Result, Usage
+from sightline.jobs.lines import MAX_ERRORS, Reading, split_lines, to_line, to_message, to_usage
+
+pytestmark = pytest.mark.anyio
+
+CHAT = "/v1/chat/completions"
+
+
+async def pieces(content: bytes, size: int) -> AsyncIterator[bytes]:
+    for start in range(0, len(content), size):
+        yield content[start : start + size]
+
+
+def line(custom_id: str = "a", **body: object) -> bytes:
+    chat = {"model": "m", "messages": [], **body}
+    return json.dumps({"custom_id": custom_id, "method": "POST", "url": CHAT, "body": chat}).encode()
+
+
+@pytest.mark.parametrize("size", range(1, 12))
+@pytest.mark.parametrize("content", [b"", b"a", b"a\n", b"ab\ncd\n\nef", b"\n\n", b"long line\nand another\n"])
+async def test_lines_are_the_same_wherever_the_chunks_end(content: bytes, size: int) -> None:
+    found = [text async for lines in split_lines(pieces(content, size)) for text in lines]
+    assert found == content.split(b"\n")
+
+
+def test_bodies_stay_as_they_were_written() -> None:
+    body = b'{"model":"m" ,"x":1.0000000000000000001,  "y":"\\u00e9"}'
+    reading = Reading(CHAT, 10)
+    reading.feed(b'{"custom_id":"a","method":"POST","url":"' + CHAT.encode() + b'","body":' + body + b"}")
+    (item,) = reading.take()
+    assert (item.index, item.custom_id, item.body, reading.model) == (0, "a", body, "m")
+    assert reading.take() == []
+
+
+def test_limits() -> None:
+    reading = Reading(CHAT, 2)
+    for number in range(4):
+        reading.feed(line(str(number)))
+    assert [(error.code, error.line) for error in reading.errors] == [("too_many_lines", 3), ("too_many_lines", 4)]
+    reading = Reading(CHAT, 10**6)
+    for _ in range(MAX_ERRORS + 50):
+        reading.feed(b"{")
+    assert len(reading.errors) == MAX_ERRORS
+    reading = Reading(CHAT, 10)
+    for custom_id in ("", "x" * 513):
+        reading.feed(line(custom_id))
+    reading.feed(line("deep")[:-1] + b',"z":' + b"[" * 100_000)
+    assert [error.code for error in reading.errors] == ["invalid_custom_id", "invalid_custom_id", "invalid_json_line"]
+
+
+def test_what_a_line_tells() -> None:
+    item = Item(0, "a\n", b"", "batch_req_1")
+    assert to_line(item, Result(200, "req_1", b'{"x": [1]}')) == (
+        b'{"id":"batch_req_1","custom_id":"a\\n",'
+        b'"response":{"status_code":200,"request_id":"req_1","body":{"x": [1]}},"error":null}\n'
+    )
+    assert json.loads(to_line(item, Result(error_code="batch_expired", error_message="Over."))) == {
+        "id": "batch_req_1", "custom_id": "a\n", "response": None,
+        "error": {"code": "batch_expired", "message": "Over."},
+    }  # fmt: skip
+
+
+def test_what_answers_tell_of_their_tokens() -> None:
+    chat = {"prompt_tokens": 5, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 3}}
+    assert to_usage(json.dumps({"usage": {**chat, "total_tokens": 7}}).encode()) == Usage(5, 3, 2, 0)
+    response = {"input_tokens": 5, "output_tokens": 2, "output_tokens_details": {"reasoning_tokens": 1}}
+    assert to_usage(json.dumps({"usage": response}).encode()) == Usage(5, 0, 2, 1)
+    for silent in (b"", b"[]", b"{}", b'{"usage":null}', b'{"usage":"x"}'):
+        assert to_usage(silent) == Usage()
+    assert to_message(b'{"error":{"message":"No."}}') == "No."
+    assert to_message(b'{"error":"No."}') == ""
