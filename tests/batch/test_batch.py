@@ -305,3 +305,27 @@ def test_a_server_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixtur
     command = ["batch", "run", str(tmp_path), "--prompt", "?", "--out", str(tmp_path / "a.jsonl")]
     assert main([*command, "--url", "http://127.0.0.1:9/v1"]) == 1
     assert "No server answers" in capsys.readouterr().err
+
+
+def test_of_a_server_the_models_name_is_chosen_and_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.png").write_bytes(png("red"))
+    served = Settings(models=tuple(ModelConfig(name=name, engine="fake") for name in ("first", "second")))
+    out = tmp_path / "a.jsonl"
+    with serving(create_app(Service(served), served, wait=True)) as port:
+        command = [
+            "batch",
+            "run",
+            str(tmp_path),
+            "--prompt",
+            "?",
+            "--out",
+            str(out),
+            "--url",
+            f"http://127.0.0.1:{port}",
+        ]
+        assert main([*command, "--model", "second"]) == 0
+        assert json.loads(out.read_text())["model"] == "second"
+        assert main([*command, "--restart", "--engine", "openvino"]) == 1
+    assert "--engine is about a model in this process" in capsys.readouterr().err

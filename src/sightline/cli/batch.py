@@ -55,8 +55,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     command.add_argument("-c", "--config", type=Path, metavar="FILE", help="models from a configuration file")
     add_model_arguments(command)
+    command.set_defaults(said={name: command.get_default(name) for name in _UNSAID}, **_UNSAID)
     summary = "How far a batch of a server is."
     batch_status.add_arguments(actions.add_parser("status", help=summary, description=summary))
+
+
+_UNSAID: dict[str, Any] = {"model": None, "engine": None, "python": None, "option": []}
+"""Arguments that choose the model of this process; of a server, only its model's name can be chosen."""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -120,13 +125,23 @@ def _to_batch(args: argparse.Namespace) -> tuple[Batch, str | None]:
         "retries": args.retries,
     }
     if args.url is not None:
-        return Batch(args.prompt, url=args.url, model=args.name, **common), args.name
+        for argument in ("engine", "python", "option"):
+            if getattr(args, argument):
+                raise InvalidRequest(
+                    f"--{argument} is about a model in this process, and --url asks a server. Leave one of them out.",
+                    param=argument,
+                )
+        name = args.name or args.model
+        return Batch(args.prompt, url=args.url, model=name, **common), name
     if args.config is not None:
         settings = load(args.config)
         name = args.name or settings.models[0].name
         if name not in {known for model in settings.models for known in (model.name, *model.aliases)}:
             raise InvalidRequest(f"{args.config} has no model {name!r}.", param="name")
         return Batch(args.prompt, model=name, settings=settings, **common), name
+    for argument, default in args.said.items():
+        if getattr(args, argument) is None:
+            setattr(args, argument, default)
     config = to_model_config(args)
     return Batch(args.prompt, settings=Settings(models=(config,)), **common), f"{config.engine}:{config.source}"
 

@@ -41,6 +41,8 @@ class Calls:
         """Raises `ClientError` for an address that is none."""
         self.base_url = (base_url or environment("URL") or DEFAULT_URL).rstrip("/")
         parts = urlsplit(self.base_url)
+        if parts.path == "":  # as people write an address; the API is below /v1
+            self.base_url += "/v1"
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ClientError(f"{self.base_url!r} is no address of a server; it looks like {DEFAULT_URL}.")
         self._headers: dict[bytes | str, bytes | str] = {
