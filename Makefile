@@ -8,6 +8,7 @@
 #   make chaos           broken networks, outages, deadlines: promise, measured, met     REQUESTS=10000 CHAOS="--only 9"
 #   make bench-images    speed and closeness of decoding, side by side with Pillow's own
 #   make train-peek      trains the embedded model           MINUTES=90 RUN=runs/peek
+#   make train-whisper   trains the tiny Whisper of the tests (espeak-ng)   MINUTES=50
 #   make eval-peek       measures the embedded model         PER_TASK=200 EVAL="--photographs DIR --compare FILE"
 #   make bench-health    how long /health takes while 16 clients send photographs
 #   make lock            pins every dependency, with hashes, for CI and Docker
@@ -29,7 +30,7 @@ REQUESTS ?= 10000
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 LOCKED := requirements/dev.txt
 
-.PHONY: demo test test-engines test-clients fuzz-images chaos bench-images train-peek eval-peek bench-health lint lock clean
+.PHONY: demo test test-engines test-clients fuzz-images chaos bench-images train-peek train-whisper eval-peek bench-health lint lock clean
 
 $(VENV)/.installed: pyproject.toml $(LOCKED)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Sightline needs Python 3.11 or newer; name one with PYTHON=python3.12"; exit 1; }
@@ -96,6 +97,12 @@ train-peek: $(TRAIN)/.installed
 	$(TRAIN)/bin/python -m training.peek.checkpoint $(RUN) $(RUN)/model
 	$(TRAIN)/bin/python -m training.peek.plot $(RUN) $(RUN)/loss.png
 	@echo "The checkpoint is in $(RUN)/model; 'python -m sightline.engines.openvino.export $(RUN)/model' makes it servable."
+
+train-whisper: $(TRAIN)/.installed
+	$(TRAIN)/bin/python $(PIP_INSTALL) -r training/whisper/requirements.txt --editable .
+	OMP_NUM_THREADS=1 $(TRAIN)/bin/python -m training.whisper.train --minutes $(MINUTES) --out runs/whisper --resume
+	$(TRAIN)/bin/python -m training.whisper.checkpoint runs/whisper runs/whisper/model
+	$(TRAIN)/bin/python -m training.whisper.plot runs/whisper runs/whisper/loss.png
 
 eval-peek: $(VENV)/.installed
 	$(BIN)/python -m training.peek.evaluation --per-task $(PER_TASK) --out runs/eval-peek $(EVAL)
