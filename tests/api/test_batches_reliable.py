@@ -15,7 +15,7 @@ from sightline.api.app import create_app
 from sightline.config import ModelConfig, Settings
 from sightline.service import Service
 from tests.api.serving import serving
-from tests.api.test_batches_sdk import ended, line, start, upload
+from tests.api.test_batches_sdk import ended, line, lines_of, start, upload
 from tests.jobs.kill import Server
 
 
@@ -75,3 +75,23 @@ def test_a_directory_that_cannot_be_written_stops_no_chat(tmp_path: Path) -> Non
             assert reply.status_code == 503
             assert reply.headers["retry-after"] == "1"
             assert str(tmp_path) not in reply.text
+
+
+def test_servers_on_one_directory_share_a_batch(tmp_path: Path) -> None:
+    settings = Settings(
+        models=(ModelConfig(name="m", engine="fake", options={"step_s": 0.002}),), data_dir=str(tmp_path)
+    )
+    with (
+        serving(create_app(Service(settings), settings, wait=True)) as port,
+        serving(create_app(Service(settings), settings, wait=True)) as other,
+    ):
+        one, two = (
+            openai.OpenAI(base_url=f"http://127.0.0.1:{at}/v1", api_key="none", max_retries=0) for at in (port, other)
+        )
+        batch = start(one, upload(one, [line(str(number), f"n {number}") for number in range(120)]))
+        over = ended(two, batch.id)
+        assert (over.status, over.request_counts.completed) == ("completed", 120)
+        told = lines_of(two, over.output_file_id)
+        assert {name: one["response"]["body"]["choices"][0]["message"]["content"] for name, one in told.items()} == {
+            str(number): f"I see no pictures. You said: n {number}" for number in range(120)
+        }

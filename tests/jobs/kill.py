@@ -29,13 +29,13 @@ TERMINAL = ("completed", "failed", "expired", "cancelled")
 class Server:
     """`sightline serve` on one directory, however often it is killed."""
 
-    def __init__(self, data: Path, *options: str, step_s: float = 0.01) -> None:
+    def __init__(self, data: Path, *, step_s: float = 0.01, config: Path | None = None) -> None:
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self.port = probe.getsockname()[1]
+        fake = ("--engine", "fake", "--name", "m", "--option", f"step_s={step_s}")
         self._command = [
-            *(sys.executable, "-m", "sightline.cli", "serve", "--engine", "fake", "--name", "m"),
-            *("--option", f"step_s={step_s}", "--data-dir", str(data), "--port", str(self.port)),
-            *("--log-level", "error", *options),
+            *(sys.executable, "-m", "sightline.cli", "serve", *(fake if config is None else (str(config),))),
+            *("--data-dir", str(data), "--port", str(self.port), "--log-level", "error"),
         ]
         self.client = openai.OpenAI(
             base_url=f"http://127.0.0.1:{self.port}/v1", api_key="none", max_retries=0, timeout=10
