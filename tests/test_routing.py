@@ -397,6 +397,20 @@ async def test_what_runs_in_the_background_leaves_slots_free() -> None:
     assert admission.running == 7
 
 
+async def test_the_background_is_not_starved_by_clients_that_leave_it_room() -> None:
+    admission = Admission(8, 100)
+    clients = [await hold(admission, 0) for _ in range(4)]
+    for _ in range(5):
+        await hold(admission, BACKGROUND)
+    assert admission.running == 7, "four clients, three of the others, one free"
+    for _ in range(3):
+        await hold(admission, 0)
+    assert admission.running == 8
+    for ticket, _ in clients:
+        await ticket.__aexit__()
+    assert admission.running == 7, "the three clients, and half of the slots for the others"
+
+
 async def test_the_background_gets_on_where_there_is_one_slot() -> None:
     admission = Admission(1, 100)
     client, _ = await hold(admission, 0)

@@ -41,8 +41,8 @@ class Admission:
     priority first, then in order of arrival. The head of the line is never overtaken by a cheaper request, so a wide
     one cannot starve. Used from one event loop; not thread-safe.
 
-    What runs in the background (batches) leaves slots free for whoever comes and waits: one, and half of them while
-    such requests have come of late.
+    What runs in the background (batches) leaves one slot free for whoever comes and waits, and has no more than half
+    of them while such requests have come of late.
     """
 
     def __init__(self, slots: int, max_waiting: int, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -55,6 +55,8 @@ class Admission:
         self._entered = 0
         self._finished: deque[float] = deque(maxlen=_RATE_WINDOW)
         self._clock = clock
+        self._background = 0
+        """Slots of what nobody waits for."""
         self._interactive = -math.inf
         """When a request last came that somebody waits for."""
 
@@ -92,26 +94,31 @@ class Admission:
     def _grant(self) -> None:
         while self._line:
             ticket = self._line[0][2]
-            if not ticket.left and ticket.cost > self._free - self._kept_free(ticket):
+            if not ticket.left and not self._may_take(ticket):
                 return
             heapq.heappop(self._line)
             if not ticket.left:
                 self._free -= ticket.cost
+                self._background += ticket.cost * (ticket.priority <= BACKGROUND)
                 self.running += 1
                 ticket.granted.set()
 
-    def _kept_free(self, ticket: Ticket) -> int:
-        """Slots that this one may not take."""
+    def _may_take(self, ticket: Ticket) -> bool:
+        """Whether it may have its slots now, were it the next."""
+        if ticket.cost > self._free:
+            return False
         if ticket.priority > BACKGROUND or self.running == 0:
-            return 0
+            return True
         of_late = self._clock() - self._interactive < _OF_LATE_S
-        return self.slots // 2 if of_late else min(1, self.slots - 1)
+        most = self.slots - (self.slots // 2 if of_late else min(1, self.slots - 1))
+        return self._background + ticket.cost <= most and ticket.cost < self._free
 
     def _leave(self, ticket: Ticket) -> None:
         self._entered -= 1
         if ticket.granted.is_set():
             self.running -= 1
             self._free += ticket.cost
+            self._background -= ticket.cost * (ticket.priority <= BACKGROUND)
             self._finished.append(self._clock())
         self._grant()
 
