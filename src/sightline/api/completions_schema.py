@@ -5,7 +5,7 @@ Source: openai-openapi 2.3.0, `CreateCompletionRequest`, `CreateCompletionRespon
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -13,15 +13,11 @@ from msgspec import UNSET, UnsetType
 from sightline.api.chat_schema import UsageReply
 from sightline.api.extension import Extension
 from sightline.api.fields import (
-    array,
     boolean,
-    described,
     integer,
-    invalid,
     refused,
     string,
-    to_schema,
-    wrong_type,
+    texts_or_token_ids,
 )
 from sightline.api.sampling import SamplingFields
 from sightline.types import FinishReason
@@ -29,27 +25,7 @@ from sightline.types import FinishReason
 MAX_PROMPTS = MAX_CHOICES = 128
 MAX_TOKEN_IDS = 1_000_000
 
-_text = string()
-_token_ids = array(integer(0, 2**31 - 1), min_length=1, max_length=MAX_TOKEN_IDS)
-_texts = array(_text, min_length=1, max_length=MAX_PROMPTS)
-_lists = array(_token_ids, min_length=1, max_length=MAX_PROMPTS)
-
-
-@described({"anyOf": [to_schema(rule) for rule in (_text, _texts, _token_ids, _lists)]})
-def _prompt(value: Any, at: str) -> tuple[str | tuple[int, ...], ...]:
-    match value:
-        case str():
-            return (_text(value, at),)
-        case []:
-            raise invalid(at, "must not be empty")
-        case [str(), *_]:
-            return _texts(value, at)
-        case [int(), *_]:
-            return (_token_ids(value, at),)
-        case [list(), *_]:
-            return _lists(value, at)
-        case _:
-            raise wrong_type(at, "a string, an array of strings, or token ids", value)
+_prompt = texts_or_token_ids(string(), integer(0, 2**31 - 1), max_items=MAX_PROMPTS, max_token_ids=MAX_TOKEN_IDS)
 
 
 class CompletionBody(SamplingFields, frozen=True, kw_only=True):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from starlette.requests import Request
@@ -18,7 +18,13 @@ from starlette.routing import Route
 from sightline.api.dialect import Dialect
 from sightline.api.exchange import Exchange, new_id
 from sightline.api.extension import to_headers
-from sightline.api.fields import array, described, integer, invalid, one_of, read, string, to_schema, wrong_type
+from sightline.api.fields import (
+    integer,
+    one_of,
+    read,
+    string,
+    texts_or_token_ids,
+)
 from sightline.api.wire import encode
 from sightline.config import Settings
 from sightline.service import Service
@@ -27,27 +33,7 @@ from sightline.types import EmbeddingRequest, Embeddings
 MAX_ITEMS = 2048
 """Of inputs, and of the token ids of one."""
 
-_text = string(min_length=1)
-_token_ids = array(integer(0), min_length=1, max_length=MAX_ITEMS)
-_texts = array(_text, min_length=1, max_length=MAX_ITEMS)
-_lists = array(_token_ids, min_length=1, max_length=MAX_ITEMS)
-
-
-@described({"anyOf": [to_schema(rule) for rule in (_text, _texts, _token_ids, _lists)]})
-def _input(value: Any, at: str) -> tuple[str | tuple[int, ...], ...]:
-    match value:
-        case str():
-            return (_text(value, at),)
-        case []:
-            raise invalid(at, "must not be empty")
-        case [str(), *_]:
-            return _texts(value, at)
-        case [int(), *_]:
-            return (_token_ids(value, at),)
-        case [list(), *_]:
-            return _lists(value, at)
-        case _:
-            raise wrong_type(at, "a string, an array of strings, or token ids", value)
+_input = texts_or_token_ids(string(min_length=1), integer(0), max_items=MAX_ITEMS, max_token_ids=MAX_ITEMS)
 
 
 class EmbeddingsBody(msgspec.Struct, frozen=True, kw_only=True):

@@ -177,6 +177,36 @@ def array(item: Rule[T], *, min_length: int = 0, max_length: int | None = None) 
     return rule
 
 
+def texts_or_token_ids(
+    text: Rule[str], token_id: Rule[int], *, max_items: int, max_token_ids: int
+) -> Rule[tuple[str | tuple[int, ...], ...]]:
+    """A text or several, the ids of one's tokens or of several's: what completions and embeddings take.
+
+    Gives one for each text, whichever way it was written.
+    """
+    token_ids = array(token_id, min_length=1, max_length=max_token_ids)
+    texts = array(text, min_length=1, max_length=max_items)
+    lists = array(token_ids, min_length=1, max_length=max_items)
+
+    @described({"anyOf": [to_schema(rule) for rule in (text, texts, token_ids, lists)]})
+    def rule(value: Any, at: str) -> tuple[str | tuple[int, ...], ...]:
+        match value:
+            case str():
+                return (text(value, at),)
+            case []:
+                raise invalid(at, "must not be empty")
+            case [str(), *_]:
+                return texts(value, at)
+            case [int(), *_]:
+                return (token_ids(value, at),)
+            case [list(), *_]:
+                return lists(value, at)
+            case _:
+                raise wrong_type(at, "a string, an array of strings, or token ids", value)
+
+    return rule
+
+
 def struct(schema: type[S]) -> Rule[S]:
     @described(schema)
     def rule(value: Any, at: str) -> S:
