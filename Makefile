@@ -4,6 +4,7 @@
 #   make test            lint, types, every fast test
 #   make test-engines    engines against their references (installs torch into .venv-reference)   (ALL=1: vllm, easydel and litellm too, 9 GB)
 #   make test-clients    other people's clients: LiteLLM, LangChain, OpenAI's JavaScript SDK (npm)
+#   make reliability-jobs    batches killed again and again; what is synced; how long people wait beside a batch
 #   make fuzz-images     10,000 damaged pictures through the decoders, then a server   MUTATIONS=10000
 #   make chaos           broken networks, outages, deadlines: promise, measured, met     REQUESTS=10000 CHAOS="--only 9"
 #   make bench-images    speed and closeness of decoding, side by side with Pillow's own
@@ -30,7 +31,7 @@ REQUESTS ?= 10000
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 LOCKED := requirements/dev.txt
 
-.PHONY: demo test test-engines test-clients fuzz-images chaos bench-images train-peek train-whisper eval-peek bench-health lint lock clean
+.PHONY: demo test test-engines test-clients reliability-jobs fuzz-images chaos bench-images train-peek train-whisper eval-peek bench-health lint lock clean
 
 $(VENV)/.installed: pyproject.toml $(LOCKED)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Sightline needs Python 3.11 or newer; name one with PYTHON=python3.12"; exit 1; }
@@ -75,6 +76,13 @@ $(CLIENTS)/.installed: tests/clients/requirements.txt pyproject.toml
 
 test-clients: $(CLIENTS)/.installed
 	$(CLIENTS)/bin/python -m pytest tests/clients -m clients -rs
+
+reliability-jobs: $(VENV)/.installed
+	$(BIN)/python -m tests.jobs.kill --lines 1000 --kills 20
+	$(BIN)/python -m tests.jobs.kill --lines 1000 --kills 20 --victim engine
+	$(BIN)/python -m tests.batch.kill --rows 1000 --kills 20
+	$(BIN)/python -m tests.jobs.syncs
+	$(BIN)/python -m tests.jobs.beside
 
 fuzz-images: $(VENV)/.installed
 	$(BIN)/python -m tests.images.damage --mutations $(MUTATIONS)
