@@ -28,7 +28,7 @@ from sightline.types import (
 )
 
 _LOWEST_PRIORITY = -10
-"""On a server, whoever waits for an answer goes first."""
+"""On a server, whoever waits for an answer goes first, and has a slot kept free. In this process nobody else does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,5 +205,4 @@ def _to_chat_request(task: Task, question: Question, model: str, pictures: list[
         messages=(*system, Message("user", (*refs, Text(task.prompt)))),
         sampling=SamplingParams(max_tokens=question.max_tokens, temperature=question.temperature, seed=question.seed),
         response_format=ResponseFormat("json_schema", question.schema) if question.schema else ResponseFormat(),
-        priority=_LOWEST_PRIORITY,
     )
