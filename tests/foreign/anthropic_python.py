@@ -9,10 +9,8 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-import tarfile
-from pathlib import Path
 
-from tests.foreign.suite import WORK, read_junit, report, server, virtual_environment
+from tests.foreign.suite import WORK, fetch_source, read_junit, report, server, virtual_environment
 
 VERSION = "2.12.0"
 CONFIGURATION = """
@@ -24,24 +22,12 @@ models:
 """The names that the tests ask for; after_id and before_id are models before and after which pages begin."""
 
 
-def fetch(folder: Path) -> Path:
-    """The suite's folder."""
-    source = folder / f"anthropic-{VERSION}"
-    if not source.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        download = ["pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:", f"anthropic=={VERSION}"]
-        subprocess.run([sys.executable, "-m", *download, "--dest", str(folder)], check=True)
-        with tarfile.open(folder / f"anthropic-{VERSION}.tar.gz") as archive:
-            archive.extractall(folder, filter="data")
-    return source
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="pytest's -k: these tests alone, nothing judged")
     args = parser.parse_args()
     folder = WORK / "anthropic-python"
-    source = fetch(folder)
+    source = fetch_source("anthropic", VERSION, folder)
     python = virtual_environment(
         folder / "venv",
         [

@@ -14,15 +14,15 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import threading
 from pathlib import Path
 
 from tests.foreign.llama_server_shim import REMOTE
-from tests.foreign.suite import ROOT, WORK, read_junit, report, virtual_environment
+from tests.foreign.suite import ROOT, WORK, fetch_source, read_junit, report, virtual_environment
 
 VERSION = "0.3.36"
 """Of llama-cpp-python."""
+TESTS = "vendor/llama.cpp/tools/server/tests"
 FILES = (
     "unit/test_chat_completion.py",
     "unit/test_vision_api.py",
@@ -58,19 +58,6 @@ def pytest_sessionstart(session):
 '''
 
 
-def fetch(folder: Path) -> Path:
-    """The suite's folder."""
-    suite = folder / f"llama_cpp_python-{VERSION}" / "vendor" / "llama.cpp" / "tools" / "server" / "tests"
-    if not suite.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        download = ["pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:", f"llama-cpp-python=={VERSION}"]
-        subprocess.run([sys.executable, "-m", *download, "--dest", str(folder)], check=True)
-        with tarfile.open(folder / f"llama_cpp_python-{VERSION}.tar.gz") as archive:
-            members = [member for member in archive.getmembers() if "/tools/server/tests/" in member.name]
-            archive.extractall(folder, members, filter="data")
-    return suite
-
-
 def serve_pictures(folder: Path) -> http.server.ThreadingHTTPServer:
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_: object) -> None:
@@ -89,7 +76,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="pytest's -k: these tests alone, nothing judged")
     args = parser.parse_args()
     folder = WORK / "llama-cpp"
-    suite = fetch(folder)
+    suite = fetch_source("llama-cpp-python", VERSION, folder, TESTS) / TESTS
     python = virtual_environment(folder / "venv", REQUIREMENTS)
     program = folder / "llama-server"
     program.write_text(f'#!/bin/sh\ncd "{ROOT}" && exec "{sys.executable}" -m tests.foreign.llama_server_shim "$@"\n')

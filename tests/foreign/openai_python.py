@@ -9,10 +9,8 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-import tarfile
-from pathlib import Path
 
-from tests.foreign.suite import ROOT, WORK, read_junit, report, server, virtual_environment
+from tests.foreign.suite import ROOT, WORK, fetch_source, read_junit, report, server, virtual_environment
 
 VERSION = "3.52.0"
 CONFIGURATION = f"""
@@ -27,24 +25,12 @@ models:
 """
 
 
-def fetch(folder: Path) -> Path:
-    """The suite's folder."""
-    source = folder / f"openai-{VERSION}"
-    if not source.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        download = ["pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:", f"openai=={VERSION}"]
-        subprocess.run([sys.executable, "-m", *download, "--dest", str(folder)], check=True)
-        with tarfile.open(folder / f"openai-{VERSION}.tar.gz") as archive:
-            archive.extractall(folder, filter="data")
-    return source
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="pytest's -k: these tests alone, nothing judged")
     args = parser.parse_args()
     folder = WORK / "openai-python"
-    source = fetch(folder)
+    source = fetch_source("openai", VERSION, folder)
     python = virtual_environment(
         folder / "venv",
         [f"openai[aiohttp]=={VERSION}", "pytest>=9.0.3", "pytest-asyncio>=1.4", "pytest-timeout>=2.4", "rich>=13.7"],

@@ -12,6 +12,7 @@ import re
 import socket
 import subprocess
 import sys
+import tarfile
 import time
 import tomllib
 import urllib.request
@@ -72,6 +73,19 @@ def server(configuration: str, folder: Path, environment: Mapping[str, str] | No
             yield f"http://127.0.0.1:{port}"
         finally:
             run.terminate()
+
+
+def fetch_source(project: str, version: str, folder: Path, part: str = "") -> Path:
+    """A project's source distribution, unpacked in `folder` unless it is there; only what has `part` in its path."""
+    name = f"{project.replace('-', '_')}-{version}"
+    if not (folder / name).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        download = ["pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:", f"{project}=={version}"]
+        subprocess.run([sys.executable, "-m", *download, "--dest", str(folder)], check=True)
+        with tarfile.open(folder / f"{name}.tar.gz") as archive:
+            members = [member for member in archive.getmembers() if part in member.name]
+            archive.extractall(folder, members, filter="data")
+    return folder / name
 
 
 def virtual_environment(folder: Path, requirements: Sequence[str]) -> Path:

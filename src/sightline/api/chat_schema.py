@@ -8,7 +8,6 @@ prompt_cache_retention, prompt_cache_options, moderation, web_search_options.
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -20,6 +19,7 @@ from sightline.api.fields import (
     array,
     boolean,
     described,
+    identifier,
     integer,
     invalid,
     later,
@@ -37,7 +37,6 @@ from sightline.api.sampling import INT64, SamplingFields
 from sightline.errors import UnsupportedFeature
 from sightline.types import FinishReason, ResponseFormat, Tool, ToolChoice
 
-_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 MAX_TOOLS = 128
 MAX_METADATA = 16
 
@@ -45,13 +44,7 @@ MAX_METADATA = 16
 # --- rules of single fields ------------------------------------------------------------------------------------------
 
 
-@described({"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"})
-def _name(value: Any, at: str) -> str:
-    """Of a function or a schema."""
-    checked = string()(value, at)
-    if not _NAME.fullmatch(checked):
-        raise invalid(at, "must be 1 to 64 letters, digits, '_' or '-'")
-    return checked
+_name = identifier(64)
 
 
 @described(

@@ -17,6 +17,7 @@ dialect's own says so by `@described`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Annotated, Any, NoReturn, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
@@ -100,6 +101,20 @@ def string(*, min_length: int = 0, max_length: int | None = None) -> Rule[str]:
         if max_length is not None and len(value) > max_length:
             raise invalid(at, f"must have at most {max_length} characters, and has {len(value)}")
         return value
+
+    return rule
+
+
+def identifier(max_length: int) -> Rule[str]:
+    """Of a function or a schema: letters, digits, `_` and `-`."""
+    pattern = re.compile(rf"[A-Za-z0-9_-]{{1,{max_length}}}")
+
+    @described({"type": "string", "pattern": f"^{pattern.pattern}$"})
+    def rule(value: Any, at: str) -> str:
+        checked = string()(value, at)
+        if not pattern.fullmatch(checked):
+            raise invalid(at, f"must be 1 to {max_length} letters, digits, '_' or '-'")
+        return checked
 
     return rule
 

@@ -7,7 +7,6 @@ output_config.effort. What messages hold is `messages_content.py`'s.
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -17,8 +16,8 @@ from sightline.api.fields import (
     array,
     boolean,
     described,
+    identifier,
     integer,
-    invalid,
     later,
     mapping,
     missing,
@@ -34,7 +33,6 @@ from sightline.api.messages_content import SYSTEM, TurnBody
 from sightline.errors import UnsupportedFeature
 from sightline.types import ResponseFormat, Tool, ToolChoice
 
-_NAME = re.compile(r"[A-Za-z0-9_-]{1,128}")
 MAX_STOPS = 64
 MAX_TOOLS = 128
 
@@ -42,12 +40,7 @@ MAX_TOOLS = 128
 # --- rules of single fields ------------------------------------------------------------------------------------------
 
 
-@described({"type": "string", "pattern": "^[A-Za-z0-9_-]{1,128}$"})
-def _name(value: Any, at: str) -> str:
-    checked = string()(value, at)
-    if not _NAME.fullmatch(checked):
-        raise invalid(at, "must be 1 to 128 letters, digits, '_' or '-'")
-    return checked
+_name = identifier(128)
 
 
 class ToolBody(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,7 +8,6 @@ prompt_cache_options, moderation.
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any
 
 import msgspec
@@ -18,6 +17,7 @@ from sightline.api.fields import (
     array,
     boolean,
     described,
+    identifier,
     integer,
     invalid,
     mapping,
@@ -51,19 +51,11 @@ INCLUDABLE = (
 """What `include` may ask for. Only the first two exist here: reasoning is told in plain text, and the others are parts
 of the output of tools that a request cannot have."""
 
-_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-
 
 # --- rules of single fields ------------------------------------------------------------------------------------------
 
 
-@described({"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"})
-def _name(value: Any, at: str) -> str:
-    """Of a function or a schema."""
-    checked = string()(value, at)
-    if not _NAME.fullmatch(checked):
-        raise invalid(at, "must be 1 to 64 letters, digits, '_' or '-'")
-    return checked
+_name = identifier(64)
 
 
 @described({"anyOf": [{"type": "string"}, {"type": "array", "items": ITEM}]})
