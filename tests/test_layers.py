@@ -12,10 +12,22 @@ SOURCE = Path(__file__).parent.parent / "src" / "sightline"
 
 LAYERS = [
     {"types", "errors", "schemas"},
-    {"config", "metrics", "images", "audio", "peek"},
+    {"config", "metrics", "tracing", "images", "audio", "peek"},
     {"engines"},
-    {"routing", "models", "engine_request", "understanding", "attempts", "speech", "service", "jobs", "configfile"},
-    {"api", "batch", "client", "cluster", "ui", "bench", "drift", "testing"},
+    {
+        "routing",
+        "models",
+        "engine_request",
+        "understanding",
+        "attempts",
+        "speech",
+        "service",
+        "jobs",
+        "access",
+        "configfile",
+    },
+    {"api", "batch", "client", "bench", "drift", "testing"},
+    {"server", "frontends", "cluster", "ui"},
     {"cli"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

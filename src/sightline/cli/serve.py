@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
-import uvicorn
 
 from sightline.api.app import create_app
 from sightline.cli.models import (
@@ -22,6 +21,7 @@ from sightline.cli.models import (
 from sightline.config import MIB, CorsPolicy, FetchPolicy, ImageLimits, PictureSize, Settings, environment, state_dir
 from sightline.configfile import load
 from sightline.errors import InvalidRequest
+from sightline.server import serve
 from sightline.service import Service
 
 
@@ -108,19 +108,7 @@ def run(args: argparse.Namespace) -> int:
     if settings.data_dir is None and settings.port:  # one on any free port would not find again what it had kept
         settings = msgspec.structs.replace(settings, data_dir=str(state_dir() / f"port-{settings.port}"))
     app = create_app(Service(settings), settings)
-    config = uvicorn.Config(
-        app,
-        http="httptools",
-        ws="none",
-        lifespan="on",
-        access_log=False,
-        log_config=None,
-        server_header=False,
-        date_header=True,
-        timeout_keep_alive=30,
-        timeout_graceful_shutdown=30,
-    )
-    uvicorn.Server(config).run(sockets=[listener])
+    serve(app, [listener])
     return 0
 
 
