@@ -9,6 +9,8 @@
 #   make chaos           broken networks, outages, deadlines: promise, measured, met     REQUESTS=10000 CHAOS="--only 9"
 #   make bench-images    speed and closeness of decoding, side by side with Pillow's own
 #   make train-peek      trains the embedded model           MINUTES=90 RUN=runs/peek
+#   make check-training      two minutes of train-peek, whose loss must fall   MINUTES=2
+#   make package         wheel and sdist, and the embedded model asked from the wheel in a clean environment
 #   make train-whisper   trains the tiny Whisper of the tests (espeak-ng)   MINUTES=50
 #   make eval-peek       measures the embedded model         PER_TASK=200 EVAL="--photographs DIR --compare FILE"
 #   make bench-health    how long /health takes while 16 clients send photographs
@@ -23,6 +25,7 @@ VLLM := .venv-vllm
 EASYDEL := .venv-easydel
 CLIENTS := .venv-clients
 TRAIN := .venv-train
+WHEEL := .venv-wheel
 MINUTES ?= 90
 RUN ?= runs/peek
 PER_TASK ?= 200
@@ -31,7 +34,7 @@ REQUESTS ?= 10000
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 LOCKED := requirements/dev.txt
 
-.PHONY: demo test test-engines test-clients reliability-jobs fuzz-images chaos bench-images train-peek train-whisper eval-peek bench-health lint lock clean
+.PHONY: demo test test-engines test-clients reliability-jobs fuzz-images chaos bench-images train-peek check-training package train-whisper eval-peek bench-health lint lock clean
 
 $(VENV)/.installed: pyproject.toml $(LOCKED)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Sightline needs Python 3.11 or newer; name one with PYTHON=python3.12"; exit 1; }
@@ -106,6 +109,20 @@ train-peek: $(TRAIN)/.installed
 	$(TRAIN)/bin/python -m training.peek.plot $(RUN) $(RUN)/loss.png
 	@echo "The checkpoint is in $(RUN)/model; 'python -m sightline.engines.openvino.export $(RUN)/model' makes it servable."
 
+check-training: $(REFERENCE)/.installed
+	rm -rf runs/check-training
+	$(REFERENCE)/bin/python -m training.peek.train --minutes $(if $(filter file,$(origin MINUTES)),2,$(MINUTES)) --out runs/check-training
+	$(REFERENCE)/bin/python -m training.peek.falls runs/check-training
+
+package: $(VENV)/.installed
+	rm -rf dist $(WHEEL)
+	$(BIN)/python $(PIP_INSTALL) build
+	$(BIN)/python -m build --no-isolation --outdir dist .
+	$(PYTHON) -m venv $(WHEEL)
+	$(WHEEL)/bin/python $(PIP_INSTALL) --require-hashes -r requirements/core.txt
+	$(WHEEL)/bin/python $(PIP_INSTALL) --no-deps dist/*.whl
+	cd / && $(CURDIR)/$(WHEEL)/bin/python $(CURDIR)/tests/package_check.py $(CURDIR)/examples/pictures
+
 train-whisper: $(TRAIN)/.installed
 	$(TRAIN)/bin/python $(PIP_INSTALL) -r training/whisper/requirements.txt --editable .
 	OMP_NUM_THREADS=1 $(TRAIN)/bin/python -m training.whisper.train --minutes $(MINUTES) --out runs/whisper --resume
@@ -124,4 +141,4 @@ lock: $(VENV)/.installed
 	$(BIN)/python -m piptools compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --extra dev --all-build-deps --output-file requirements/dev.txt pyproject.toml
 
 clean:
-	rm -rf $(VENV) $(CLIENTS) $(REFERENCE) $(LITELLM) $(VLLM) $(EASYDEL) $(TRAIN) build dist
+	rm -rf $(VENV) $(CLIENTS) $(REFERENCE) $(LITELLM) $(VLLM) $(EASYDEL) $(TRAIN) $(WHEEL) build dist

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("safetensors")
 
-from training.peek import batches, card, checkpoint, model, recipe, studio, tasks, train  # noqa: E402
+from training.peek import batches, card, checkpoint, log, model, recipe, studio, tasks, train  # noqa: E402
 from training.peek.wording import Question  # noqa: E402
 
 
@@ -94,7 +93,7 @@ def test_a_short_run_learns_and_exports(tmp_path: Path, producers: int, monkeypa
     train.run(short, recipe.Span(tmp_path, False, 0.5))
     halfway = torch.load(tmp_path / train.CHECKPOINT, weights_only=True)["step"]
     train.run(short, recipe.Span(tmp_path, True, 5.0))
-    lines = [json.loads(line) for line in (tmp_path / train.LOG).read_text().splitlines()]
+    lines = log.read(tmp_path)
     dense = [line["loss"] for line in lines if line.get("stage") == "dense"]
     joint = [line["answers"] for line in lines if line.get("stage") == "joint"]
     assert np.mean(dense[-2:]) < 0.97 * dense[0]

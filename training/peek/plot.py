@@ -6,7 +6,6 @@ python -m training.peek.plot RUN_DIR out.png
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from training.peek.train import LOG
-
-
-def read(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / LOG).read_text().splitlines()]
+from training.peek.log import read
 
 
 def _curve(axis: Axes, lines: list[dict[str, Any]], name: str, label: str) -> None:

@@ -38,13 +38,13 @@ from torch import Tensor, nn
 from training.peek.batches import Rows
 from training.peek.draw import BLANK, IGNORE, NOTHING
 from training.peek.feed import Feed, OnDevice, to_device
+from training.peek.log import LOG
 from training.peek.model import Peek
 from training.peek.recipe import Recipe, Span, recipe_for
 from training.peek.studio import Exam, make_exam
 from training.peek.tasks import TASKS
 
 CHECKPOINT: Final = "checkpoint.pt"
-LOG: Final = "log.jsonl"
 _SAVE_EVERY_S: Final = 60.0
 _LOG_EVERY: Final = 20
 _EXAMS: Final = (16, 24)
