@@ -210,6 +210,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen(2048)  # who connects as soon as the address is printed waits a moment, and is not refused
     except OSError as error:
         raise InvalidRequest(
             f"Cannot listen on {host}:{port}: {error.strerror}. Choose another with --port.", param="port"
