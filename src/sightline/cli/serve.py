@@ -21,7 +21,7 @@ from sightline.cli.models import (
 from sightline.config import MIB, CorsPolicy, FetchPolicy, ImageLimits, PictureSize, Settings, environment, state_dir
 from sightline.configfile import load
 from sightline.errors import InvalidRequest
-from sightline.server import serve
+from sightline.server import Endpoint, serve
 from sightline.service import Service
 
 
@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
     if settings.data_dir is None and settings.port:  # one on any free port would not find again what it had kept
         settings = msgspec.structs.replace(settings, data_dir=str(state_dir() / f"port-{settings.port}"))
     app = create_app(Service(settings), settings)
-    serve(app, [listener])
+    serve([Endpoint(app, [listener])])
     return 0
 
 
