@@ -61,8 +61,8 @@ class Understanding:
         standing_in = to_engine_request(request, [smallest_picture(budget) for budget in budgets], 0)
         count = await _count_tokens(model, standing_in)
         room = Room(info.context_length, count.text_tokens, request.sampling.max_tokens, count.exact)
-        fit = None if room.holds_any(budgets) else lambda sizes: room.fit(sizes, budgets)
-        resolved = await self._intake.resolve(request.images, budgets, tenant=request.tenant, fit=fit)
+        tight = None if room.holds_any(budgets) else room
+        resolved = await self._intake.resolve(request.images, budgets, tenant=request.tenant, room=tight)
         self._refuse_quarantined(request, resolved)
         tokens = tuple(vision.tokens(r.image.served_width, r.image.served_height) for r in resolved)
         understood = Understood(TokenCount(room.text + sum(tokens), tokens, count.exact), resolved)

@@ -24,10 +24,11 @@ from sightline.errors import (
     ImageUnreadable,
     UnsupportedFeature,
 )
-from sightline.images.budget import CellBudget
+from sightline.images.budget import CellBudget, VisionBudget
 from sightline.images.decoder import DecoderPool
 from sightline.images.fetch import Fetcher
 from sightline.images.intake import Intake, ResolvedImage
+from sightline.images.plan import Room
 from sightline.types import Detail, ImageRef, Recompression
 from tests.images.samples import AS_IT_IS, decoded, encode, noise, waves
 from tests.images.web import LOOPBACK, reply, serving
@@ -220,25 +221,26 @@ async def test_a_bad_picture_is_not_kept(intake: Intake, decodings: list[bytes])
 async def test_sizes_are_known_before_anything_is_decoded(intake: Intake, decodings: list[bytes]) -> None:
     seen: list[object] = []
 
-    def fit(sizes: Sequence[tuple[int, int]]) -> list[CellBudget]:
-        assert not decodings
-        seen.extend(sizes)
-        return [BUDGET, BUDGET.narrowed("low")]
+    class Told(Room):
+        def fit(self, sizes: Sequence[tuple[int, int]], budgets: Sequence[VisionBudget]) -> tuple[VisionBudget, ...]:
+            assert not decodings
+            seen.extend(sizes)
+            return budgets[0], BUDGET.narrowed("low")
 
     refs = [ref(encode(waves(60, 40), "PNG"), 0), ref(encode(waves(600, 400), "JPEG"), 1)]
-    first, second = await intake.resolve(refs, [BUDGET, BUDGET], fit=fit)
+    first, second = await intake.resolve(refs, [BUDGET, BUDGET], room=Told(0, 0, None))
     assert seen == [(60, 40), (600, 400)]
     assert not first.scaled_to_fit
     assert second.scaled_to_fit
     assert BUDGET.tokens(second.image.served_width, second.image.served_height) <= 16
 
 
-async def test_with_fit_a_bad_picture_is_still_the_first_in_order_and_named(
+async def test_where_room_is_short_a_bad_picture_is_still_the_first_in_order_and_named(
     intake: Intake, decodings: list[bytes]
 ) -> None:
     refs = [ref(encode(waves(60, 40), "PNG"), 0), ref(b"GIF", 1), ref(b"no", 2)]
     with pytest.raises(ImageError) as caught:
-        await intake.resolve(refs, [BUDGET] * 3, fit=lambda sizes: [BUDGET] * 3)
+        await intake.resolve(refs, [BUDGET] * 3, room=Room(8192, 0, None))
     assert caught.value.param == refs[1].param
     assert not decodings
 

@@ -21,7 +21,7 @@ from sightline.images.budget import VisionBudget
 from sightline.images.cache import Decoded, Key, PictureCache
 from sightline.images.decoder import DecoderPool
 from sightline.images.fetch import Fetcher, File
-from sightline.images.plan import Size
+from sightline.images.plan import Room, Size
 from sightline.types import FileId, Image, ImageRef
 
 log = logging.getLogger(__name__)
@@ -29,8 +29,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 ReadKept = Callable[[str, str, int], Awaitable[bytes]]
 """From a file's id, the tenant and the most bytes to the file. Raises an `ImageError`."""
-Fit = Callable[[Sequence[Size]], Sequence[VisionBudget]]
-"""From the original sizes of a request's pictures to the budgets by which they fit together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +75,16 @@ class Intake:
         self._cache.clear()
 
     async def resolve(
-        self, refs: Sequence[ImageRef], budgets: Sequence[VisionBudget], *, tenant: str = "", fit: Fit | None = None
+        self, refs: Sequence[ImageRef], budgets: Sequence[VisionBudget], *, tenant: str = "", room: Room | None = None
     ) -> tuple[ResolvedImage, ...]:
         """The pictures in the order of `refs`, each at the size that its budget gives it.
 
-        With `fit`, every picture is fetched and its header read before any is decoded, and `fit` says from the
-        original sizes by which budgets they are served instead.
+        With `room`, every picture is fetched and its header read before any is decoded, and they are served by
+        budgets by which they fit in it together.
 
         Raises the error of the first bad picture in that order, whichever failed first, with its `param`: an
         `ImageError` of any kind; `UnsupportedFeature` for more than `limits.max_images`; `EngineUnavailable` once
-        closed; what `fit` raises. Cancelling it gives up what only it was waiting for.
+        closed; what `Room.fit` raises. Cancelling it gives up what only it was waiting for.
         """
         if len(refs) > self._limits.max_images:
             raise UnsupportedFeature(
@@ -98,10 +96,10 @@ class Intake:
             async def fetch_and_decode(ref: ImageRef, budget: VisionBudget) -> ResolvedImage:
                 return await self._decode(await self._fetch(ref, tenant), budget, tenant, shares)
 
-            if fit is None:
+            if room is None:
                 return await _in_order(map(fetch_and_decode, refs, budgets))
             fetched = await _in_order(self._fetch(ref, tenant) for ref in refs)
-            fitted = fit(await _in_order(map(self._inspect, fetched)))
+            fitted = room.fit(await _in_order(map(self._inspect, fetched)), budgets)
             return await _in_order(
                 self._decode(file, budget, tenant, shares, scaled_to_fit=budget is not own)
                 for file, own, budget in zip(fetched, budgets, fitted, strict=True)
