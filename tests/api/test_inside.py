@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import Any
 
 import pytest
+from starlette.types import ASGIApp
 
 from sightline.api.inside import execute
 from sightline.errors import EngineFailed, EngineUnavailable, Overloaded, QuotaExceeded, RateLimited, SightlineError
+from sightline.jobs import Item, Lease
+from sightline.jobs.runner import Answer
 from sightline.routing import BACKGROUND
 from sightline.types import ChatRequest
 from tests.api.standin import HELLO, ScriptedService, app_of, chat
 
 pytestmark = pytest.mark.anyio
 
-CHAT = "/v1/chat/completions"
+
+async def ask(app: ASGIApp, body: dict[str, Any] | bytes, tenant: str = "") -> Answer:
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return await execute(app, Lease(Item(0, "c-0", raw), "batch_1", tenant, "/v1/chat/completions", 1, 1))
 
 
 async def test_a_line_is_answered_as_a_client_would_be_and_behind_all_of_them() -> None:
     service = ScriptedService(HELLO)
-    answer = await execute(app_of(service), CHAT, json.dumps(chat(priority=10)).encode(), "tenant-1")
+    answer = await ask(app_of(service), chat(priority=10), "tenant-1")
     assert json.loads(answer.body)["choices"][0]["message"]["content"] == "A cat"
     assert (answer.status_code, answer.retryable, answer.began) == (200, False, True)
     assert answer.request_id.startswith("req_")
@@ -30,7 +37,7 @@ async def test_a_line_is_answered_as_a_client_would_be_and_behind_all_of_them() 
 
 async def test_a_client_cannot_say_whose_request_it_is() -> None:
     service = ScriptedService(HELLO)
-    await execute(app_of(service), CHAT, json.dumps(chat(tenant="other")).encode(), "own")
+    await ask(app_of(service), chat(tenant="other"), "own")
     assert service.requests[0].tenant == "own"
 
 
@@ -50,14 +57,14 @@ async def test_what_may_pass(error: Exception, status: int, retryable: bool, beg
         raise error
         yield
 
-    answer = await execute(app_of(ScriptedService(fail)), CHAT, json.dumps(chat()).encode(), "")
+    answer = await ask(app_of(ScriptedService(fail)), chat())
     assert (answer.status_code, answer.retryable, answer.began) == (status, retryable, began)
     assert answer.retry_after_s == (getattr(error, "retry_after_s", 1.0) if status in (429, 503) and retryable else 0.0)
     assert isinstance(error, SightlineError) or b"a bug" not in answer.body
 
 
 async def test_what_is_wrong_with_a_line_is_told_in_the_shape_of_its_route() -> None:
-    answer = await execute(app_of(ScriptedService(HELLO)), CHAT, b'{"model":"m","model":"m"}', "")
+    answer = await ask(app_of(ScriptedService(HELLO)), b'{"model":"m","model":"m"}')
     assert answer.status_code == 400
     assert set(json.loads(answer.body)["error"]) == {"message", "type", "param", "code"}
 
@@ -68,7 +75,7 @@ async def test_cancelling_it_ends_the_work() -> None:
         yield
 
     service = ScriptedService(hang)
-    asking = asyncio.create_task(execute(app_of(service), CHAT, json.dumps(chat()).encode(), ""))
+    asking = asyncio.create_task(ask(app_of(service), chat()))
     while not service.open:
         await asyncio.sleep(0)
     asking.cancel()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from sightline.errors import StorageUnavailable
-from sightline.jobs import Batch
+from sightline.jobs import Batch, Lease
 from sightline.jobs.blobs import LocalBlobs
 from sightline.jobs.database import Database
 from sightline.jobs.files import Files, Quota, new_file_id
@@ -39,8 +39,8 @@ class Server:
         self.asked: list[str] = []
 
     def runner(self, execute: Callable[[str], Any], at_once: int = 4) -> Runner:
-        async def counted(endpoint: str, body: bytes, tenant: str) -> Answer:
-            name = json.loads(body)["name"]
+        async def counted(lease: Lease) -> Answer:
+            name = json.loads(lease.item.body)["name"]
             self.asked.append(name)
             answer = execute(name)
             return await answer if asyncio.iscoroutine(answer) else answer
@@ -124,6 +124,28 @@ async def test_while_the_engine_is_away_one_line_asks_for_all(server: Server) ->
     over = await server.ended()
     await runner.close()
     assert (over.counts.completed, over.counts.failed) == (40, 0), "however long it is away"
+
+
+async def test_a_keys_limits_slow_nobody_elses_lines(server: Server) -> None:
+    under_way = most = refused = 0
+
+    async def answer(_: str) -> Answer:
+        nonlocal under_way, most, refused
+        under_way += 1
+        most = max(most, under_way)
+        await asyncio.sleep(0.001)
+        under_way -= 1
+        refused += refused < 100
+        limited = Answer(429, "req", b"{}", retryable=True, began=False, is_limited=True, retry_after_s=0.01)
+        return limited if refused < 100 else OK
+
+    await server.submit(40)
+    runner = server.runner(answer, at_once=4)
+    await runner.start()
+    over = await server.ended()
+    await runner.close()
+    assert most == 4, "the engine is neither away nor full"
+    assert (over.counts.completed, over.counts.failed) == (40, 0), "waiting is not failing"
 
 
 async def test_a_bug_in_a_route_stops_no_batch(server: Server) -> None:

@@ -22,6 +22,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from sightline.api import caller
+from sightline.api.caller import Caller
 from sightline.api.dialect import Dialect
 from sightline.api.fields import described, integer, invalid, one_of, read, string, struct, wrong_type
 from sightline.api.files import MAX_KEPT_S, MIN_KEPT_S
@@ -176,10 +177,11 @@ def to_object(batch: Batch) -> BatchObject:
     )
 
 
-def to_batch(body: BatchBody, tenant: str, now: int) -> Batch:
+def to_batch(body: BatchBody, own: Caller, now: int) -> Batch:
     return Batch(
         id=f"batch_{os.urandom(16).hex()}",
-        tenant=tenant,
+        tenant=own.tenant,
+        key_id=own.key_id,
         kind="batch",
         endpoint=body.endpoint,
         status="validating",
@@ -230,14 +232,14 @@ class _Batches:
     async def create(self, request: Request) -> Response:
         key = read_key(request)
         raw = await read_json(request, self._limits)
-        body, tenant = read(BatchBody, raw), caller.of(request.scope).tenant
+        body, own = read(BatchBody, raw), caller.of(request.scope)
         try:
-            file = await self._work.files.get(tenant, body.input_file_id)
+            file = await self._work.files.get(own.tenant, body.input_file_id)
         except ObjectNotFound as error:
             raise InvalidRequest(error.message, param="input_file_id") from None
         if file.purpose != "batch":
             raise invalid("input_file_id", f"must be a file of the purpose 'batch', not {file.purpose!r}")
-        batch = to_batch(body, tenant, int(time.time()))
+        batch = to_batch(body, own, int(time.time()))
         kept = await self._work.store.create(batch, key=key, digest=to_digest(raw))
         self._work.wake()
         return json_response(to_object(kept))

@@ -15,6 +15,8 @@ class Caller:
     """Everybody is one as long as there are no keys."""
     priority: int | None = None
     """At which all of it runs; None: as the request asks."""
+    key_id: str = ""
+    """Of the key that the request came with, which no log or error tells more of; empty: it needed none."""
     is_inside: bool = False
     """The server itself asks, for what was let in before."""
 

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message
 
 from sightline.api import caller
 from sightline.api.caller import Caller
+from sightline.jobs import Lease
 from sightline.jobs.runner import Answer
 from sightline.routing import BACKGROUND
 
@@ -24,8 +25,10 @@ _NOT_BEGUN: Final = frozenset({429, 503})
 _SECONDS: Final = re.compile(r"[0-9]{1,4}")
 
 
-async def execute(app: ASGIApp, endpoint: str, body: bytes, tenant: str) -> Answer:
-    """What `POST endpoint` answers the tenant. Cancelling it ends the work, as a client that leaves does."""
+async def execute(app: ASGIApp, lease: Lease) -> Answer:
+    """What `POST lease.endpoint` answers the tenant, by the rights and limits of the key that the batch came with.
+    Cancelling it ends the work, as a client that leaves does."""
+    endpoint, body = lease.endpoint, lease.item.body
     exchange = _Exchange(body)
     scope: dict[str, Any] = {
         "type": "http",
@@ -41,7 +44,7 @@ async def execute(app: ASGIApp, endpoint: str, body: bytes, tenant: str) -> Answ
         "client": None,
         "server": None,
     }
-    caller.put(scope, Caller(tenant, BACKGROUND, is_inside=True))
+    caller.put(scope, Caller(lease.tenant, BACKGROUND, is_inside=True, key_id=lease.key_id))
     await app(scope, exchange.receive, exchange.send)
     return exchange.to_answer()
 
@@ -76,5 +79,6 @@ class _Exchange:
             body,
             retryable=self.status in _RETRYABLE and self.headers.get("x-should-retry") != "false",
             began=self.status not in _NOT_BEGUN,
+            is_limited=self.status == 429,
             retry_after_s=float(after) if _SECONDS.fullmatch(after) else 0.0,
         )

@@ -93,6 +93,8 @@ class Batch:
     """When it came to each state that it has been in."""
     ending: Ending | None = None
     """What it becomes once its files are written: from then on no item of it runs."""
+    key_id: str = ""
+    """Of the API key that it came with, by whose rights and limits its items run; empty: there were no keys."""
     counts: Counts = Counts()
     usage: Usage = Usage()
     errors: tuple[LineError, ...] = ()
@@ -123,6 +125,8 @@ class Lease:
     """Rises whenever the item is leased or taken away: a holder with an older one has lost it."""
     attempt: int
     """From 1 on."""
+    key_id: str = ""
+    """As that of its batch."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,12 +49,14 @@ class Answer:
     retryable: bool = False
     """Whether the same may succeed later."""
     began: bool = True
-    """False: it was turned away before anything of it ran, because the engine is away or full."""
+    """False: it was turned away before anything of it ran, because the engine is away or full, or because of limits."""
+    is_limited: bool = False
+    """It was turned away by the limits of its own key, which is nothing to other items."""
     retry_after_s: float = 0.0
 
 
-Execute = Callable[[str, bytes, str], Awaitable[Answer]]
-"""From the endpoint, the body and the tenant to the answer. Raises nothing but bugs; may be cancelled."""
+Execute = Callable[[Lease], Awaitable[Answer]]
+"""From a leased item to its answer. Raises nothing but bugs; may be cancelled."""
 
 
 class Runner:
@@ -133,11 +135,12 @@ class Runner:
 
     async def _run(self, lease: Lease) -> None:
         try:
-            answer = await self._execute(lease.endpoint, lease.item.body, lease.tenant)
+            answer = await self._execute(lease)
         except Exception:
             log.exception("item %s met a bug", lease.item.id)
             answer = Answer(500, "", b'{"error":{"message":"The server had an error.","type":"server_error"}}', True)
-        self._turned_away = 0 if answer.began else self._turned_away + 1
+        if not answer.is_limited:
+            self._turned_away = 0 if answer.began else self._turned_away + 1
         while True:
             if await self._is_kept(lease, answer):
                 return
@@ -148,7 +151,8 @@ class Runner:
         with _excused("keep a result"):
             if answer.retryable:
                 failed = Result(request_id=answer.request_id, error_message=to_message(answer.body))
-                delay_s = max(answer.retry_after_s, _delay_s(lease.attempt if answer.began else self._turned_away))
+                tries = lease.attempt if answer.began else max(1, self._turned_away)
+                delay_s = answer.retry_after_s if answer.is_limited else max(answer.retry_after_s, _delay_s(tries))
                 await self._store.give_back(lease, failed, delay_s, tried=answer.began)
             else:
                 usage = to_usage(answer.body)

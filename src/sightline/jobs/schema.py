@@ -93,4 +93,6 @@ CREATE INDEX files_of ON files (tenant, place);
 CREATE INDEX files_expiring ON files (expires_at) WHERE expires_at IS NOT NULL
 """
 
-SCHEMA: Final = (_FIRST,)
+_KEY_ID: Final = "ALTER TABLE batches ADD COLUMN key_id TEXT NOT NULL DEFAULT ''"
+
+SCHEMA: Final = (_FIRST, _KEY_ID)

@@ -32,6 +32,7 @@ PAGE: Final = 256
 _BATCH = (
     "id", "tenant", "kind", "endpoint", "status", "created_at", "expires_at", "input_file_id", "output_file_id",
     "error_file_id", "has_output", "has_errors", "output_kept_s", "window", "metadata", "model", "entered", "ending",
+    "key_id",
 )  # fmt: skip
 _IN_BATCH = f"INSERT INTO batches ({', '.join(_BATCH)}) VALUES ({', '.join('?' * len(_BATCH))})"
 
@@ -166,7 +167,7 @@ def next_item(db: sqlite3.Connection, boot: str, now: float) -> sqlite3.Row | No
     if (place := next_batch(db, boot, now)) is None:
         return None
     return db.execute(  # type: ignore[no-any-return]
-        "SELECT items.*, batches.id AS batch_id, tenant, endpoint FROM items JOIN batches ON place = batch"
+        "SELECT items.*, batches.id AS batch_id, tenant, key_id, endpoint FROM items JOIN batches ON place = batch"
         " WHERE batch = ? AND state = 'waiting' AND (boot <> ? OR at <= ?) ORDER BY attempts, idx LIMIT 1",
         (place, boot, now),
     ).fetchone()
@@ -210,7 +211,15 @@ def to_item(row: sqlite3.Row) -> Item:
 
 def to_lease(row: sqlite3.Row) -> Lease:
     """As it is once leased, from the row before."""
-    return Lease(to_item(row), row["batch_id"], row["tenant"], row["endpoint"], row["fence"] + 1, row["attempts"] + 1)
+    return Lease(
+        to_item(row),
+        row["batch_id"],
+        row["tenant"],
+        row["endpoint"],
+        fence=row["fence"] + 1,
+        attempt=row["attempts"] + 1,
+        key_id=row["key_id"],
+    )
 
 
 def to_result(row: sqlite3.Row) -> Result:
