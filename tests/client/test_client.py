@@ -177,6 +177,21 @@ def test_where_nobody_listens() -> None:
         Client("localhost:8000")
 
 
+def test_a_body_of_ones_own_is_sent_as_it_is(url: str) -> None:
+    async def ask() -> None:
+        async with AsyncClient(url) as client:
+            listed = await client.list_models()
+            assert [model["sightline"]["engine"] for model in listed["data"]] == ["fake", "fake"]
+            said = [{"role": "user", "content": "hello"}]
+            stream = await client.send({"model": "echo", "messages": said, "stream": True, "max_tokens": 2})
+            assert stream.request_id is not None
+            answer = await stream.answer()
+            assert (answer.finish_reason, answer.request_id) == ("length", stream.request_id)
+            assert [message["role"] for message in answer.conversation] == ["user", "assistant"]
+
+    asyncio.run(ask())
+
+
 def test_the_asynchronous_client_is_the_same(url: str) -> None:
     async def ask() -> None:
         async with AsyncClient(url) as client:

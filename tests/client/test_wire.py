@@ -93,7 +93,7 @@ CHUNKS = b"".join(
         ([{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}], {}),
         ([{"index": 0, "delta": {"content": "gr\u00fcn"}, "finish_reason": None}], {"usage": None}),
         ([{"index": 0, "delta": {}, "finish_reason": "stop"}], {}),
-        ([], {"usage": {"prompt_tokens": 3, "completion_tokens": 1}}),
+        ([], {"usage": {"prompt_tokens": 3, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": 2}}}),
     )
 )
 
@@ -104,7 +104,7 @@ def test_a_stream_reads_the_same_however_it_is_cut(size: int) -> None:
     streamed = Streamed({}, ())
     pieces = [text for i in range(0, len(data), size) for text in streamed.feed(data[i : i + size])]
     answer = streamed.end()
-    assert (pieces, answer.text, answer.prompt_tokens) == (["grün"], "grün", 3)
+    assert (pieces, answer.text, answer.prompt_tokens, answer.cached_tokens) == (["grün"], "grün", 3, 2)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import httpcore2 as http
 
@@ -26,6 +26,14 @@ from sightline.client.wire import (
 )
 
 
+class Transport(Protocol):
+    """What carries a request to the server and its response back: `httpcore2`'s pool of connections, or the like."""
+
+    async def handle_async_request(self, request: http.Request) -> http.Response: ...
+
+    async def aclose(self) -> None: ...
+
+
 class AsyncClient:
     """Used from one event loop. A context manager; `close` gives its connections back."""
 
@@ -37,14 +45,16 @@ class AsyncClient:
         model: str | None = None,
         timeout_s: float = 600.0,
         max_retries: int = 2,
+        transport: Transport | None = None,
     ) -> None:
         """`base_url` and `api_key` default to the environment's `SIGHTLINE_URL` and `SIGHTLINE_API_KEY`, the address
         to where `sightline serve` listens. `model` to the server's first that can see. `timeout_s`: without a sign of
-        the server. `max_retries`: of a call that was not answered, or told to come again."""
+        the server. `max_retries`: of a call that was not answered, or told to come again. `transport`: in place of
+        connections, for a server in this very process."""
         self._calls = Calls(base_url, api_key, timeout_s)
         self._model = model
         self._max_retries = max_retries
-        self._pool = http.AsyncConnectionPool(**POOL)
+        self._pool = transport or http.AsyncConnectionPool(**POOL)
 
     async def ask(
         self,
@@ -85,20 +95,26 @@ class AsyncClient:
         """
         asked = await asyncio.to_thread(to_messages, question, pictures, system=system, detail=detail, after=after)
         body = to_body(model or (after.model if after else await self.default_model()), asked, fields, stream=True)
-        return AsyncAnswerStream(await self._call("POST", "/chat/completions", body), asked)
+        return await self.send(body)
+
+    async def send(self, body: Mapping[str, Any]) -> AsyncAnswerStream:
+        """The answer to a chat completion's body that has `"stream": true`, for programs that write it themselves.
+        Raises `ApiError`, `ConnectionFailed`."""
+        return AsyncAnswerStream(await self._call("POST", "/chat/completions", body), body["messages"])
 
     async def models(self) -> list[str]:
         """What the server serves, by name. Raises `ApiError`, `ConnectionFailed`."""
-        return [model["id"] for model in (await self._list_models())["data"]]
+        return [model["id"] for model in (await self.list_models())["data"]]
+
+    async def list_models(self) -> Mapping[str, Any]:
+        """`GET /v1/models` as the server tells it: beside the names, what each can do and whether it is ready."""
+        return await _json(await self._call("GET", "/models", None))
 
     async def default_model(self) -> str:
         """What is asked when a call names no model."""
         if self._model is None:
-            self._model = choose_model(await self._list_models())
+            self._model = choose_model(await self.list_models())
         return self._model
-
-    async def _list_models(self) -> Mapping[str, Any]:
-        return await _json(await self._call("GET", "/models", None))
 
     async def _call(self, method: str, path: str, body: Mapping[str, Any] | None) -> http.Response:
         """The response, its body not yet read. Tries again as `retry_in_s` says."""
@@ -140,6 +156,7 @@ class AsyncAnswerStream:
         self._streamed = Streamed(headers_of(response), asked)
         self._answer: Answer | None = None
         self._pieces = self._read()
+        self.request_id: str | None = headers_of(response).get("x-request-id")
 
     def __aiter__(self) -> AsyncIterator[str]:
         return self._pieces

@@ -77,6 +77,8 @@ class Answer:
     refusal: str | None = None
     """Why the model would not answer, in its words; `text` is empty then."""
     request_id: str | None = None
+    cached_tokens: int = 0
+    """Of the prompt, what was kept from an earlier request and not computed again."""
     conversation: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
     """All that was said until here, this answer included, as the wire has it: what `after=` goes on from."""
 
@@ -173,6 +175,7 @@ def _to_answer(
         finish_reason=finish_reason,
         prompt_tokens=usage.get("prompt_tokens", 0),
         completion_tokens=usage.get("completion_tokens", 0),
+        cached_tokens=(usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0,
         pictures=tuple(
             PictureReport(p["width"], p["height"], p["served_width"], p["served_height"], p["tokens"], p["cached"])
             for p in ours.get("images", ())
