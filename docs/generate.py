@@ -20,22 +20,32 @@ from pages_images import images_page  # noqa: E402
 METRICS = """\
 # Metrics
 
-`GET /metrics` answers in Prometheus' text format. Labels come from closed sets: configured model names, stages,
-outcomes (`ok`, `cancelled`, an error's class, `bug`). This page is made from the code by `python docs/generate.py`.
+`GET /metrics` answers in Prometheus' text format. Labels come from closed sets: configured model names, routes'
+templates, APIs (`openai`, `anthropic`, `ollama`, `ovms`, `simple`, `inside`, `none`), stages, outcomes (`ok`, `cancelled`,
+an error's class, `bug`); whatever clients send makes no new time series. This page is made from the code by
+`python docs/generate.py`.
 
-| name | type | labels | meaning |
-|---|---|---|---|
+[A Prometheus and a Grafana for them](../deploy/prometheus/README.md) · [In the terminal](top.md) · [Traces](tracing.md) ·
+[The log](logs.md)
+
+| name | type | labels | unit | meaning |
+|---|---|---|---|---|
 """
 
 
 def metrics_page() -> str:
     rows = []
     for collector in metrics.REGISTRY._collector_to_names:
-        (family,) = collector.describe()
-        name = f"{family.name}_total" if family.type == "counter" else family.name
         labels = ", ".join(f"`{label}`" for label in getattr(collector, "_labelnames", ()))
-        rows.append(f"| `{name}` | {family.type} | {labels} | {family.documentation} |")
+        for family in getattr(collector, "describe", collector.collect)():
+            name = f"{family.name}_total" if family.type == "counter" else family.name
+            rows.append(f"| `{name}` | {family.type} | {labels} | {_unit(family.name)} | {family.documentation} |")
     return METRICS + "\n".join(rows) + "\n"
+
+
+def _unit(name: str) -> str:
+    """A metric's, which its name says; without one it is a count."""
+    return next((unit for unit in ("seconds", "bytes", "pixels", "tokens") if unit in name.split("_")), "")
 
 
 PEEK = """\

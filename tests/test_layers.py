@@ -12,9 +12,10 @@ SOURCE = Path(__file__).parent.parent / "src" / "sightline"
 
 LAYERS = [
     {"types", "errors", "schemas"},
-    {"config", "metrics", "tracing", "images", "audio", "peek"},
+    {"config", "metrics", "logs", "tracing", "images", "audio", "peek"},
     {"engines"},
     {
+        "draining",
         "routing",
         "models",
         "engine_request",

@@ -1,20 +1,38 @@
 """What is counted, under which names. `observe` is the only place that counts a stream.
 
-Every label comes from a closed set (configured model names, stages, outcomes, error codes): a client cannot make a new
-time series. Durations are seconds, sizes bytes, pixels or tokens; the names say which.
+Every label comes from a closed set (configured model names, routes' templates, stages, outcomes, error codes): a client
+cannot make a new time series. Durations are seconds, sizes bytes, pixels or tokens; the names say which.
+
+What is counted with every request or token keeps its time series at hand (`_OfModel`, `HttpEnded`): looking one up by
+its labels costs more than counting.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
 
+from sightline import __version__
 from sightline.errors import SightlineError
 from sightline.types import Event, Finish
 
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second time series beside each, which nobody reads
 REGISTRY = CollectorRegistry(auto_describe=True)
 
 _LATENCY = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -35,6 +53,26 @@ def _gauge(name: str, meaning: str, *labels: str) -> Gauge:
 def _histogram(name: str, meaning: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
     return Histogram(f"sightline_{name}", meaning, labels, buckets=buckets, registry=REGISTRY)
 
+
+BUILD = _gauge("build_info", "1; its label says which version runs.", "version")
+BUILD.labels(__version__).set(1)
+ProcessCollector(registry=REGISTRY)
+
+HTTP_REQUESTS = _counter(
+    "http_requests",
+    "HTTP requests by route (its template), method, class of status (`2xx`) and API. `none`: no such route, or no "
+    "answer was sent; dialect `inside`: lines of batches, which the server puts to itself.",
+    "route",
+    "method",
+    "status",
+    "dialect",
+)
+HTTP_REQUEST_SECONDS = _histogram(
+    "http_request_seconds", "From a request's head to the last byte of its answer.", _LATENCY, "route"
+)
+HTTP_REQUEST_BYTES = _counter("http_request_bytes", "Bodies of requests, as far as they were read.", "route")
+HTTP_RESPONSE_BYTES = _counter("http_response_bytes", "Bodies of answers.", "route")
+HTTP_IN_FLIGHT = _gauge("http_requests_in_flight", "HTTP requests that are being answered, streams among them.")
 
 REQUESTS = _counter("requests", "Requests by how they ended: ok, cancelled or an error's class.", "model", "outcome")
 REQUEST_SECONDS = _histogram("request_seconds", "From admission to the last event.", _LATENCY, "model")
@@ -69,8 +107,36 @@ IMAGES_CACHED = _counter("images_cached", "Pictures whose embedding was at hand.
 AUDIO_SECONDS = _counter("audio_seconds", "Length of the recordings that were written down.", "model")
 AUDIO_DECODE_SECONDS = _histogram("audio_decode_seconds", "From a recording's bytes to its samples.", _LATENCY)
 
+DECODERS = _gauge("decoders", "Processes that decode pictures.")
+DECODERS_BUSY = _gauge("decoders_busy", "Of them, those that have a picture in work.")
+DECODERS_WAITING = _gauge("decoders_waiting", "Pictures that wait for a decoder.")
+
+MODEL_STATE = _gauge(
+    "model_state", "1 for the state that the model is in: unloaded, loading, ready or failed.", "model", "state"
+)
+SLOTS = _gauge("slots", "Sequences that may run at once.", "model")
 RUNNING = _gauge("requests_running", "Requests that hold an engine slot.", "model")
 WAITING = _gauge("requests_waiting", "Requests that wait for a slot.", "model")
+PREDICTED_WAIT_SECONDS = _gauge(
+    "predicted_wait_seconds",
+    "What a refused request would be told to wait: the queue over the measured rate; 0 while nobody waits.",
+    "model",
+)
+ENGINE_PROCESS_RSS_BYTES = _gauge(
+    "engine_process_resident_memory_bytes",
+    "Memory that the engine's process holds, pages that it shares with others included; 0: it has none of its own.",
+    "model",
+)
+ENGINE_PROCESS_CPU_SECONDS = _gauge(
+    "engine_process_cpu_seconds", "Processor time of the engine's process that runs now.", "model"
+)
+KV_BLOCKS = _gauge("kv_blocks", "Blocks of keys and values that the engine has.", "model")
+KV_BLOCKS_USED = _gauge(
+    "kv_blocks_used", "Of them, those of requests under way. The rest is free, or kept as prefixes and free if needed.",
+    "model",
+)  # fmt: skip
+KV_BLOCKS_CACHED = _gauge("kv_blocks_cached", "Of them, those that only keep a prefix for a later prompt.", "model")
+EMBEDDING_CACHE_BYTES = _gauge("embedding_cache_bytes", "Embeddings of pictures that the engine keeps.", "model")
 ENGINE_RESTARTS = _gauge("engine_restarts", "Times the engine's process was started again.", "model")
 TRIES = _counter("tries", "Times a model was turned to, by what came of it, as for requests.", "model", "outcome")
 RETRIES = _counter("retries", "Tries that were made once more on the same engine.", "model")
@@ -106,35 +172,110 @@ async def observe(
     """
     last = started = clock() if started is None else started
     first = True
+    of_model = _of_model(model)
     async with aclosing(events):
         async for event in events:
             now = clock()
             if first:
-                TTFT_SECONDS.labels(model).observe(now - started)
+                of_model.ttft.observe(now - started)
                 first = False
             if isinstance(event, Finish):
-                _count(event, model)
+                of_model.count(event)
             else:
                 if last != started and event.num_tokens:
-                    INTER_TOKEN_SECONDS.labels(model).observe((now - last) / event.num_tokens)
+                    of_model.inter_token.observe((now - last) / event.num_tokens)
                 last = now
             yield event
 
 
-def _count(finish: Finish, model: str) -> None:
-    usage, timing = finish.usage, finish.timing
-    PROMPT_TOKENS.labels(model).inc(usage.prompt_tokens)
-    IMAGE_TOKENS.labels(model).inc(sum(usage.image_tokens))
-    CACHED_TOKENS.labels(model).inc(usage.cached_tokens)
-    COMPLETION_TOKENS.labels(model).inc(usage.completion_tokens)
-    IMAGES_CACHED.labels(model).inc(sum(usage.images_cached))
-    for tokens in usage.image_tokens:
-        TOKENS_PER_IMAGE.labels(model).observe(tokens)
-    stages = {
-        "queue": timing.queue_s, "encode": timing.encode_s, "prefill": timing.prefill_s, "decode": timing.decode_s,
-    }  # fmt: skip
-    for stage, seconds in stages.items():
-        ENGINE_STAGE_SECONDS.labels(model, stage).observe(seconds)
+class _OfModel:
+    """The time series of one model's streams."""
+
+    def __init__(self, model: str) -> None:
+        self.ttft = TTFT_SECONDS.labels(model)
+        self.inter_token = INTER_TOKEN_SECONDS.labels(model)
+        self._prompt_tokens = PROMPT_TOKENS.labels(model)
+        self._image_tokens = IMAGE_TOKENS.labels(model)
+        self._cached_tokens = CACHED_TOKENS.labels(model)
+        self._completion_tokens = COMPLETION_TOKENS.labels(model)
+        self._images_cached = IMAGES_CACHED.labels(model)
+        self._tokens_per_image = TOKENS_PER_IMAGE.labels(model)
+        self._stages = [ENGINE_STAGE_SECONDS.labels(model, s) for s in ("queue", "encode", "prefill", "decode")]
+
+    def count(self, finish: Finish) -> None:
+        usage, timing = finish.usage, finish.timing
+        self._prompt_tokens.inc(usage.prompt_tokens)
+        self._image_tokens.inc(sum(usage.image_tokens))
+        self._cached_tokens.inc(usage.cached_tokens)
+        self._completion_tokens.inc(usage.completion_tokens)
+        self._images_cached.inc(sum(usage.images_cached))
+        for tokens in usage.image_tokens:
+            self._tokens_per_image.observe(tokens)
+        stages = (timing.queue_s, timing.encode_s, timing.prefill_s, timing.decode_s)
+        for stage, seconds in zip(self._stages, stages, strict=True):
+            stage.observe(seconds)
+
+
+@cache
+def _of_model(model: str) -> _OfModel:
+    """Of a configured name: there are few."""
+    return _OfModel(model)
+
+
+# --- HTTP ------------------------------------------------------------------------------------------------------------
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+class HttpEnded:
+    """The time series of HTTP requests that are alike."""
+
+    def __init__(self, route: str, method: str, status: str, dialect: str) -> None:
+        self._requests = HTTP_REQUESTS.labels(route, method, status, dialect)
+        self._seconds = HTTP_REQUEST_SECONDS.labels(route)
+        self._bytes_in = HTTP_REQUEST_BYTES.labels(route)
+        self._bytes_out = HTTP_RESPONSE_BYTES.labels(route)
+
+    def observe(self, seconds: float, bytes_in: int, bytes_out: int) -> None:
+        self._requests.inc()
+        self._seconds.observe(seconds)
+        self._bytes_in.inc(bytes_in)
+        self._bytes_out.inc(bytes_out)
+
+
+_http_ended = cache(HttpEnded)
+
+
+def http_ended(route: str, method: str, status: int | None, dialect: str) -> HttpEnded:
+    """Where a request that has ended is counted. `route` is a template and `dialect` an API's name; method and status
+    may be anything."""
+    known = method if method in _METHODS else "other"
+    in_class = f"{status // 100}xx" if status is not None and 100 <= status < 600 else "none"
+    return _http_ended(route, known, in_class, dialect)
+
+
+# --- processes -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessUse:
+    rss_bytes: float = 0.0
+    cpu_s: float = 0.0
+    """User and system, of all its threads, not of its children."""
+
+
+def process_use(pid: int | None) -> ProcessUse:
+    """What a process uses now, by Linux's `/proc/PID/stat` (proc(5)); nought of one that is not there."""
+    try:
+        # The name in parentheses may hold spaces and parentheses of its own.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return ProcessUse(int(fields[21]) * _PAGE_BYTES, (int(fields[11]) + int(fields[12])) / _TICKS)
+    except (OSError, IndexError, ValueError):
+        return ProcessUse()
+
+
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def outcome(error: BaseException | None) -> str:

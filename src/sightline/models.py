@@ -8,12 +8,14 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Literal, get_args
 
 from sightline import metrics
 from sightline.config import ModelConfig
 from sightline.engines import Engine, EngineInfo, EngineState, ShowsProgress, Supervised
 from sightline.errors import EngineUnavailable, SightlineError
+from sightline.metrics import ProcessUse, process_use
 from sightline.routing import Admission, Breaker, Pass, RetryBudget, reload_after_s
 
 log = logging.getLogger(__name__)
@@ -70,11 +72,7 @@ class ServedModel:
         """As soon as nobody uses it: somebody asked for that."""
         self._closed = False
         self._phase: Literal["serving", "closing", "closed"] = "serving"
-        metrics.RUNNING.labels(self.name).set_function(lambda: self.admission.running)
-        metrics.WAITING.labels(self.name).set_function(lambda: self.admission.waiting)
-        metrics.BREAKER.labels(self.name).set_function(lambda: _OPENNESS[self.breaker.state])
-        if isinstance(self.engine, Supervised):
-            metrics.ENGINE_RESTARTS.labels(self.name).set_function(self._restarts)
+        self._tell_metrics()
 
     # --- loading -------------------------------------------------------------------------------------------------
 
@@ -246,8 +244,32 @@ class ServedModel:
             return self.engine.progress
         return None
 
+    def _tell_metrics(self) -> None:
+        """From now on, whoever reads the metrics asks this model."""
+        own = self.name
+        metrics.SLOTS.labels(own).set_function(lambda: self.admission.slots)
+        metrics.RUNNING.labels(own).set_function(lambda: self.admission.running)
+        metrics.WAITING.labels(own).set_function(lambda: self.admission.waiting)
+        metrics.PREDICTED_WAIT_SECONDS.labels(own).set_function(
+            lambda: self.admission.retry_after_s() if self.admission.waiting else 0.0
+        )
+        metrics.BREAKER.labels(own).set_function(lambda: _OPENNESS[self.breaker.state])
+        for state in get_args(EngineState):
+            metrics.MODEL_STATE.labels(own, state).set_function(partial(self._is, state))
+        if isinstance(self.engine, Supervised):
+            metrics.ENGINE_RESTARTS.labels(own).set_function(self._restarts)
+            metrics.ENGINE_PROCESS_RSS_BYTES.labels(own).set_function(lambda: self._process().rss_bytes)
+            metrics.ENGINE_PROCESS_CPU_SECONDS.labels(own).set_function(lambda: self._process().cpu_s)
+
+    def _is(self, state: EngineState) -> float:
+        return float(self.state == state)
+
     def _restarts(self) -> float:
         return self.engine.restarts if isinstance(self.engine, Supervised) else 0
+
+    def _process(self) -> ProcessUse:
+        """Of the engine's process that runs now."""
+        return process_use(getattr(self.engine, "pid", None))
 
     # --- whether it may be asked ---------------------------------------------------------------------------------
 

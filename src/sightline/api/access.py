@@ -1,26 +1,25 @@
-"""What a request leaves in the log: one line of JSON, and never its content.
-
-The line is pure ASCII with control characters escaped, so that nothing a client sends can forge a second one or speak
-to a terminal.
-"""
+"""What a request leaves behind: one line in the log, its counts, and its span; never its content."""
 
 from __future__ import annotations
 
-import json
+import logging
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
-from starlette.types import Scope
+from starlette.routing import Route
+from starlette.types import Message, Receive, Scope
 
+from sightline import metrics
+from sightline.api import caller, errors
+from sightline.logs import Facts, to_trace
 from sightline.service import ChoiceEvent, Item, Prepared
 from sightline.types import Finish
 
-_KEY = "sightline.access"
-MAX_FIELD = 256
-"""Characters of any text that a client chose."""
+log = logging.getLogger("sightline.access")
+
+_KEY: Final = "sightline.access"
 
 
 @dataclass(slots=True)
@@ -36,6 +35,9 @@ class Record:
     at_end: Callable[[], Mapping[str, Any]] | None = None
     """Tells the rest when the line is written: what a stream only knows when it is over."""
     started: float = field(default_factory=time.perf_counter)
+    bytes_in: int = 0
+    """Of the body, as far as it was read."""
+    bytes_out: int = 0
 
     def elapsed_s(self) -> float:
         return round(time.perf_counter() - self.started, 6)
@@ -52,31 +54,55 @@ def of(scope: Scope) -> Record:
     return record
 
 
-def to_line(record: Record, *, method: str, route: str) -> str:
-    """`route` is a route's template (`/v1/models/{id:path}`), never the path that was asked for."""
-    line = {
+def counted(receive: Receive, record: Record) -> Receive:
+    """`receive`, counting the body's bytes."""
+
+    async def receive_and_count() -> Message:
+        message = await receive()
+        if message["type"] == "http.request":
+            record.bytes_in += len(message.get("body", b""))
+        return message
+
+    return receive_and_count
+
+
+def close_record(scope: Scope, record: Record, dialect: str) -> None:
+    """The request is over: it is counted and logged. `dialect`: which API it spoke, one of a closed set."""
+    if record.error is not None and errors.is_bug(record.error):
+        log.error("request %s met a bug: %s", record.request_id, to_trace(record.error))
+    route, method = route_of(scope), scope["method"]
+    ended = metrics.http_ended(route, method, record.status, dialect)
+    ended.observe(record.elapsed_s(), record.bytes_in, record.bytes_out)
+    if log.isEnabledFor(logging.INFO):
+        log.info(to_line(scope, record, dialect))
+
+
+def route_of(scope: Scope) -> str:
+    """The template of a request's route (`/v1/models/{id:path}`), never the path that was asked for; `none`: it has
+    none."""
+    route = scope.get("route")
+    return route.path if isinstance(route, Route) else "none"
+
+
+def to_line(scope: Scope, record: Record, dialect: str) -> Facts:
+    """What the log says of it."""
+    route = route_of(scope)
+    fields: dict[str, Any] = {
         "id": record.request_id,
-        "method": method,
+        "key": getattr(caller.of(scope), "key_id", None),
+        "method": scope["method"],
         "route": route,
+        "dialect": dialect,
         "status": record.status,
         "duration_s": record.elapsed_s(),
+        "bytes_in": record.bytes_in,
+        "bytes_out": record.bytes_out,
         **record.facts,
         **(record.at_end() if record.at_end is not None else {}),
     }
     if record.error is not None:
-        line["error"] = type(record.error).__name__
-    cut = {key: value[:MAX_FIELD] if isinstance(value, str) else value for key, value in line.items()}
-    return json.dumps(cut, separators=(",", ":")).replace("\x7f", "\\u007f")
-
-
-def to_trace(error: BaseException) -> str:
-    """Where an unexpected error came from: classes and places. Not its message, which may quote what a client sent."""
-    lines = []
-    cause: BaseException | None = error
-    while cause is not None:
-        lines += [type(cause).__qualname__, *traceback.format_tb(cause.__traceback__)]
-        cause = cause.__cause__ or cause.__context__
-    return "\n".join(line.rstrip() for line in lines)
+        fields["error"] = type(record.error).__name__
+    return Facts(f"{scope['method']} {route}", fields)
 
 
 def to_facts(items: Sequence[Item]) -> dict[str, Any]:

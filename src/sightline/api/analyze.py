@@ -156,7 +156,7 @@ def dialect(service: Service, settings: Settings) -> Dialect:
         Route("/analyze/upload", api.analyze_upload, methods=["POST"]),
         Route("/analyze/optimized", api.analyze_optimized, methods=["POST"]),
     ]
-    return Dialect(routes, paths=("/analyze",), to_error_response=to_error_response)
+    return Dialect(routes, paths=("/analyze",), to_error_response=to_error_response, name="simple")
 
 
 class _Analyze:

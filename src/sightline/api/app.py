@@ -7,7 +7,6 @@ Pure ASGI, so that a stream passes through untouched and a cancelled request is 
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -48,9 +47,6 @@ from sightline.api.wire import json_response
 from sightline.api.work import Work
 from sightline.config import Settings
 from sightline.service import Service
-
-log = logging.getLogger(__name__)
-access_log = logging.getLogger("sightline.access")
 
 PUBLIC = frozenset({"/health", "/ready"}) | ovms.PROBES
 """Paths that anyone may ask for: orchestrators probe them under whatever name or address they know. Every other path,
@@ -103,12 +99,12 @@ def to_dialects(service: Service, settings: Settings, work: Work) -> list[Dialec
         embeddings.dialect(service, settings),
         transcriptions.dialect(service, settings),
         Dialect(models.routes(service)),
-        Dialect(_probes(service)),
+        Dialect(_probes(service), name="none"),
         files.dialect(work, settings),
         batches.dialect(work, settings),
         jobs.dialect(service, settings, work),
         analyze.dialect(service, settings),
-        Dialect(openapi.routes()),
+        Dialect(openapi.routes(), name="none"),
     ]
     dialects.append(ovms.dialect(service, settings, [route for dialect in dialects for route in dialect.routes]))
     return dialects
@@ -152,6 +148,7 @@ class Edge:
         request_id = _request_id(scope)
         record = access.open_record(scope, request_id)
         edge_headers = [(b"x-request-id", request_id.encode()), *self._cors.to_headers(scope)]
+        self._dialect_of = {id(route): dialect.name for dialect in dialects for route in dialect.routes}
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -174,6 +171,7 @@ class Edge:
                 if record.status is not None:
                     return  # too late for an answer: the server closes a connection whose reply stays incomplete
                 await self._to_response(error, scope, request_id)(scope, receive, send_with_headers)
+        metrics.HTTP_IN_FLIGHT.inc()
         finally:
             _log(scope, record)
 
@@ -213,13 +211,3 @@ def _request_id(scope: Scope) -> str:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
             return str(value.decode())
     return f"req_{os.urandom(12).hex()}"
-
-
-def _log(scope: Scope, record: access.Record) -> None:
-    if record.error is not None and errors.is_bug(record.error):
-        log.error("request %s met a bug: %s", record.request_id, access.to_trace(record.error))
-    if not access_log.isEnabledFor(logging.INFO):
-        return
-    route = scope.get("route")
-    path = route.path if isinstance(route, Route) else "none"
-    access_log.info("%s", access.to_line(record, method=scope["method"], route=path))

@@ -21,6 +21,8 @@ class Dialect:
     """Prefixes of the paths whose errors have its shape, also where there is no such route: `/api/` takes in all below
     it, `/v1/messages` itself and all below it. Everything else is told in OpenAI's."""
     to_error_response: ToResponse = errors.to_response
+    name: str = "openai"
+    """In metrics and logs."""
 
     def speaks(self, path: str) -> bool:
         return any(path == p or path.startswith(p if p.endswith("/") else p + "/") for p in self.paths)

@@ -21,6 +21,7 @@ from starlette.routing import Route
 from sightline.api import caller
 from sightline.api.analyze import Analysis, AnalyzeBody, default_model, to_error_response, to_picture
 from sightline.api.batches import read_key, to_digest
+from sightline.api.caller import Caller
 from sightline.api.dialect import Dialect
 from sightline.api.exchange import Exchange
 from sightline.api.fields import read
@@ -63,10 +64,11 @@ def to_state(batch: Batch, result: Result | None) -> Pending | Complete | Failed
     return Failed(error=str(told.get("detail", "")))
 
 
-def to_batch(tenant: str, now: int) -> Batch:
+def to_batch(own: Caller, now: int) -> Batch:
     return Batch(
         id=f"job-{os.urandom(16).hex()}",
-        tenant=tenant,
+        tenant=own.tenant,
+        key_id=own.key_id,
         kind="analysis",
         endpoint="/analyze",
         status="validating",
@@ -81,7 +83,7 @@ def dialect(service: Service, settings: Settings, work: Work) -> Dialect:
         Route("/analyze/async", api.create, methods=["POST"]),
         Route("/job/{id}", api.retrieve, methods=["GET"]),
     ]
-    return Dialect(routes, paths=("/job",), to_error_response=to_error_response)
+    return Dialect(routes, paths=("/job",), to_error_response=to_error_response, name="simple")
 
 
 class _Jobs:
@@ -97,7 +99,7 @@ class _Jobs:
             to_picture(body.image_base64)
             digest = await asyncio.to_thread(to_digest, raw)
             raw["model"] = body.model or default_model(self._exchange.service.models())
-        batch = to_batch(caller.of(request.scope).tenant, int(time.time()))
+        batch = to_batch(caller.of(request.scope), int(time.time()))
         item = Item(0, "", await asyncio.to_thread(encode, raw))
         kept = await self._work.store.create(batch, [item], key=key, digest=digest)
         self._work.wake()

@@ -87,7 +87,7 @@ def dialect(service: Service, settings: Settings) -> Dialect:
         Route("/v1/messages", api.create_message, methods=["POST"]),
         Route("/v1/messages/count_tokens", api.count_tokens, methods=["POST"]),
     ]
-    return Dialect(routes, ("/v1/messages",), to_error_response)
+    return Dialect(routes, ("/v1/messages",), to_error_response, "anthropic")
 
 
 class _Messages:

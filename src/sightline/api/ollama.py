@@ -168,7 +168,7 @@ def dialect(service: Service, settings: Settings) -> Dialect:
         Route("/", _running),
         *(Route(path, _refuse, methods=["HEAD", "POST", "DELETE"]) for path in REFUSED),
     ]
-    return Dialect(routes, ("/api/",), to_error_response)
+    return Dialect(routes, ("/api/",), to_error_response, "ollama")
 
 
 async def _version(request: Request) -> Response:

@@ -169,7 +169,7 @@ def dialect(service: Service, settings: Settings, served: Iterable[Route]) -> Di
         for route in served
         if route.path in ALIASES
     ]
-    return Dialect([*_routes(service), *aliased], PATHS, to_error_response)
+    return Dialect([*_routes(service), *aliased], PATHS, to_error_response, "ovms")
 
 
 def _with_error_text(route: Route) -> Endpoint:

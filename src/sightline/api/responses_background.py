@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-from sightline.api import access
+from sightline import logs
 from sightline.api.errors import is_bug
 from sightline.api.responses_answer import Answer, to_frame
 from sightline.api.responses_objects import WireEvent
@@ -99,7 +99,7 @@ class Background:
                 raise
         except Exception as error:
             if is_bug(error):
-                log.error("response %s met a bug: %s", run.answer.id, access.to_trace(error))
+                log.error("response %s met a bug: %s", run.answer.id, logs.to_trace(error))
             run.add(run.answer.fail(error))
         finally:
             await self._finish(run)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
-import logging
 import socket
 import sys
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from sightline import logs
 from sightline.api.app import create_app
 from sightline.cli.models import (
     add_model_arguments,
@@ -83,6 +83,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="where files, batches and their answers are kept (default: below the user's state directory, by the port)",
     )
     parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"])
+    parser.add_argument(
+        "--log-format",
+        choices=["json", "human"],
+        help="default: for people where the log goes to a terminal, else a line of JSON for each record",
+    )
 
 
 _OF_ONE_MODEL = (
@@ -97,9 +102,7 @@ each of its system calls, and Python's own 5 ms would add up."""
 def run(args: argparse.Namespace) -> int:
     settings = to_settings(args)
     sys.setswitchinterval(_SWITCH_S)
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
-    )
+    logs.set_up(settings.log_level, settings.log_format)
     listener = _listen(settings.host, settings.port)
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
@@ -138,6 +141,7 @@ def to_settings(args: argparse.Namespace) -> Settings:
         fetch=fetch,
         cors=CorsPolicy(origins=(*base.cors.origins, *args.cors_origin)),
         log_level=args.log_level or base.log_level,
+        log_format=args.log_format or base.log_format,
         data_dir=args.data_dir or base.data_dir,
     )
 

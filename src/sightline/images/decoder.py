@@ -28,6 +28,7 @@ from typing import TypeVar
 import msgspec
 import numpy as np
 
+from sightline import metrics
 from sightline.config import ImageLimits
 from sightline.errors import EngineUnavailable, ImageError, ImageTooLarge, ImageUnreadable
 from sightline.images import decoder_process
@@ -85,6 +86,7 @@ class DecoderPool:
     async def start(self) -> None:
         """Starts the processes; returns before they are ready, which the first picture of each waits for."""
         loop = asyncio.get_running_loop()
+        metrics.DECODERS.inc(self._limits.decoders)
         await asyncio.gather(*(loop.run_in_executor(self._threads, self._restart, slot) for slot in self._idle))
 
     async def decode(self, file: bytes, budget: VisionBudget) -> tuple[Picture, Pixels]:
@@ -107,14 +109,17 @@ class DecoderPool:
 
     async def _run(self, file: bytes, work: Callable[[_Process], T]) -> T:
         """Has a process do its work with a file when it is its turn."""
-        await self._turn.acquire()
+        with metrics.DECODERS_WAITING.track_inprogress():
+            await self._turn.acquire()
         if self._is_closed:
             self._turn.release()
             raise _shutting_down()
         slot = self._idle.pop()
+        metrics.DECODERS_BUSY.inc()
         working = asyncio.get_running_loop().run_in_executor(self._threads, self._work, slot, work, len(file))
 
         def free(done: asyncio.Future[T]) -> None:
+            metrics.DECODERS_BUSY.dec()
             self._idle.append(slot)
             self._turn.release()
             if not done.cancelled():
@@ -126,6 +131,8 @@ class DecoderPool:
     async def close(self) -> None:
         """Ends every process. What is being decoded raises `EngineUnavailable`. Idempotent."""
         with self._lock:
+            if self._processes and not self._is_closed:
+                metrics.DECODERS.dec(self._limits.decoders)
             self._is_closed = True
             for process in self._processes.values():
                 process.kill()
