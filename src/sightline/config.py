@@ -304,10 +304,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     files: FileLimits = FileLimits()
     batches: BatchLimits = BatchLimits()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-
-
     log_format: Literal["json", "human"] | None = None
     """None: for people where the log goes to a terminal, else a line of JSON for each record."""
+
+
 def state_dir() -> Path:
     """Where programs keep what should outlive them (XDG Base Directory Specification 0.8)."""
     given = os.environ.get("XDG_STATE_HOME", "")

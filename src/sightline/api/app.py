@@ -137,6 +137,7 @@ class Edge:
         self._app = app
         self._cors = cors
         self._dialects = dialects
+        self._dialect_of = {id(route): dialect.name for dialect in dialects for route in dialect.routes}
         self._allowed_hosts = frozenset(host.lower() for host in allowed_hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -148,20 +149,22 @@ class Edge:
         request_id = _request_id(scope)
         record = access.open_record(scope, request_id)
         edge_headers = [(b"x-request-id", request_id.encode()), *self._cors.to_headers(scope)]
-        self._dialect_of = {id(route): dialect.name for dialect in dialects for route in dialect.routes}
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
                 message["headers"] = [*message["headers"], *edge_headers]
+            else:
+                record.bytes_out += len(message.get("body", b""))
             await send(message)
 
+        metrics.HTTP_IN_FLIGHT.inc()
         try:
             try:
                 self._admit(scope)
                 answer = self._cors.preflight(scope) or self._app  # a preflight has no key to show
                 self._cors.refuse_foreign_form(scope)
-                await answer(scope, receive, send_with_headers)
+                await answer(scope, access.counted(receive, record), send_with_headers)
             except ClientDisconnected:
                 record.status = CLIENT_CLOSED_REQUEST
             except Exception as error:
@@ -171,9 +174,17 @@ class Edge:
                 if record.status is not None:
                     return  # too late for an answer: the server closes a connection whose reply stays incomplete
                 await self._to_response(error, scope, request_id)(scope, receive, send_with_headers)
-        metrics.HTTP_IN_FLIGHT.inc()
         finally:
-            _log(scope, record)
+            metrics.HTTP_IN_FLIGHT.dec()
+            access.close_record(scope, record, self._spoken(scope))
+
+    def _spoken(self, scope: Scope) -> str:
+        """The name of the API that a request spoke, by its route or else by its path."""
+        if caller.of(scope).is_inside:
+            return "inside"
+        if (name := self._dialect_of.get(id(scope.get("route")))) is not None:
+            return name
+        return next((d.name for d in self._dialects if d.speaks(scope["path"])), "none")
 
     def _methods(self, path: str) -> list[str]:
         """All that a path takes: Starlette tells only those of the first route that has it."""
