@@ -85,7 +85,8 @@ async def before_retry(
         # Of processes that die the supervisor keeps count; the breaker is for engines that are up and fail.
         allowed.failed(way.alike)
     again = not begun and retry < _RETRIES and error.retryable and allowed.valid
-    again = again and model.state != "failed"  # its process only dies, and has been given up for now
+    # Where its process only dies, it has been given up for now.
+    again = again and model.state != "failed" and not model.is_closed
     if not again or not model.retries.spend():
         raise error
     log.warning("model %s: %s; request %s is tried once more", model.name, error, way.request_id)

@@ -288,6 +288,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Values of the Host header that are answered (ports are ignored); `*` for any."""
     request_timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 600.0
     """The deadline of a request that names none."""
+    drain_s: Annotated[float, msgspec.Meta(ge=0)] = 30.0
+    """For how long a server that is told to stop (SIGTERM, Ctrl-C) goes on with the answers that it has begun."""
     images: ImageLimits = ImageLimits()
     picture_size: PictureSize = PictureSize()
     """For every model; a model's own narrows it further."""

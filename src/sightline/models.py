@@ -198,6 +198,11 @@ class ServedModel:
     # --- what is known of it -------------------------------------------------------------------------------------
 
     @property
+    def is_closed(self) -> bool:
+        """Or about to be: nothing can be asked of it any more."""
+        return self._closed
+
+    @property
     def _has_failed(self) -> bool:
         """To load, when it was last tried."""
         starting = self._starting

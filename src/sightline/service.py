@@ -16,7 +16,7 @@ import itertools
 import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
@@ -24,6 +24,7 @@ from sightline import metrics
 from sightline.attempts import Way, before_retry, in_turn
 from sightline.audio.decoder import AudioDecoder
 from sightline.config import ModelConfig, Settings
+from sightline.draining import Draining
 from sightline.engine_request import (
     likeness,
     refuse_work,
@@ -39,7 +40,7 @@ from sightline.errors import (
 )
 from sightline.images.intake import Intake, ReadKept
 from sightline.models import ModelStatus, ServedModel
-from sightline.routing import Deadline, Pass, Quarantine
+from sightline.routing import BACKGROUND, Deadline, Pass, Quarantine
 from sightline.speech import SpeechItem, written_down
 from sightline.types import (
     AudioRef,
@@ -63,6 +64,8 @@ _LAST_MOMENT_S = 0.2
 """Of a request's time, in which an engine that knows of it may give up a little earlier than we do."""
 _BUFFERED_EVENTS = 64
 """Events that may wait for a slow reader before its engine stream is no longer pulled."""
+_LAST_WORDS_S = 1.0
+"""Of the time to drain, for telling those whose answers it cuts short."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +140,7 @@ class Service:
 
     def __init__(self, settings: Settings, engines: Mapping[str, Engine] | None = None) -> None:
         """`engines` replaces, by model name, the engines that `settings.models` would open (tests, embedding)."""
+        self.draining = Draining()
         self._settings = settings
         self._intake = Intake(settings.images, settings.fetch)
         self._audio = AudioDecoder(settings.audio)
@@ -172,6 +176,21 @@ class Service:
         if wait:
             await asyncio.gather(*(model.started() for model in self._models.values()), return_exceptions=True)
 
+    async def drain(self) -> None:
+        """Takes nothing new, and returns when what was taken is done. What is not when `Settings.drain_s` is over is
+        ended: its streams raise `EngineUnavailable`."""
+        self.draining.begin()
+        try:
+            async with asyncio.timeout(max(0.0, self._settings.drain_s - _LAST_WORDS_S)):
+                await self.draining.idle()
+        except TimeoutError:
+            log.warning("answers under way are cut short: draining has taken %g s", self._settings.drain_s)
+            ending = [asyncio.create_task(model.close()) for model in self._models.values()]
+            telling = asyncio.create_task(self.draining.idle())
+            await asyncio.wait([telling], timeout=_LAST_WORDS_S)
+            telling.cancel()
+            await asyncio.wait(ending)
+
     async def close(self) -> None:
         """Ends what runs (streams raise `EngineUnavailable`) and stops every process that was started."""
         await asyncio.gather(*(model.close() for model in self._models.values()))
@@ -193,7 +212,7 @@ class Service:
 
     def ready(self) -> bool:
         """Whether every configured model can take a request now."""
-        return all(model.available for model in self._models.values())
+        return not self.draining.begun and all(model.available for model in self._models.values())
 
     async def measure(
         self, request: ChatRequest, *, timeout_s: float | None = None
@@ -286,7 +305,8 @@ class Service:
     async def _work(self, request: ChatRequest, timeout_s: float | None, items: asyncio.Queue[Item | _End]) -> None:
         error: BaseException | None = None
         try:
-            with self._observed(request.model):
+            is_durable = request.priority <= BACKGROUND
+            with self._observed(request.model), nullcontext() if is_durable else self.draining.under_way():
                 async with self._deadline(timeout_s) as deadline:
                     stream = _Stream(request, deadline, items)
                     line = self._line(request.model)

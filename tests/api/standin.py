@@ -12,6 +12,7 @@ from starlette.types import ASGIApp
 
 from sightline.api.app import create_app
 from sightline.config import HttpLimits, ModelConfig, Settings
+from sightline.draining import Draining
 from sightline.engines import EngineInfo
 from sightline.images.budget import CellBudget
 from sightline.models import ModelStatus
@@ -69,6 +70,7 @@ class ScriptedService:
     closed_at: list[float] = field(default_factory=list)
     life: list[str] = field(default_factory=list)
     measuring: float = 0.0
+    draining: Draining = field(default_factory=Draining)
     timeouts: list[float | None] = field(default_factory=list)
     """Asked for with each request."""
 

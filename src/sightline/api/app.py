@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from functools import partial
 
 from starlette.exceptions import HTTPException
@@ -46,11 +46,14 @@ from sightline.api.disconnect import ClientDisconnected
 from sightline.api.wire import json_response
 from sightline.api.work import Work
 from sightline.config import Settings
+from sightline.draining import Draining
 from sightline.service import Service
 
 PUBLIC = frozenset({"/health", "/ready"}) | ovms.PROBES
 """Paths that anyone may ask for: orchestrators probe them under whatever name or address they know. Every other path,
 also one that does not exist, is for those whom `Edge._admit` lets in."""
+WHILE_ENDING = PUBLIC | {"/metrics"}
+"""Paths that a server which is told to stop answers to its end, and does not stay for."""
 CLIENT_CLOSED_REQUEST = 499
 """In the log only: nobody is there to be told. nginx's number for it."""
 
@@ -84,7 +87,7 @@ def create_app(service: Service, settings: Settings, *, wait: bool = False) -> A
         default=_not_found,
         lifespan=lifespan,
     )
-    edge = Edge(router, dialects, settings.allowed_hosts, Cors(settings.cors))
+    edge = Edge(router, dialects, settings.allowed_hosts, Cors(settings.cors), service.draining)
     return edge
 
 
@@ -133,8 +136,16 @@ async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
 class Edge:
     """Around every request, whatever its route."""
 
-    def __init__(self, app: ASGIApp, dialects: Sequence[Dialect], allowed_hosts: Iterable[str], cors: Cors) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        dialects: Sequence[Dialect],
+        allowed_hosts: Iterable[str],
+        cors: Cors,
+        draining: Draining,
+    ) -> None:
         self._app = app
+        self._draining = draining
         self._cors = cors
         self._dialects = dialects
         self._dialect_of = {id(route): dialect.name for dialect in dialects for route in dialect.routes}
@@ -154,6 +165,8 @@ class Edge:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
                 message["headers"] = [*message["headers"], *edge_headers]
+                if self._draining.begun:  # the client's next request goes on a new connection, to another server
+                    message["headers"].append((b"connection", b"close"))
             else:
                 record.bytes_out += len(message.get("body", b""))
             await send(message)
@@ -164,7 +177,8 @@ class Edge:
                 self._admit(scope)
                 answer = self._cors.preflight(scope) or self._app  # a preflight has no key to show
                 self._cors.refuse_foreign_form(scope)
-                await answer(scope, access.counted(receive, record), send_with_headers)
+                with self._taken(scope):
+                    await answer(scope, access.counted(receive, record), send_with_headers)
             except ClientDisconnected:
                 record.status = CLIENT_CLOSED_REQUEST
             except Exception as error:
@@ -185,6 +199,15 @@ class Edge:
         if (name := self._dialect_of.get(id(scope.get("route")))) is not None:
             return name
         return next((d.name for d in self._dialects if d.speaks(scope["path"])), "none")
+
+    def _taken(self, scope: Scope) -> AbstractContextManager[None]:
+        """Around all that a server which is told to stop does first. What it has may still be read then; anything else
+        is refused (`Overloaded`)."""
+        if scope["path"] in WHILE_ENDING:
+            return nullcontext()
+        if scope["method"] not in ("GET", "HEAD"):
+            self._draining.refuse()
+        return nullcontext() if caller.of(scope).is_inside else self._draining.under_way()
 
     def _methods(self, path: str) -> list[str]:
         """All that a path takes: Starlette tells only those of the first route that has it."""

@@ -110,8 +110,9 @@ def run(args: argparse.Namespace) -> int:
     print(f"Sightline serves {models} on http://{shown}:{port}/v1", flush=True)
     if settings.data_dir is None and settings.port:  # one on any free port would not find again what it had kept
         settings = msgspec.structs.replace(settings, data_dir=str(state_dir() / f"port-{settings.port}"))
-    app = create_app(Service(settings), settings)
-    serve([Endpoint(app, [listener])])
+    service = Service(settings)
+    app = create_app(service, settings)
+    serve([Endpoint(app, [listener])], drain=service.drain, drain_s=settings.drain_s)
     return 0
 
 

@@ -46,6 +46,8 @@ class Server:
     """Set when every endpoint answers: for whoever runs a server in a thread."""
     _loop: asyncio.AbstractEventLoop | None = None
     _stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    _hurrying: asyncio.Event = field(default_factory=asyncio.Event)
+    """It was told to stop twice."""
     _servers: list[_Uvicorn] = field(default_factory=list)
 
     def run(self) -> None:
@@ -63,6 +65,7 @@ class Server:
 
     def _stop(self) -> None:
         if self._stopping.is_set():
+            self._hurrying.set()
             for server in self._servers:
                 server.force_exit = True
         self._stopping.set()
@@ -104,10 +107,13 @@ class Server:
     async def _drain(self) -> None:
         deadline = asyncio.get_running_loop().time() + self.drain_s
         if self.drain is not None:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(deadline):
-                    await self.drain()
-        left = max(0.0, deadline - asyncio.get_running_loop().time())
+            draining = asyncio.ensure_future(self.drain())
+            hurrying = asyncio.create_task(self._hurrying.wait())
+            await asyncio.wait([draining, hurrying], timeout=self.drain_s, return_when=asyncio.FIRST_COMPLETED)
+            for task in (draining, hurrying):
+                task.cancel()
+            await asyncio.wait([draining, hurrying])
+        left = 0.0 if self._hurrying.is_set() else max(0.0, deadline - asyncio.get_running_loop().time())
         for server in self._servers:
             server.config.timeout_graceful_shutdown = left  # type: ignore[assignment]  # asyncio takes fractions
 
