@@ -29,6 +29,8 @@ MAX_ATTEMPTS: Final = 3
 """Times that an item is tried before it becomes an error line `max_attempts`."""
 KEY_KEPT_S: Final = 86_400
 """How long an Idempotency-Key is known."""
+KEPT_S: Final = 30 * 86_400
+"""How long a batch or an analysis that has ended is known, unless a store is told otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,8 +266,8 @@ class Store(Protocol):
 
     async def sweep(self) -> None:
         """What time does: leases that ran out end (the items are leased again, or after `MAX_ATTEMPTS` complete),
-        batches past `expires_at` expire as if cancelled but with their status as it is, keys are forgotten. To be
-        called every second or so by every worker."""
+        batches past `expires_at` expire as if cancelled but with their status as it is, keys are forgotten, and so are
+        batches that ended long ago (their files end by themselves). To be called every second or so by every worker."""
         ...
 
     # --- stages: the steps of a batch as a whole ----------------------------------------------------------------------

@@ -1,0 +1,162 @@
+"""Redis as this server uses it: scripts that are whole or not done, and answers within a second, whatever it does.
+
+What is told to be kept is as safe as Redis makes it: with `appendonly yes` and `appendfsync always` it is on the disk
+before Redis answers. `start` says what is missing. Only strings travel here: JSON, MessagePack, bytes; nothing that
+would be run when it is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from importlib.resources import files as package_files
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from sightline.errors import InvalidRequest, StorageFull, StorageUnavailable
+
+log = logging.getLogger(__name__)
+
+Text = str | bytes | int | float
+PREFIX: Final = "sightline:"
+"""Of every key, but RQ's own."""
+OLDEST: Final = 7
+"""Redis 7.0 has flags for scripts, and so steps that go on where memory is full."""
+_SOON_S: Final = 0.8
+"""For Redis to answer somebody who waits for it."""
+_LATER_S: Final = 20.0
+"""For what nobody waits for: a thousand lines, synced."""
+_CONNECTIONS: Final = 32
+
+
+def describe(url: str) -> str:
+    """Where it is, for people: without a password."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
+
+
+class Connection:
+    """Life: made -> `start` -> calls, from any task of one event loop -> `close`. All calls raise `StorageUnavailable`
+    or `StorageFull`, and are done wholly or not at all; one whose answer was lost may have been done."""
+
+    def __init__(self, url: str) -> None:
+        """`redis://`, `rediss://` or `unix://`, as redis-py takes it. Raises `InvalidRequest`."""
+        try:
+            from redis import asyncio as redis
+            from redis.backoff import NoBackoff
+            from redis.exceptions import ConnectionError as Lost
+
+            # Once more, because a connection of before Redis was started anew is only found broken when it is used.
+            retry = redis.retry.Retry(NoBackoff(), 1, (Lost,))
+            pool = redis.BlockingConnectionPool.from_url(
+                url, max_connections=_CONNECTIONS, timeout=_SOON_S, socket_connect_timeout=_SOON_S, retry=retry
+            )
+        except ImportError:
+            raise InvalidRequest("For jobs in Redis: pip install 'sightline[redis]'.", param="jobs") from None
+        except ValueError:
+            raise InvalidRequest(
+                "jobs must be redis://HOST:PORT/DB, or rediss:// with TLS; special characters of a password are "
+                "written as %XX.",
+                param="jobs",
+            ) from None
+        self._url = url
+        self._pool = pool
+        self._redis: Any = redis.Redis(connection_pool=pool)
+        self._scripts: dict[tuple[str, bool], Any] = {}
+
+    async def start(self) -> None:
+        """Looks at what Redis is, and tells in the log what it does not keep. Raises `StorageUnavailable` for one that
+        is too old, or would forget what it has kept."""
+        async with self._told(_SOON_S):
+            server, persistence, memory = [await self._redis.info(part) for part in ("server", "persistence", "memory")]
+        version = str(server["redis_version"])
+        if int(version.partition(".")[0]) < OLDEST:
+            raise StorageUnavailable(f"Jobs need Redis {OLDEST} or newer; this one is {version}.")
+        if int(memory.get("maxmemory", 0)) and memory.get("maxmemory_policy") != "noeviction":
+            raise StorageUnavailable(
+                "This Redis throws keys away when its memory is full, and with them jobs. Set maxmemory-policy "
+                "noeviction, or give jobs a Redis of their own."
+            )
+        if not persistence.get("aof_enabled"):
+            log.warning("%s keeps no append-only file: jobs are lost with it. Set appendonly yes.", describe(self._url))
+        elif await self._synced() not in ("always", None):
+            log.warning(
+                "%s may lose the last second of jobs when its machine fails. Set appendfsync always.",
+                describe(self._url),
+            )
+
+    async def _synced(self) -> str | None:
+        """None where Redis does not tell, as hosted ones do not."""
+        from redis.exceptions import ResponseError
+
+        async with self._told(_SOON_S):
+            try:
+                return str((await self._redis.config_get("appendfsync")).get("appendfsync"))
+            except ResponseError:
+                return None
+
+    async def close(self) -> None:
+        """Idempotent."""
+        await self._pool.disconnect()
+
+    async def run(self, script: str, *args: Text, makes_room: bool = False, soon: bool = True) -> Any:
+        """What the script (`queue`: queue.lua beside this file) replies. With `makes_room` it goes on where Redis has
+        used up its memory: what ends work must not be kept from it."""
+        async with self._told(_SOON_S if soon else _LATER_S):
+            return await self._script(script, makes_room)(args=args)
+
+    async def call(self, *command: Text, soon: bool = True) -> Any:
+        """A command of Redis."""
+        async with self._told(_SOON_S if soon else _LATER_S):
+            return await self._redis.execute_command(*command)
+
+    async def calls(self, commands: Sequence[Sequence[Text]], *, soon: bool = True) -> list[Any]:
+        """Several, with one message."""
+        async with self._told(_SOON_S if soon else _LATER_S):
+            pipeline = self._redis.pipeline(transaction=False)
+            for command in commands:
+                pipeline.execute_command(*command)
+            return list(await pipeline.execute())
+
+    def _script(self, name: str, makes_room: bool) -> Any:
+        found = self._scripts.get((name, makes_room))
+        if found is None:
+            source = (package_files("sightline.jobs") / f"{name}.lua").read_text("utf-8")
+            flags = " flags=allow-oom" if makes_room else ""
+            found = self._scripts[name, makes_room] = self._redis.register_script(f"#!lua{flags}\n{source}")
+        return found
+
+    @asynccontextmanager
+    async def _told(self, within_s: float) -> AsyncIterator[None]:
+        """Redis's errors as ours."""
+        from redis import exceptions
+
+        try:
+            async with asyncio.timeout(within_s):
+                yield
+        except exceptions.OutOfMemoryError:
+            raise StorageFull(
+                "The server's queue is full; nothing was kept. Try again when its operator has made room."
+            ) from None
+        except (exceptions.ConnectionError, exceptions.TimeoutError, TimeoutError, OSError):
+            raise _unavailable() from None
+        except exceptions.ResponseError as error:
+            # A replica, a disk that is full, a user without the right: the log says which, clients are told that it is
+            # not their fault.
+            if str(error).startswith(("OOM", "ERR OOM")):
+                raise StorageFull(
+                    "The server's queue is full; nothing was kept. Try again when its operator has made room."
+                ) from None
+            if not str(error).startswith(_OF_THE_OPERATOR):
+                raise
+            log.error("Redis refuses: %s", str(error)[:200])
+            raise _unavailable() from None
+
+
+_OF_THE_OPERATOR: Final = ("MISCONF", "READONLY", "NOAUTH", "WRONGPASS", "NOPERM", "NOREPLICAS", "MASTERDOWN", "BUSY")
+
+
+def _unavailable() -> StorageUnavailable:
+    return StorageUnavailable("The server cannot reach its queue now; nothing was kept. Try again soon.")
