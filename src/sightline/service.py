@@ -169,6 +169,8 @@ class Service:
 
         A model that fails to load does not stop the others: its requests get `EngineUnavailable`.
         """
+        loop = asyncio.get_running_loop()
+        metrics.EVENT_LOOP_TASKS.set_function(lambda: len(asyncio.all_tasks(loop)))
         self._lag = asyncio.create_task(_watch_event_loop())
         await self._intake.start()
         for model in self._models.values():
