@@ -305,6 +305,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     temporary one."""
     files: FileLimits = FileLimits()
     batches: BatchLimits = BatchLimits()
+    ui: bool = False
+    """Whether there is a page at `/ui` to chat with the models. It needs `pip install 'sightline[ui]'`."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "human"] | None = None
     """None: for people where the log goes to a terminal, else a line of JSON for each record."""

@@ -61,11 +61,14 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9_-]{1,64}")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
 
 
-def create_app(service: Service, settings: Settings, *, wait: bool = False) -> ASGIApp:
+def create_app(
+    service: Service, settings: Settings, *, wait: bool = False, more: Sequence[Dialect] = ()
+) -> ASGIApp:
     """The application; its lifespan starts and closes the service.
 
     With `wait`, startup ends when every model is ready or has failed. Without, the server answers at once: `/health`
-    is 200 and `/ready` 503 while models load, and requests wait for theirs.
+    is 200 and `/ready` 503 while models load, and requests wait for theirs. `more`: routes from above this layer, behind
+    the same `Edge` as all others.
     """
 
     @asynccontextmanager
@@ -80,7 +83,7 @@ def create_app(service: Service, settings: Settings, *, wait: bool = False) -> A
 
     work = Work(settings)
     service.keep_files(work.read_picture)
-    dialects = to_dialects(service, settings, work)
+    dialects = [*to_dialects(service, settings, work), *more]
     router = Router(
         [route for dialect in dialects for route in dialect.routes],
         redirect_slashes=False,
