@@ -188,6 +188,8 @@ class BatchLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Of the input file."""
     max_concurrent: Annotated[int, msgspec.Meta(ge=0)] = 16
     """Lines, of all batches together, that are asked at once; 0: this server answers none."""
+    kept_s: Annotated[int, msgspec.Meta(ge=3_600)] = 30 * 86_400
+    """How long a batch or an analysis is known after it has ended. What batches write has an expiry of its own."""
 
 
 class OptimizedPictures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -304,6 +306,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     models. None: `sightline serve` takes one below the user's state directory, by its port; elsewhere it is a
     temporary one."""
     files: FileLimits = FileLimits()
+    jobs: Annotated[str, msgspec.Meta(pattern=r"^(redis|rediss|unix)://")] | None = None
+    """Where batches and analyses wait: `redis://HOST:PORT/DB` (with TLS `rediss://`), which servers and workers on
+    several machines share; with a password, `redis://:${NAME}@HOST:PORT/DB`. None: in the data directory."""
     batches: BatchLimits = BatchLimits()
     ui: bool = False
     """Whether there is a page at `/ui` to chat with the models. It needs `pip install 'sightline[ui]'`."""
