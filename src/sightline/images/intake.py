@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from sightline import metrics
 from sightline.config import FetchPolicy, ImageLimits
@@ -43,6 +43,20 @@ class ResolvedImage:
     resize_s: float
     scaled_to_fit: bool = False
     """Served smaller than its own budget would have had it."""
+
+
+class Holder(Protocol):
+    """Who has a request's pictures, in another process."""
+
+    async def resolve(self, budgets: Sequence[VisionBudget], room: Room | None) -> tuple[ResolvedImage, ...]:
+        """All of them. Raises as `Intake.resolve`."""
+        ...
+
+
+class Elsewhere(str):
+    """As the source of pictures that another process has. Requests that show the same have equal ones."""
+
+    holder: Holder
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +105,8 @@ class Intake:
                 f"A request may have at most {self._limits.max_images} pictures; this one has {len(refs)}.",
                 param=refs[self._limits.max_images].param,
             )
+        if refs and isinstance(source := refs[0].source, Elsewhere):
+            return await source.holder.resolve(budgets, room)
         with ExitStack() as shares:  # held until every picture is there, so that a twin never comes too late
 
             async def fetch_and_decode(ref: ImageRef, budget: VisionBudget) -> ResolvedImage:
