@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from sightline.errors import IdempotencyConflict, ObjectNotFound
-from sightline.jobs import KEY_KEPT_S, MAX_ATTEMPTS, Batch, Clock, Item, Lease, LineError, Result, Store, Usage
+from sightline.jobs import KEPT_S, KEY_KEPT_S, MAX_ATTEMPTS, Batch, Clock, Item, Lease, LineError, Result, Store, Usage
 
 DONE = Result(200, "req_1", b'{"ok":1}', usage=Usage(3, 1, 2, 1))
 BAD = Result(400, "req_2", b'{"error":1}')
@@ -259,6 +259,29 @@ class StoreContract:
         with pytest.raises(ObjectNotFound):
             await store.list("u", "batch", limit=9, after=made.id)
         assert (await store.get("t", "batch", made.id)).status == "in_progress"
+
+    async def test_what_ended_long_ago_is_forgotten(self, store: Store, clock: Moved) -> None:
+        await store.create(batch("job", kind="analysis"), [Item(0, "", b"{}")])
+        (lease,) = await store.lease("w", 1, 30)
+        await store.complete(lease, DONE)
+        await store.create(batch("failed"))
+        await store.fail("batch_failed", [LineError("empty_file", "x")])
+        await store.create(batch("new"))
+        clock.pass_(KEPT_S - 1)
+        await store.sweep()
+        assert await told(store, "batch_job") == [("", "200")]
+        assert len(await store.list("t", "batch", limit=9)) == 2
+        clock.pass_(1)
+        await store.sweep()
+        with pytest.raises(ObjectNotFound):
+            await store.get("t", "analysis", "batch_job")
+        assert await told(store, "batch_job") == []
+        assert [one.id for one in await store.list("t", "batch", limit=9)] == ["batch_new"], "it has not ended"
+
+    async def test_an_item_remembers_the_key_of_its_batch(self, store: Store, clock: Moved) -> None:
+        made = await begun(store, batch(tenant="a/b:c%", key_id="key_1"), 1)
+        (lease,) = await store.lease("w", 1, 30)
+        assert (lease.key_id, lease.tenant, made.key_id) == ("key_1", "a/b:c%", "key_1")
 
     async def test_lists_newest_first(self, store: Store, clock: Moved) -> None:
         for name in "abc":

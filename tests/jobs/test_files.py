@@ -18,7 +18,10 @@ from sightline.errors import (
 )
 from sightline.jobs.blobs import Blobs, LocalBlobs, RemoteBlobs
 from sightline.jobs.database import Database
-from sightline.jobs.files import File, Files, Quota
+from sightline.jobs.files import File, Files, Index, Quota
+from sightline.jobs.files_redis import RedisIndex
+from sightline.jobs.files_sqlite import SqliteIndex
+from sightline.jobs.redis_connection import Connection
 from sightline.jobs.schema import SCHEMA
 from tests.jobs.queue_contract import Moved
 
@@ -43,12 +46,24 @@ def clock() -> Moved:
     return Moved()
 
 
+@pytest.fixture(params=["sqlite", "redis"])
+async def index(request: pytest.FixtureRequest, tmp_path: Path, blobs: Blobs) -> AsyncIterator[Index]:
+    if request.param == "sqlite":
+        database = Database(tmp_path / "sightline.db", SCHEMA)
+        await database.start()
+        yield SqliteIndex(database)
+        await database.close()
+        return
+    if not isinstance(blobs, LocalBlobs):
+        pytest.skip("what is known of files does not know where they are")
+    connection = Connection(request.getfixturevalue("redis_url"))
+    yield RedisIndex(connection)
+    await connection.close()
+
+
 @pytest.fixture
-async def files(tmp_path: Path, blobs: Blobs, clock: Moved) -> AsyncIterator[Files]:
-    database = Database(tmp_path / "sightline.db", SCHEMA)
-    await database.start()
-    yield Files(database, blobs, Quota(file_bytes=100, tenant_bytes=250), clock=clock)
-    await database.close()
+def files(index: Index, blobs: Blobs, clock: Moved) -> Files:
+    return Files(index, blobs, Quota(file_bytes=100, tenant_bytes=250), clock=clock)
 
 
 async def keep(files: Files, content: bytes, tenant: str = "t", name: str = "a.png", kept_s: int | None = None) -> File:
@@ -89,7 +104,16 @@ async def test_one_content_is_kept_once_until_nobody_holds_it(files: Files, blob
 
 async def test_nobody_sees_what_is_anothers(files: Files) -> None:
     file = await keep(files, b"secret")
-    for wrong in (file.id, "file-" + "0" * 32, "../" + file.id, file.id + "\x00", "file-%", "", "x" * 10_000):
+    for wrong in (
+        file.id,
+        "t:" + file.id,
+        "file-" + "0" * 32,
+        "../" + file.id,
+        file.id + "\x00",
+        "file-%",
+        "",
+        "x" * 10_000,
+    ):
         with pytest.raises(ObjectNotFound):
             await files.get("u", wrong)
         with pytest.raises(ObjectNotFound):
@@ -111,6 +135,7 @@ async def test_limits_are_those_of_a_file_and_of_a_tenant(files: Files, blobs: B
     await keep(files, b"x" * 100, "u")
     assert len(await keys(blobs)) == 2, "nothing is left of what was refused"
     await files.delete("t", last.id)
+    await files.create("t", "out", "batch_output", pieces(b"o" * 100), limited=False)
     await keep(files, b"z" * 50)
 
 

@@ -15,6 +15,7 @@ from sightline.jobs import Batch, Lease
 from sightline.jobs.blobs import LocalBlobs
 from sightline.jobs.database import Database
 from sightline.jobs.files import Files, Quota, new_file_id
+from sightline.jobs.files_sqlite import SqliteIndex
 from sightline.jobs.runner import Answer, Execute, Runner
 from sightline.jobs.schema import SCHEMA
 from sightline.jobs.sqlite import SqliteStore
@@ -34,7 +35,7 @@ class Server:
         monkeypatch.setattr("sightline.jobs.runner._FAILING_S", 0.01)
         database = Database(directory / "sightline.db", SCHEMA)
         self.store = SqliteStore(directory, database=database)
-        self.files = Files(database, LocalBlobs(directory / "files"), Quota(10**6, 10**9))
+        self.files = Files(SqliteIndex(database), LocalBlobs(directory / "files"), Quota(10**6, 10**9))
         self.stages = Stages(self.store, self.files, max_lines=100, max_bytes=10**6)
         self.asked: list[str] = []
 

@@ -22,6 +22,7 @@ from sightline.jobs import Store
 from sightline.jobs.blobs import Blobs, LocalBlobs, RemoteBlobs
 from sightline.jobs.database import Database
 from sightline.jobs.files import Files, Quota
+from sightline.jobs.files_sqlite import SqliteIndex
 from sightline.jobs.runner import Execute, Runner
 from sightline.jobs.schema import SCHEMA
 from sightline.jobs.sqlite import SqliteStore
@@ -43,7 +44,7 @@ class Work:
         self._database = Database(self._directory / "sightline.db", SCHEMA)
         quota = Quota(settings.files.max_bytes, settings.files.max_tenant_bytes)
         self.store: Store = SqliteStore(self._directory, database=self._database)
-        self.files = Files(self._database, self._blobs(), quota)
+        self.files = Files(SqliteIndex(self._database), self._blobs(), quota)
         batches = settings.batches
         self.stages = Stages(self.store, self.files, max_lines=batches.max_lines, max_bytes=batches.max_bytes)
         self._runner: Runner | None = None

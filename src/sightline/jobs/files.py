@@ -1,8 +1,8 @@
 """Files that clients send once and refer to by an id; and what batches write.
 
-The bytes are blobs, each content once, with as many holders as there are files of it; what is said of a file is in a
-table. A file is there when both are: first the blob, then the row. What a crash leaves in between nobody refers to, and
-`sweep` takes it away.
+The bytes are blobs, each content once, with as many holders as there are files of it; what is known of a file is in an
+index, in SQLite or, where several machines share it, in Redis. A file is there when both are: first the blob, then the
+row. What a crash leaves in between nobody refers to, and `sweep` takes it away.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ import hashlib
 import logging
 import os
 import re
-import sqlite3
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
-from sightline.errors import FileTooLarge, ObjectNotFound, QuotaExceeded, SightlineError
+from sightline.errors import FileTooLarge, ObjectNotFound, SightlineError
 from sightline.jobs import Clock
 from sightline.jobs.blobs import Blobs
-from sightline.jobs.database import Database
 
 log = logging.getLogger(__name__)
 
 Purpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals", "batch_output"]
 
+BATCH_OUTPUT: Final = "batch_output"
+"""The purpose of what batches write: it is not counted with what a tenant keeps."""
 _ID: Final = re.compile(r"file-[A-Za-z0-9]{22,64}")
 _ORPHAN_AGE_S: Final = 86_400.0
 """Of a blob that no row names: it may be that of an upload under way."""
@@ -53,6 +53,47 @@ class Quota:
     """Of all that a tenant keeps, each file counted in full."""
 
 
+class Index(Protocol):
+    """What is known of files. Every change is whole, and safe when its call returns; all raise `StorageUnavailable` or
+    `StorageFull`. `now` is in seconds since 1970: what has expired by then is not there."""
+
+    async def settle(self, place: str) -> None:
+        """Told once, at start, where the bytes are. Raises `StorageUnavailable` where others who share the index keep
+        them in another place."""
+        ...
+
+    async def insert(self, file: File, digest: str, quota: int | None) -> File:
+        """With the blob that has the `digest` already, if there is one; the file of that id, if there is one. Raises
+        `QuotaExceeded` where the tenant would keep more bytes than `quota`, those of `BATCH_OUTPUT` left out."""
+        ...
+
+    async def find(self, tenant: str, file_id: str, now: float) -> File:
+        """Raises `ObjectNotFound`."""
+        ...
+
+    async def list(
+        self, tenant: str, *, purpose: str | None, limit: int, after: str | None, ascending: bool, now: float
+    ) -> Sequence[File]:
+        """In the order in which they were made. Raises `ObjectNotFound` where there is no file `after`."""
+        ...
+
+    async def delete(self, tenant: str, file_id: str, now: float) -> str | None:
+        """The blob that nobody holds any more, if there is one. Raises `ObjectNotFound`."""
+        ...
+
+    async def expire(self, now: float) -> Sequence[str]:
+        """Deletes what has expired: the blobs that nobody holds any more."""
+        ...
+
+    async def unknown(self, blobs: Iterable[str]) -> Sequence[str]:
+        """Those of the blobs that no file has."""
+        ...
+
+
+def unknown_file(file_id: str) -> ObjectNotFound:
+    return ObjectNotFound(f"There is no file {file_id[:128]!r}.")
+
+
 def new_file_id() -> str:
     """`file-` and 128 random bits."""
     return f"file-{os.urandom(16).hex()}"
@@ -62,8 +103,8 @@ class Files:
     """Every method takes the tenant who asks, and sees nothing of others: `ObjectNotFound`. All raise
     `StorageUnavailable` or `StorageFull`."""
 
-    def __init__(self, database: Database, blobs: Blobs, quota: Quota, *, clock: Clock | None = None) -> None:
-        self._database = database
+    def __init__(self, index: Index, blobs: Blobs, quota: Quota, *, clock: Clock | None = None) -> None:
+        self._index = index
         self._blobs = blobs
         self._quota = quota
         self._clock = clock or Clock()
@@ -98,7 +139,7 @@ class Files:
             key,
         )
         try:
-            kept = await self._database.write(lambda db: _insert(db, file, counted.digest, quota))
+            kept = await self._index.insert(file, counted.digest, quota)
         except SightlineError:
             await self._blobs.delete(key)
             raise
@@ -107,29 +148,15 @@ class Files:
         return kept
 
     async def get(self, tenant: str, file_id: str) -> File:
-        now = self._clock.wall()
-        return await self._database.read(lambda db: _find(db, tenant, file_id, now))
+        return await self._index.find(tenant, _checked(file_id), self._clock.wall())
 
     async def list(
         self, tenant: str, *, purpose: str | None = None, limit: int, after: str | None = None, ascending: bool = False
     ) -> Sequence[File]:
         """By when they were made. Raises `ObjectNotFound` where there is no file `after`."""
+        after = None if after is None else _checked(after)
         now = self._clock.wall()
-
-        def work(db: sqlite3.Connection) -> Sequence[File]:
-            edge = 0 if ascending else 2**62
-            if after is not None:
-                _find(db, tenant, after, now)
-                edge = db.execute("SELECT place FROM files WHERE id = ?", (after,)).fetchone()["place"]
-            beyond, order = (">", "ASC") if ascending else ("<", "DESC")
-            rows = db.execute(
-                f"SELECT * FROM files WHERE tenant = ? AND place {beyond} ? AND (? IS NULL OR purpose = ?)"
-                f" AND (expires_at IS NULL OR expires_at > ?) ORDER BY place {order} LIMIT ?",
-                (tenant, edge, purpose, purpose, now, limit),
-            )
-            return [_to_file(row) for row in rows]
-
-        return await self._database.read(work)
+        return await self._index.list(tenant, purpose=purpose, limit=limit, after=after, ascending=ascending, now=now)
 
     def content(self, file: File) -> AsyncIterator[bytes]:
         return self._blobs.read(file.blob)
@@ -142,39 +169,27 @@ class Files:
         return b"".join([chunk async for chunk in self.content(file)])
 
     async def delete(self, tenant: str, file_id: str) -> None:
-        now = self._clock.wall()
-
-        def work(db: sqlite3.Connection) -> str | None:
-            return _delete(db, _find(db, tenant, file_id, now))
-
-        if (blob := await self._database.write(work)) is not None:
+        blob = await self._index.delete(tenant, _checked(file_id), self._clock.wall())
+        if blob is not None:
             await self._blobs.delete(blob)
 
     async def sweep(self) -> None:
         """Takes away what has expired, and what crashes have left. To be called from time to time."""
-        now = self._clock.wall()
-
-        def expired(db: sqlite3.Connection) -> Sequence[File]:
-            return [_to_file(row) for row in db.execute("SELECT * FROM files WHERE expires_at <= ?", (now,))]
-
-        def work(db: sqlite3.Connection) -> Sequence[str | None]:
-            return [_delete(db, file) for file in expired(db)]
-
-        if await self._database.read(expired):
-            for blob in await self._database.write(work):
-                if blob is not None:
-                    await self._blobs.delete(blob)
+        for blob in await self._index.expire(self._clock.wall()):
+            await self._blobs.delete(blob)
 
     async def sweep_orphans(self) -> None:
         old = {key.removesuffix(".partial"): key for key in await self._blobs.old_keys(_ORPHAN_AGE_S)}
+        for key in await self._index.unknown(old) if old else ():
+            log.info("a blob that no file refers to is removed: %s", key)
+            await self._blobs.delete(old[key])
 
-        def known(db: sqlite3.Connection) -> frozenset[str]:
-            return frozenset(row["key"] for row in db.execute("SELECT key FROM blobs"))
 
-        if old:
-            for key in old.keys() - await self._database.read(known):
-                log.info("a blob that no file refers to is removed: %s", key)
-                await self._blobs.delete(old[key])
+def _checked(file_id: str) -> str:
+    """Raises `ObjectNotFound` for what no file can be called."""
+    if not _ID.fullmatch(file_id):
+        raise unknown_file(file_id)
+    return file_id
 
 
 class _Counted:
@@ -197,64 +212,3 @@ class _Counted:
                 raise FileTooLarge(f"The file is too large: at most {self._most} bytes are kept here.", param="file")
             self._hash.update(chunk)
             yield chunk
-
-
-# --- inside a transaction ---------------------------------------------------------------------------------------------
-
-
-def _insert(db: sqlite3.Connection, file: File, digest: str, quota: int | None) -> File:
-    there = db.execute("SELECT * FROM files WHERE id = ?", (file.id,)).fetchone()
-    if there is not None:
-        return _to_file(there)
-    if quota is not None:
-        (used,) = db.execute("SELECT coalesce(sum(bytes), 0) FROM files WHERE tenant = ?", (file.tenant,)).fetchone()
-        if used + file.bytes > quota:
-            raise QuotaExceeded(
-                f"There is no room for this file: {used} of {quota} bytes are used. Delete files that are not needed.",
-                param="file",
-            )
-    (blob,) = db.execute(
-        "INSERT INTO blobs (key, digest, holders) VALUES (?, ?, 1)"
-        " ON CONFLICT (digest) DO UPDATE SET holders = holders + 1 RETURNING key",
-        (file.blob, digest),
-    ).fetchone()
-    db.execute(
-        "INSERT INTO files (id, tenant, filename, purpose, bytes, created_at, expires_at, blob)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        (file.id, file.tenant, file.filename, file.purpose, file.bytes, file.created_at, file.expires_at, blob),
-    )
-    return _find(db, file.tenant, file.id, 0.0)
-
-
-def _find(db: sqlite3.Connection, tenant: str, file_id: str, now: float) -> File:
-    row = None
-    if _ID.fullmatch(file_id):
-        row = db.execute(
-            "SELECT * FROM files WHERE id = ? AND tenant = ? AND (expires_at IS NULL OR expires_at > ?)",
-            (file_id, tenant, now),
-        ).fetchone()
-    if row is None:
-        raise ObjectNotFound(f"There is no file {file_id[:128]!r}.")
-    return _to_file(row)
-
-
-def _delete(db: sqlite3.Connection, file: File) -> str | None:
-    """The blob that nobody holds any more, if there is one."""
-    if not db.execute("DELETE FROM files WHERE id = ?", (file.id,)).rowcount:
-        return None
-    db.execute("UPDATE blobs SET holders = holders - 1 WHERE key = ?", (file.blob,))
-    gone = db.execute("DELETE FROM blobs WHERE key = ? AND holders = 0", (file.blob,)).rowcount
-    return file.blob if gone else None
-
-
-def _to_file(row: sqlite3.Row) -> File:
-    return File(
-        row["id"],
-        row["tenant"],
-        row["filename"],
-        row["purpose"],
-        row["bytes"],
-        row["created_at"],
-        row["expires_at"],
-        row["blob"],
-    )

@@ -358,7 +358,8 @@ function step.lease(args)
     redis.call('SADD', P .. 'held:' .. worker, ref .. '/' .. index)
     redis.call('HINCRBY', P .. 'under_way', tenant, 1)
     local names, body = redis.call('HGET', base .. ':names', index), redis.call('HGET', base .. ':bodies', index)
-    taken[#taken + 1] = {tenant, id, index, names, body, get(ref, 'endpoint')[1], fence, attempt}
+    local made = get(ref, 'endpoint', 'key_id')
+    taken[#taken + 1] = {tenant, id, index, names, body, made[1], made[2], fence, attempt}
   end
   if #taken > 0 then
     redis.call('ZADD', P .. 'workers', text(ticks), worker)

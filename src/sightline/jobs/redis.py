@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 import msgspec
 
@@ -35,22 +35,17 @@ from sightline.jobs import (
 )
 from sightline.jobs.presence import Presence
 from sightline.jobs.redis_bell import Bell
-from sightline.jobs.redis_connection import PREFIX, Connection, Text
+from sightline.jobs.redis_connection import PREFIX, Connection, Text, encode
 
 PAGE: Final = 256
 """Results read at once."""
 _ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _MADE: Final = (
     "id", "tenant", "kind", "endpoint", "created_at", "expires_at", "input_file_id", "output_file_id", "error_file_id",
-    "output_kept_s", "window", "metadata",
+    "output_kept_s", "window", "metadata", "key_id",
 )  # fmt: skip
 """What a batch is from its beginning on; the rest of it changes."""
 _TOKENS: Final = tuple(Usage.__dataclass_fields__)
-
-
-def encode(tenant: str) -> str:
-    """As it stands in keys."""
-    return quote(tenant, safe="")
 
 
 class RedisStore:
@@ -266,6 +261,7 @@ def _to_fields(batch: Batch, kept_s: int) -> list[Text]:
         "kind": batch.kind,
         "made": _to_json({**made, "metadata": dict(batch.metadata)}),
         "endpoint": batch.endpoint,
+        "key_id": batch.key_id,
         "status": batch.status,
         "expires_at": batch.expires_at,
         "kept_s": kept_s,
@@ -317,9 +313,16 @@ def _to_item(index: int, name: bytes, body: bytes = b"") -> Item:
 
 
 def _to_lease(told: Sequence[Any]) -> Lease:
-    tenant, batch_id, index, name, body, endpoint, fence, attempt = told
-    item = _to_item(int(index), name, body)
-    return Lease(item, batch_id.decode(), unquote(tenant.decode()), endpoint.decode(), int(fence), int(attempt))
+    tenant, batch_id, index, name, body, endpoint, key_id, fence, attempt = told
+    return Lease(
+        _to_item(int(index), name, body),
+        batch_id.decode(),
+        unquote(tenant.decode()),
+        endpoint.decode(),
+        fence=int(fence),
+        attempt=int(attempt),
+        key_id=key_id.decode(),
+    )
 
 
 def _to_lease_args(lease: Lease) -> tuple[Text, ...]:

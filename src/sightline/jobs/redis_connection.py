@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from importlib.resources import files as package_files
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from sightline.errors import InvalidRequest, StorageFull, StorageUnavailable
 
@@ -35,6 +35,11 @@ def describe(url: str) -> str:
     """Where it is, for people: without a password."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
+
+
+def encode(tenant: str) -> str:
+    """As it stands in keys: no colon and no slash is left."""
+    return quote(tenant, safe="")
 
 
 class Connection:

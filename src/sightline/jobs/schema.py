@@ -94,5 +94,11 @@ CREATE INDEX files_expiring ON files (expires_at) WHERE expires_at IS NOT NULL
 """
 
 _KEY_ID: Final = "ALTER TABLE batches ADD COLUMN key_id TEXT NOT NULL DEFAULT ''"
+_ENDED_AT: Final = """
+ALTER TABLE batches ADD COLUMN ended_at REAL;
+UPDATE batches SET ended_at = created_at + 86400 WHERE ended = 1;
+CREATE INDEX batches_ended ON batches (ended_at) WHERE ended_at IS NOT NULL;
+DROP INDEX batches_expiring
+"""
 
-SCHEMA: Final = (_FIRST, _KEY_ID)
+SCHEMA: Final = (_FIRST, _KEY_ID, _ENDED_AT)

@@ -7,10 +7,10 @@ import sqlite3
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import astuple
 from pathlib import Path
-from typing import Final
 
 from sightline.errors import StorageUnavailable
 from sightline.jobs import (
+    KEPT_S,
     KEY_KEPT_S,
     MAX_ATTEMPTS,
     TERMINAL,
@@ -28,15 +28,20 @@ from sightline.jobs.database import Database
 from sightline.jobs.presence import Presence
 from sightline.jobs.schema import SCHEMA
 
-ANALYSIS_KEPT_S: Final = 7 * 86_400
-"""How long the answer of an analysis is kept."""
-
 
 class SqliteStore:
     """A `Store` (the package says what that is)."""
 
-    def __init__(self, directory: Path, *, database: Database | None = None, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        database: Database | None = None,
+        kept_s: int = KEPT_S,
+        clock: Clock | None = None,
+    ) -> None:
         """`database`: one with `SCHEMA` that others use too; it is started and closed here as well."""
+        self._kept_s = kept_s
         self._database = database or Database(directory / "sightline.db", SCHEMA)
         self._presence = Presence(directory / "workers")
         self._clock = clock or Clock()
@@ -222,10 +227,10 @@ class SqliteStore:
 
         def stale(db: sqlite3.Connection) -> bool:
             keys = "SELECT 1 FROM keys WHERE at <= ? LIMIT 1"
-            kept = "SELECT 1 FROM batches WHERE kind = 'analysis' AND expires_at <= ? LIMIT 1"
+            kept = "SELECT 1 FROM batches WHERE ended_at <= ? LIMIT 1"
             return any(
                 db.execute(*found).fetchone() is not None
-                for found in ((keys, (now - KEY_KEPT_S,)), (kept, (now - ANALYSIS_KEPT_S,)))
+                for found in ((keys, (now - KEY_KEPT_S,)), (kept, (now - self._kept_s,)))
             )
 
         def work(db: sqlite3.Connection) -> None:
@@ -239,7 +244,7 @@ class SqliteStore:
             for place in overdue(db):
                 steps.end(db, place, "expired", now)
             db.execute("DELETE FROM keys WHERE at <= ?", (now - KEY_KEPT_S,))
-            db.execute("DELETE FROM batches WHERE kind = 'analysis' AND expires_at <= ?", (now - ANALYSIS_KEPT_S,))
+            db.execute("DELETE FROM batches WHERE ended_at <= ?", (now - self._kept_s,))
 
         if await self._database.read(lambda db: bool(lost(db) or overdue(db) or stale(db))):
             await self._database.write(work)

@@ -100,8 +100,8 @@ def enter(db: sqlite3.Connection, place: int, status: str, now: float) -> None:
     entered = json.loads(db.execute("SELECT entered FROM batches WHERE place = ?", (place,)).fetchone()["entered"])
     entered.setdefault(status, int(now))
     db.execute(
-        "UPDATE batches SET status = ?, ended = ?, entered = ?, claimed_by = NULL WHERE place = ?",
-        (status, status in TERMINAL, json.dumps(entered), place),
+        "UPDATE batches SET status = ?, ended = ?, ended_at = ?, entered = ?, claimed_by = NULL WHERE place = ?",
+        (status, status in TERMINAL, now if status in TERMINAL else None, json.dumps(entered), place),
     )
 
 
