@@ -22,6 +22,7 @@ from sightline.config import (
     OptimizedPictures,
     PictureSize,
     Settings,
+    Tls,
 )
 from sightline.configfile import options_type, schema
 from sightline.engines import ENGINES
@@ -99,6 +100,7 @@ def configuration_page() -> str:
         ("`audio`", AudioLimits),
         ("`fetch`", FetchPolicy),
         ("`http`", HttpLimits),
+        ("`tls`", Tls),
         ("`cors`", CorsPolicy),
         ("`optimized`", OptimizedPictures),
     )

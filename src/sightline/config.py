@@ -5,6 +5,7 @@ Both are frozen values, made once at start by the command line and passed down; 
 
 from __future__ import annotations
 
+import datetime
 import ipaddress
 import os
 import re
@@ -158,6 +159,52 @@ class HttpLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     max_choices: int = 8
     keepalive_s: float = 15.0
     """Between `: ping` comments on an idle event stream."""
+    max_head_bytes: Annotated[int, msgspec.Meta(ge=1024)] = 32 * 1024
+    """Of a request's first line and headers together."""
+    max_headers: Annotated[int, msgspec.Meta(ge=16)] = 100
+    head_s: Annotated[float, msgspec.Meta(gt=0)] = 10.0
+    """Seconds for the head to arrive, from its first byte on; for the first one of a connection, and for its TLS
+    handshake, from connecting on."""
+    body_s: Annotated[float, msgspec.Meta(gt=0)] = 60.0
+    """Seconds that any body may take; a long one has more, by `min_body_rate`."""
+    min_body_rate: Annotated[int, msgspec.Meta(ge=1)] = 1024
+    """Bytes a second. Whatever has arrived of a body adds its share to `body_s`, so that a slow link can send a large
+    picture, and nobody holds a connection with a byte now and then."""
+    idle_s: Annotated[float, msgspec.Meta(gt=0)] = 30.0
+    """How long a connection is kept open for the next request."""
+    write_stall_s: Annotated[float, msgspec.Meta(gt=0)] = 30.0
+    """A client that takes nothing of its answer for so long is cut off, and what runs for it ends."""
+    max_connections: Annotated[int, msgspec.Meta(ge=1)] = 4096
+    """At once; fewer where the process may not open so many files. More are told 503, or with TLS nothing."""
+    max_connections_per_ip: Annotated[int, msgspec.Meta(ge=0)] = 100
+    """Of one client's address (IPv6: of its /64), or requests at once where `trusted_proxies` stand before it; more are
+    told 429. 0: not counted."""
+    uncounted_networks: tuple[str, ...] = ("127.0.0.0/8", "::1/128")
+    """CIDR blocks whose addresses may open any number of connections."""
+    trusted_proxies: tuple[str, ...] = ()
+    """CIDR blocks of the reverse proxies in front of this server. X-Forwarded-For and X-Forwarded-Proto are believed
+    from them and from nobody else."""
+
+    def __post_init__(self) -> None:
+        for name in ("uncounted_networks", "trusted_proxies"):
+            for network in getattr(self, name):
+                try:
+                    ipaddress.ip_network(network)
+                except ValueError:
+                    raise InvalidRequest(
+                        f"{network!r} is no network. Write a CIDR block whose host bits are zero, such as 10.1.0.0/16 "
+                        "or 127.0.0.1/32.",
+                        param=f"http.{name}",
+                    ) from None
+
+
+class Tls(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """HTTPS in place of HTTP. The files are read again when they change, for the connections from then on."""
+
+    certificate: str
+    """A PEM file: the server's certificate, and behind it those between it and the authority."""
+    key: str
+    """A PEM file without a password."""
 
 
 class ResponseLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -221,6 +268,131 @@ _ORIGIN = re.compile(
     r"(?:http(?!.*:80$)|https(?!.*:443$))://(?:[a-z0-9_-]+(?:\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\])(?::[1-9][0-9]{0,4})?"
 )
 """RFC 6454, section 6.2: a default port is left out. Not `null`, which every sandboxed frame and local file is."""
+
+
+class KeyLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How much whoever has an API key may ask for. None: as much as there is."""
+
+    requests_per_minute: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    """A POST is a request; what only reads or deletes is none."""
+    tokens_per_minute: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    """Of prompts, pictures included, and answers."""
+    concurrent: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    """Requests at once. Lines of batches do not count: `batches.max_concurrent` is for them."""
+    tokens_per_day: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    """From midnight to midnight, UTC; kept across restarts."""
+    pictures_per_day: Annotated[int, msgspec.Meta(ge=1)] | None = None
+
+
+class KeyConfig(KeyLimits, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An API key that is not made by `sightline keys create`. The key itself never stands in the file."""
+
+    name: str
+    """Its id is `key-` and this."""
+    sha256: str | None = None
+    """Of the key, in hexadecimal: `printf %s "$KEY" | sha256sum`. The key must be random, of 32 bytes or more."""
+    env: str | None = None
+    """Or the name of the variable of the environment that holds the key."""
+    models: tuple[str, ...] = ()
+    """The models it may be used for, by any of their names; none: all."""
+    tenant: str | None = None
+    """Whose files, batches and responses it sees; None: its own alone. Keys of one tenant share them."""
+    admin: bool = False
+    """Whether it may also control the server: metrics, `/admin`, what is loaded."""
+    expires: datetime.date | None = None
+    """The first day, UTC, on which it is no longer taken: `2027-01-01`."""
+
+    def __post_init__(self) -> None:
+        if not _KEY_NAME.fullmatch(self.name):
+            raise InvalidRequest(
+                f"{self.name[:64]!r} is no name of a key: letters, digits and . _ - at most 64 of them.", param="access"
+            )
+        if (self.sha256 is None) == (self.env is None):
+            raise InvalidRequest(
+                f"The key {self.name} is told by its sha256, or by env, the name of a variable that holds it.",
+                param="access",
+            )
+        if self.sha256 is not None and not _SHA256.fullmatch(self.sha256):
+            raise InvalidRequest(
+                f'The sha256 of the key {self.name} is 64 hexadecimal digits: printf %s "$KEY" | sha256sum.',
+                param="access",
+            )
+
+    @property
+    def limits(self) -> KeyLimits:
+        return KeyLimits(**{name: getattr(self, name) for name in KeyLimits.__struct_fields__})
+
+
+_KEY_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+
+
+class AccessPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who may use the server. As it stands: anyone who reaches it, until there is a first key."""
+
+    file: str | None = None
+    """Where `sightline keys` keeps its keys; None: `keys.db` in the data directory."""
+    keys: tuple[KeyConfig, ...] = ()
+    """More of them, for servers that are made anew each time, such as containers."""
+
+    def __post_init__(self) -> None:
+        names = [key.name for key in self.keys]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise InvalidRequest(f"Two keys are named {twice}; each has a name of its own.", param="access")
+
+
+class AdminEndpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A listener of its own for `/metrics` and `/admin`, which the other then has no more."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 9090
+    """0: any free one."""
+
+
+class Tracing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Traces of requests, sent to an OpenTelemetry collector. Never content: names, counts and times."""
+
+    otlp_endpoint: str | None = None
+    """Where OTLP over HTTP is taken, such as `http://localhost:4318`; `/v1/traces` is added. None: what
+    OTEL_EXPORTER_OTLP_TRACES_ENDPOINT (as it stands) or OTEL_EXPORTER_OTLP_ENDPOINT says; without them no traces are
+    made."""
+    sample: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1.0
+    """What part of the requests is traced that come without a trace of their own. One that comes with a `traceparent`
+    header is traced if its sender says so."""
+    service_name: str | None = None
+    """None: what OTEL_SERVICE_NAME says, else `sightline`."""
+    every_s: Annotated[float, msgspec.Meta(gt=0)] = 5.0
+    """How often spans are sent."""
+    flush_s: Annotated[float, msgspec.Meta(gt=0)] = 5.0
+    """How long one sending may take, and the last one when the server ends."""
+
+    def __post_init__(self) -> None:
+        if self.otlp_endpoint is not None and not _HTTP_URL.fullmatch(self.otlp_endpoint):
+            raise InvalidRequest(
+                f"{self.otlp_endpoint[:128]!r} is no endpoint. Write the address of a collector that takes OTLP over "
+                "HTTP, such as http://localhost:4318, without a path, a user or a query.",
+                param="tracing.otlp_endpoint",
+            )
+
+    @property
+    def endpoint(self) -> str | None:
+        """The whole URL that spans are sent to; None: none are made. OpenTelemetry's general SDK configuration:
+        OTEL_SDK_DISABLED and OTEL_TRACES_EXPORTER=none turn them off, whatever names an endpoint."""
+        disabled = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
+        if disabled or os.environ.get("OTEL_TRACES_EXPORTER") == "none":
+            return None
+        if self.otlp_endpoint is None and (exact := os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")):
+            return exact
+        base = self.otlp_endpoint or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+        return f"{base.rstrip('/')}/v1/traces" if base else None
+
+    @property
+    def name(self) -> str:
+        """`service.name` of what is sent."""
+        return self.service_name or os.environ.get("OTEL_SERVICE_NAME") or "sightline"
+
+
+_HTTP_URL = re.compile(r"https?://[A-Za-z0-9._\-\[\]:]+/?")
 
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -298,8 +470,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     audio: AudioLimits = AudioLimits()
     fetch: FetchPolicy = FetchPolicy()
     http: HttpLimits = HttpLimits()
+    tls: Tls | None = None
     responses: ResponseLimits = ResponseLimits()
     cors: CorsPolicy = CorsPolicy()
+    access: AccessPolicy = AccessPolicy()
+    admin: AdminEndpoint | None = None
+    """None: `/metrics` and `/admin` are on the one listener, for admin keys once there are keys."""
     optimized: OptimizedPictures = OptimizedPictures()
     data_dir: str | None = None
     """Where files, batches and their answers are kept. Servers on one machine may share it if they serve the same
@@ -310,6 +486,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Where batches and analyses wait: `redis://HOST:PORT/DB` (with TLS `rediss://`), which servers and workers on
     several machines share; with a password, `redis://:${NAME}@HOST:PORT/DB`. None: in the data directory."""
     batches: BatchLimits = BatchLimits()
+    tracing: Tracing = Tracing()
     ui: bool = False
     """Whether there is a page at `/ui` to chat with the models. It needs `pip install 'sightline[ui]'`."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

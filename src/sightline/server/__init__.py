@@ -1,6 +1,6 @@
 """The HTTP server around the applications: sockets, and what happens on them before there is a request.
 
-    serve([Endpoint(app, [listener]), Endpoint(admin, [loopback])], drain=service.drain)
+    serve([Endpoint(app, [socket], certificate), Endpoint(admin, [loopback])], limits=settings.http, drain=drain)
 
 One uvicorn server for each endpoint, all in one event loop (uvloop's where it is installed). Signals are taken in one
 place: the first SIGTERM or SIGINT starts `drain` with every socket still open, so that probes and new requests are
@@ -11,17 +11,33 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.config import STARTUP_FAILURE
+
+from sightline.config import HttpLimits
+from sightline.logs import to_trace
+from sightline.server.connections import Connections
+from sightline.server.protocol import Guarded
+from sightline.server.proxies import BehindProxies
+from sightline.server.tls import Certificate, Handshake
+
+log = logging.getLogger(__name__)
 
 Drain = Callable[[], Awaitable[None]]
+
+_KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
+"""Seconds, seconds and probes, until the kernel ends the connection of a client that has gone without a word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,18 +46,21 @@ class Endpoint:
 
     app: ASGIApp
     sockets: Sequence[socket.socket]
+    certificate: Certificate | None = None
+    """For HTTPS; endpoints may share one."""
 
 
 @dataclass(slots=True)
 class Server:
     """Runs endpoints until `stop`. Applications start in order, each behind the one before (their lifespans), and end
-    the other way round."""
+    the other way round. Connections are counted for all of them together."""
 
     endpoints: Sequence[Endpoint]
     drain: Drain | None = None
     """Awaited once after `stop`, for at most `drain_s`."""
     drain_s: float = 30.0
     """From `stop` on, until what is still under way is cut off."""
+    limits: HttpLimits = field(default_factory=HttpLimits)
     started: threading.Event = field(default_factory=threading.Event)
     """Set when every endpoint answers: for whoever runs a server in a thread."""
     _loop: asyncio.AbstractEventLoop | None = None
@@ -72,37 +91,26 @@ class Server:
 
     async def serve(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._servers = [self._to_server(endpoint) for endpoint in self.endpoints]
+        self._loop.set_exception_handler(_log_loss)
+        connections = Connections(self.limits)
+        self._servers = [_Uvicorn(endpoint, connections) for endpoint in self.endpoints]
+        certificates = {endpoint.certificate for endpoint in self.endpoints if endpoint.certificate is not None}
+        beside = [asyncio.create_task(work) for work in (connections.sweep(), *(each.watch() for each in certificates))]
+        tasks: list[asyncio.Task[None]] = []
         with self._signals(self._loop):
-            tasks: list[asyncio.Task[None]] = []
             try:
-                for server, endpoint in zip(self._servers, self.endpoints, strict=True):
-                    tasks.append(asyncio.create_task(server.serve(list(endpoint.sockets))))
-                    await _until_answering(server, tasks[-1])
+                for server in self._servers:
+                    tasks.append(asyncio.create_task(server.serve(list(server.endpoint.sockets))))
+                    await _first(tasks[-1], server.answers.wait())
                 self.started.set()
-                stopping = asyncio.create_task(self._stopping.wait())
-                await asyncio.wait([stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)
-                stopping.cancel()
+                await _first(*tasks, self._stopping.wait())
                 await self._drain()
             finally:
                 for server, task in reversed(list(zip(self._servers, tasks, strict=False))):
                     server.should_exit = True
                     await task
-
-    def _to_server(self, endpoint: Endpoint) -> _Uvicorn:
-        config = uvicorn.Config(
-            endpoint.app,
-            http="httptools",
-            ws="none",
-            lifespan="on",
-            access_log=False,
-            log_config=None,
-            server_header=False,
-            proxy_headers=False,  # uvicorn's own would believe whoever comes from 127.0.0.1
-            date_header=True,
-            timeout_keep_alive=30,
-        )
-        return _Uvicorn(config)
+                for work in beside:
+                    work.cancel()
 
     async def _drain(self) -> None:
         deadline = asyncio.get_running_loop().time() + self.drain_s
@@ -132,25 +140,88 @@ class Server:
                 loop.remove_signal_handler(number)
 
 
-def serve(endpoints: Sequence[Endpoint], *, drain: Drain | None = None, drain_s: float = 30.0) -> None:
+def serve(
+    endpoints: Sequence[Endpoint],
+    *,
+    limits: HttpLimits | None = None,
+    drain: Drain | None = None,
+    drain_s: float = 30.0,
+) -> None:
     """Answers until a signal has ended it."""
-    Server(endpoints, drain, drain_s).run()
+    Server(endpoints, drain, drain_s, limits or HttpLimits()).run()
 
 
 class _Uvicorn(uvicorn.Server):
+    """One endpoint's."""
+
+    def __init__(self, endpoint: Endpoint, connections: Connections) -> None:
+        config = uvicorn.Config(
+            BehindProxies(endpoint.app, connections),
+            ws="none",
+            lifespan="on",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            proxy_headers=False,  # uvicorn's own would believe whoever comes from 127.0.0.1
+            timeout_keep_alive=connections.limits.idle_s,  # type: ignore[arg-type]  # asyncio takes fractions
+        )
+        super().__init__(config)
+        self.endpoint = endpoint
+        self.answers = asyncio.Event()
+        self._connections = connections
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Not each server for itself: `Server` takes them for all."""
         yield
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """uvicorn's, with a protocol of ours, under TLS of ours."""
+        await self.lifespan.startup()
+        if self.lifespan.should_exit:
+            sys.exit(STARTUP_FAILURE)
+        loop = asyncio.get_running_loop()
+        self.servers = []
+        for listener in sockets or []:
+            _tell_gone_clients(listener)
+            self.servers.append(await loop.create_server(self._to_protocol, sock=listener, backlog=self.config.backlog))
+        self.started = True
+        self.answers.set()
 
-async def _until_answering(server: _Uvicorn, task: asyncio.Task[None]) -> None:
-    """Raises what kept it from starting."""
-    while not server.started:
-        if task.done():
-            task.result()
-            raise RuntimeError("A server ended before it had started.")
-        await asyncio.sleep(0.005)
+    def _to_protocol(self) -> asyncio.Protocol:
+        certificate = self.endpoint.certificate
+        if certificate is None:
+            return self._to_http(None)
+        return Handshake(certificate, self._connections, self._to_http)
+
+    def _to_http(self, below: asyncio.Transport | None) -> Guarded:
+        return Guarded(self.config, self.server_state, self.lifespan.state, self._connections, below)
+
+
+async def _first(*works: Awaitable[Any]) -> None:
+    """Until one of them is done, which raises what it failed with; coroutines among the others are cancelled."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for work, task in zip(works, tasks, strict=True):
+        if task is not work:
+            task.cancel()
+    for task in done:
+        task.result()
+
+
+def _tell_gone_clients(listener: socket.socket) -> None:
+    """Connections of a listener take over its options (Linux)."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE.items():
+        if listener.family != socket.AF_UNIX and hasattr(socket, name):
+            listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def _log_loss(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What nobody awaited. asyncio's own words would show the error's message, which may quote what a client sent."""
+    error = context.get("exception")
+    where = f": {to_trace(error)}" if isinstance(error, BaseException) else ""
+    log.error("something failed that nobody waited for%s", where)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:

@@ -1,0 +1,297 @@
+"""One connection: uvicorn's protocol on llhttp's parser, and what neither of them guards.
+
+llhttp refuses most of what is ambiguous (a length told twice or beside chunks, bare line feeds, folded headers). Here
+is the rest: what it takes too freely, how large and how slow a request's bytes may be, readers that do not read, and a
+connection that is closed only after its client could read why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import deque
+from typing import Any, Literal
+from urllib.parse import unquote_to_bytes
+
+import httptools
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
+
+from sightline.server.connections import Connections
+from sightline.server.refusal import MALFORMED, Refusal
+from sightline.server.wire import Wire
+
+MAX_AHEAD = 32
+"""Requests that a client may send before it has the answer to the first (pipelining)."""
+FRAMING_PER_BYTE = 16
+"""Bytes of chunk sizes and extensions for each byte of a body, beside `max_head_bytes`: a body in chunks of one byte
+has five."""
+LINGER_S = 30.0
+LINGER_SILENCE_S = 5.0
+LINGER_BYTES = 256 * 1024 * 1024
+"""For how long, in all and from its last byte, and how many bytes a client may go on sending what it had begun to send
+before it was refused. Were the connection closed at once, TCP would reset it, and most clients would lose the answer,
+because they look for it only after they have sent everything."""
+
+_CONTROLS = re.compile(rb"[\x00-\x1f\x7f]")
+_ABSOLUTE = re.compile(rb"https?://([^/?#]*)", re.IGNORECASE)
+
+_OVERLONG = Refusal(431, "The first line and the headers of the request are too long or too many.")
+_SLOW_HEAD = Refusal(408, "The head of the request took too long to arrive.")
+_FRAMING = Refusal(400, "The body's chunks are far longer than what is in them.")
+_VERSION = Refusal(505, "This server speaks HTTP/1.1 and HTTP/1.0.")
+_HOST = Refusal(400, "The request needs one Host header.")
+_TARGET = Refusal(400, "The request's target must be a path of this server, without a fragment or control characters.")
+_CODING = Refusal(501, "A body is sent with its length or in chunks: no other Transfer-Encoding is known here.")
+_CODING_1_0 = Refusal(400, "HTTP/1.0 has no Transfer-Encoding: send the body's length.")
+_CONNECT = Refusal(400, "This server is no proxy: it takes no CONNECT.")
+_UPGRADE = Refusal(400, "This server speaks HTTP/1.1 alone: send a body without Upgrade.")
+_AHEAD = Refusal(400, "Too many requests were sent ahead of their answers.")
+
+
+class _NotTaken(Exception):
+    """Stops the parser."""
+
+
+class Guarded(HttpToolsProtocol):
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        connections: Connections,
+        below: asyncio.Transport | None = None,
+    ) -> None:
+        """`below`: the TCP connection under TLS, which `connections` counts already."""
+        super().__init__(config=config, server_state=server_state, app_state=app_state)
+        self._all = connections
+        self._limits = connections.limits
+        self._below = below
+        self._wire: Wire
+        self._reading: Literal["nothing", "head", "body"] = "nothing"
+        """Of which request the rest is awaited; nothing: the next one's first byte."""
+        self._since = 0.0
+        """When that began."""
+        self._is_fresh = True
+        """No request has come yet."""
+        self._head_bytes = self._body_bytes = self._framing_bytes = 0
+        self._messages = 0
+        self._live: deque[RequestResponseCycle] = deque()
+        """Requests whose answer is not complete; the first is being answered."""
+        self._fault: Refusal | None = None
+        """Why nothing more is read; told after the answers that are due."""
+        self._is_last = False
+        """What comes behind this request is no HTTP."""
+        self._last_byte = 0.0
+        self._lingering = 0
+        """Bytes that may still come, once the connection is over."""
+
+    # ---- the connection
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._wire = Wire(transport, self._below or transport, self._close)
+        super().connection_made(self._wire)  # type: ignore[arg-type]
+        self._since = self.loop.time()
+        if self._below is None:
+            refusal = self._all.open(self, self.client[0] if self.client else None)
+            if refusal is not None:
+                self._refuse_connection(refusal)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._all.close(self)
+        for cycle in self._live:  # uvicorn tells the one that came last alone
+            cycle.disconnected = True
+            cycle.message_event.set()
+        super().connection_lost(exc)
+
+    def _refuse_connection(self, refusal: Refusal) -> None:
+        if self._all.has_room_to_answer():
+            self._fault = refusal
+            self._tell_fault()
+        else:
+            self._wire.is_over = True
+            self._wire.abort()
+
+    def _close(self) -> None:
+        """At once if the client has said all; else it may end its sentence, and read the answer."""
+        if self._fault is None and self._reading == "nothing":
+            self._wire.end()
+            return
+        now = self.loop.time()
+        self._since = self._last_byte = now
+        self._lingering = LINGER_BYTES
+        self._wire.resume_reading()
+        self._wire.end_sending()
+
+    def shutdown(self) -> None:
+        if self._wire.is_over and self._reading != "nothing":
+            self._wire.end()
+        super().shutdown()
+
+    def check(self, now: float) -> None:
+        """Part of `Connection`."""
+        limits = self._limits
+        waited = now - self._since
+        if self._wire.is_stalled(now, limits.write_stall_s):
+            self._wire.abort()
+        elif self._wire.is_over:
+            if waited > LINGER_S or (self._lingering and now - self._last_byte > LINGER_SILENCE_S):
+                self._wire.abort()
+        elif self._live:
+            pass  # the client waits for us; a body that is being read has its own clock (`api/wire.py`)
+        elif self._reading == "head" and waited > limits.head_s:
+            self._refuse(_SLOW_HEAD)
+        elif (self._reading == "nothing" and self._is_fresh and waited > limits.head_s) or (
+            self._reading == "body" and waited > LINGER_S
+        ):
+            self._wire.is_over = True
+            self._wire.end()
+
+    # ---- bytes
+
+    def data_received(self, data: bytes) -> None:
+        if self._wire.is_over:
+            self._discard(data)
+            return
+        if self._fault is not None or self._is_last:
+            return
+        if self._reading == "nothing":
+            self._since = self.loop.time()
+            self._reading = "head"
+        message, reading, body = self._messages, self._reading, self._body_bytes
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._end_with_this()
+        except httptools.HttpParserError:  # at what the parser finds, or at what we do
+            self._refuse(self._fault or MALFORMED)
+        if self._fault is None and (message, reading) == (self._messages, self._reading):  # all of it was of one kind
+            self._framing_bytes += len(data) - (self._body_bytes - body)
+            if self._framing_bytes > self._limits.max_head_bytes + FRAMING_PER_BYTE * self._body_bytes:
+                self._refuse(_OVERLONG if reading == "head" else _FRAMING)
+
+    def _discard(self, data: bytes) -> None:
+        self._last_byte = self.loop.time()
+        self._lingering -= len(data)
+        if self._lingering <= 0:
+            self._wire.abort()
+
+    def _end_with_this(self) -> None:
+        """The request is answered as if it had asked for no other protocol (RFC 9110, section 7.8). The parser takes
+        what follows for that protocol, so it is the last."""
+        self._is_last = True
+        for cycle in self._live:
+            cycle.keep_alive = cycle is not self._live[-1]
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """Answers what is being read, after the answers that are due before, and ends the connection."""
+        if self._wire.is_over:
+            return
+        self._fault = refusal
+        if self._reading == "body" and self._live and self._live[-1] is self.cycle:
+            cycle = self._live.pop()
+            self.pipeline = deque(item for item in self.pipeline if item[0] is not cycle)
+            cycle.disconnected = True
+            cycle.message_event.set()
+            if cycle.response_started:  # what has been sent is no answer to this
+                self._wire.close()
+                return
+        if not self._live:
+            self._tell_fault()
+
+    def _tell_fault(self) -> None:
+        assert self._fault is not None
+        self._wire.write(self._fault.to_bytes())
+        self._wire.close()
+
+    # ---- the parser's callbacks: what they raise stops it
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        if self._reading != "head":
+            self._since = self.loop.time()
+            self._reading = "head"
+        self._is_fresh = False
+        self._messages += 1
+        self._head_bytes = self._body_bytes = self._framing_bytes = 0
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._head_bytes += len(name) + len(value) + 4
+        if self._head_bytes > self._limits.max_head_bytes or len(self.headers) >= self._limits.max_headers:
+            self._stop(_OVERLONG)
+        if self._reading == "head":  # what stands behind a body was not there when the request was let in
+            super().on_header(name, value)
+
+    def on_url(self, url: bytes) -> None:
+        self._head_bytes += len(url)
+        if self._head_bytes > self._limits.max_head_bytes:
+            self._stop(_OVERLONG)
+        super().on_url(url)
+
+    def on_headers_complete(self) -> None:
+        self._check_head()
+        super().on_headers_complete()
+        self._reading = "body"
+        self._since = self.loop.time()
+        self._live.append(self.cycle)
+
+    def _check_head(self) -> None:
+        version = self.parser.get_http_version()
+        if version not in ("1.1", "1.0"):
+            self._stop(MALFORMED if version == "0.9" else _VERSION)
+        if self.parser.get_method() == b"CONNECT":
+            self._stop(_CONNECT)
+        hosts, has_body = [], False
+        for name, value in self.headers:
+            if name == b"host":
+                hosts.append(value)
+            elif name == b"transfer-encoding":
+                has_body = True
+                if version == "1.0":
+                    self._stop(_CODING_1_0)
+                if value.strip().lower() != b"chunked":
+                    self._stop(_CODING)
+            elif name == b"content-length":
+                has_body = has_body or value.strip(b" \t0") != b""
+        if len(hosts) > 1 or (not hosts and version == "1.1"):
+            self._stop(_HOST)
+        if has_body and self.parser.should_upgrade():
+            self._stop(_UPGRADE)
+        self._check_target(hosts[0] if hosts else b"")
+        if len(self._live) > MAX_AHEAD:
+            self._stop(_AHEAD)
+
+    def _check_target(self, host: bytes) -> None:
+        """A path; or a whole URL, of the host that the Host header names (RFC 9112, section 3.2.2)."""
+        url = self.url
+        absolute = _ABSOLUTE.match(url)
+        if not url.startswith(b"/") and (absolute is None or absolute[1].lower() != host.strip().lower()):
+            self._stop(_TARGET)
+        if b"#" in url or (b"%" in url and _CONTROLS.search(unquote_to_bytes(url.partition(b"?")[0]))):
+            self._stop(_TARGET)
+
+    def _stop(self, refusal: Refusal) -> None:
+        self._fault = refusal
+        raise _NotTaken
+
+    def on_body(self, body: bytes) -> None:
+        self._body_bytes += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._reading = "nothing"
+        super().on_message_complete()
+
+    # ---- answers
+
+    def on_response_complete(self) -> None:
+        cycle = self._live.popleft()
+        self._since = self.loop.time()
+        if self._fault is not None and not self._live:
+            self._tell_fault()
+        elif cycle is self.cycle and self._reading == "body" and self.expect_100_continue:
+            # It may send the body nevertheless, or not: what comes next could be anything.
+            self._wire.close()
+        super().on_response_complete()
