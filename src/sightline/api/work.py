@@ -19,56 +19,53 @@ from sightline.config import Settings
 from sightline.errors import FileTooLarge as KeptFileTooLarge
 from sightline.errors import ImageFileNotFound, ImageFileTooLarge, ObjectNotFound, SightlineError
 from sightline.jobs import Store
-from sightline.jobs.blobs import Blobs, LocalBlobs, RemoteBlobs
-from sightline.jobs.database import Database
-from sightline.jobs.files import Files, Quota
-from sightline.jobs.files_sqlite import SqliteIndex
+from sightline.jobs.backend import backend
+from sightline.jobs.files import Files
 from sightline.jobs.runner import Execute, Runner
-from sightline.jobs.schema import SCHEMA
-from sightline.jobs.sqlite import SqliteStore
 from sightline.jobs.stages import Stages
 
 log = logging.getLogger(__name__)
 
-_AGAIN_S: Final = 5.0
+_AGAIN_S: Final = 2.0
+"""After what keeps it could not be reached at the start."""
 
 
 class Work:
     """Life: made -> `start` -> `close`. `files` and `store` may be used from then on."""
 
     def __init__(self, settings: Settings) -> None:
-        """Touches no disk."""
+        """Touches no disk. Raises `InvalidRequest` where the settings ask for what is not installed."""
         temporary = Path(tempfile.gettempdir()) / f"sightline-{os.urandom(8).hex()}"
         self._directory = temporary if settings.data_dir is None else Path(settings.data_dir)
         self._settings = settings
-        self._database = Database(self._directory / "sightline.db", SCHEMA)
-        quota = Quota(settings.files.max_bytes, settings.files.max_tenant_bytes)
-        self.store: Store = SqliteStore(self._directory, database=self._database)
-        self.files = Files(SqliteIndex(self._database), self._blobs(), quota)
+        self._backend = backend(settings, self._directory)
+        self.store: Store = self._backend.store
+        self.files: Files = self._backend.files
         batches = settings.batches
         self.stages = Stages(self.store, self.files, max_lines=batches.max_lines, max_bytes=batches.max_bytes)
         self._runner: Runner | None = None
         self._starting: asyncio.Task[None] | None = None
 
-    def _blobs(self) -> Blobs:
-        url = self._settings.files.url
-        return LocalBlobs(self._directory / "files") if url is None else RemoteBlobs(url)
-
     async def start(self, execute: Execute) -> None:
         """`execute` answers what is worked on."""
         self._runner = Runner(
-            self.store, self.files, self.stages, execute, at_once=self._settings.batches.max_concurrent
+            self.store,
+            self.files,
+            self.stages,
+            execute,
+            at_once=self._settings.batches.max_concurrent,
+            bell=self._backend.bell,
         )
         if not await self._is_started():
             self._starting = asyncio.create_task(self._start_later())
 
     async def close(self) -> None:
-        """What is under way is done by the next server that uses the directory."""
+        """What is under way is done by another that has the same queue, or by the next."""
         if self._starting is not None:
             self._starting.cancel()
         if self._runner is not None:
             await self._runner.close()
-        await self.store.close()
+        await self._backend.close()
         if self._settings.data_dir is None:
             await asyncio.to_thread(shutil.rmtree, self._directory, ignore_errors=True)
 
@@ -80,11 +77,11 @@ class Work:
     async def _is_started(self) -> bool:
         assert self._runner is not None
         try:
-            await self.store.start()
+            await self._backend.start()
         except SightlineError as error:
-            log.error("files and batches cannot be kept in %s: %s", self._directory, error.message)
+            log.error("files and batches cannot be kept in %s: %s", self._backend.where, error.message)
             with suppress(SightlineError):
-                await self.store.close()
+                await self._backend.close()
             return False
         await self._runner.start()
         return True

@@ -11,8 +11,12 @@ end
 
 local step = {}
 
--- tenant, id, digest, quota or nothing, whether its bytes count, then: blob, bytes, purpose, expires_at or nothing, the rest
+-- where the bytes are, then of the file: tenant, id, digest, quota or nothing, whether its bytes count, blob, bytes,
+-- purpose, expires_at or nothing, the rest
 function step.insert(args)
+  if redis.call('GET', P .. 'files-at') ~= table.remove(args, 1) then
+    return 'elsewhere'
+  end
   local tenant, id, digest, quota, counts = args[1], args[2], args[3], args[4], args[5]
   local blob, bytes, purpose, expires_at, rest = args[6], args[7], args[8], args[9], args[10]
   local key, used_key = key_of(tenant, id), P .. 'used:' .. tenant

@@ -21,26 +21,27 @@ class RedisIndex:
     def __init__(self, connection: Connection) -> None:
         """`connection`: whoever gives it starts and closes it."""
         self._connection = connection
+        self._place = ""
 
     async def _run(self, step: str, *args: Text, adds: bool = False) -> Any:
         return await self._connection.run("files", step, *args, makes_room=not adds)
 
     async def settle(self, place: str) -> None:
+        self._place = place
         if await self._run("settle", place) is not None:
-            raise StorageUnavailable(
-                "The files of this queue are kept elsewhere, where other servers that use it have them: what one keeps "
-                "in its own directory no other can read. Set the same files.url (s3://bucket/prefix, or "
-                "file:///a/directory/that/all/of/them/share) for all servers and workers."
-            )
+            raise _elsewhere()
 
     async def insert(self, file: File, digest: str, quota: int | None) -> File:
         rest = msgspec.json.encode({**asdict(file), "blob": ""})
         reply = await self._run(
             "insert",
+            self._place,
             *(encode(file.tenant), file.id, digest, "" if quota is None else quota, int(file.purpose != BATCH_OUTPUT)),
             *(file.blob, file.bytes, file.purpose, "" if file.expires_at is None else file.expires_at, rest),
             adds=True,
         )
+        if reply == b"elsewhere":
+            raise _elsewhere()
         if isinstance(reply, int):
             raise QuotaExceeded(
                 f"There is no room for this file: {reply} of {quota} bytes are used. Delete files that are not needed.",
@@ -102,6 +103,14 @@ class RedisIndex:
             part = asked[start : start + _PAGE]
             holders += await self._connection.call("HMGET", f"{PREFIX}holders", *part)
         return [blob for blob, held in zip(asked, holders, strict=True) if held is None]
+
+
+def _elsewhere() -> StorageUnavailable:
+    return StorageUnavailable(
+        "The files of this queue are kept elsewhere, where other servers that use it have them: what one keeps in its "
+        "own directory no other can read. Set the same files.url (s3://bucket/prefix, or "
+        "file:///a/directory/that/all/of/them/share) for all servers and workers."
+    )
 
 
 def _key(tenant: str, file_id: str) -> str:

@@ -12,6 +12,22 @@ except ImportError:  # Windows: leases run out by themselves
     fcntl = None  # type: ignore[assignment]
 
 
+def name_of(directory: Path) -> str:
+    """A name of the directory, the same for all who share it and for nobody else. Raises `OSError`."""
+    file = directory / ".name"
+    if not file.exists():
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        made = directory / f".name-{os.urandom(8).hex()}"
+        made.write_text(os.urandom(16).hex())
+        try:
+            os.link(made, file)
+        except FileExistsError:  # another was first
+            pass
+        finally:
+            made.unlink()
+    return file.read_text()
+
+
 class Presence:
     """This process, or part of it, among those that use `directory`."""
 

@@ -33,7 +33,7 @@ from sightline.jobs import (
     Usage,
     exhausted,
 )
-from sightline.jobs.presence import Presence
+from sightline.jobs.presence import Presence, name_of
 from sightline.jobs.redis_bell import Bell
 from sightline.jobs.redis_connection import PREFIX, Connection, Text, encode
 
@@ -64,7 +64,7 @@ class RedisStore:
         something new. `clock`: in the place of Redis's own."""
         self._connection = connection
         self._presence = Presence(directory / "workers")
-        self._place = directory / "workers" / ".place"
+        self._directory = directory
         self._name = ""
         self._kept_s = kept_s
         self._bell = bell
@@ -73,12 +73,13 @@ class RedisStore:
     async def start(self) -> None:
         try:
             self._presence.begin()
-            self._name = f"{_read_place(self._place)}:{self._presence.name}"
+            self._name = f"{name_of(self._directory)}:{self._presence.name}"
         except OSError:
             raise StorageUnavailable("The server cannot write its data directory.") from None
         await self._connection.start()
 
     async def close(self) -> None:
+        self._name = ""
         if self._bell is not None:
             await self._bell.close()
         await self._connection.close()
@@ -225,20 +226,6 @@ class RedisStore:
 
 
 # --- strings and values -----------------------------------------------------------------------------------------------
-
-
-def _read_place(file: Path) -> str:
-    """A name of the directory, the same for all who share it."""
-    if not file.exists():
-        made = file.with_name(f"{file.name}.{os.urandom(4).hex()}")
-        made.write_text(os.urandom(8).hex())
-        try:
-            os.link(made, file)  # whoever is second takes the first one's
-        except FileExistsError:
-            pass
-        finally:
-            made.unlink()
-    return file.read_text()
 
 
 def _key(tenant: str, batch_id: str) -> str:

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Final
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, Final
 
 from sightline.errors import InvalidRequest
 from sightline.jobs import Kind
-
-if TYPE_CHECKING:
-    from rq import Queue
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +39,10 @@ def look(item_id: str) -> None:
 
 
 class Bell:
-    """Life: made -> `ring` and `listen`, from one event loop -> `close`. Raises nothing while Redis is away: then
-    nobody is woken."""
+    """`ring` and `listen`, until `close`. Neither raises while Redis is away: nobody is woken then.
+
+    RQ's calls block, so each is made in a thread of its own that nothing waits for: a process may end meanwhile.
+    """
 
     def __init__(self, url: str) -> None:
         """Raises `InvalidRequest` without RQ."""
@@ -55,12 +56,21 @@ class Bell:
         self._queues: dict[Kind, Queue] = {
             kind: Queue(name, connection=self._redis, serializer=JSONSerializer) for kind, name in QUEUES.items()
         }
-        self._ringer = ThreadPoolExecutor(1, "sightline-bell")
-        self._listener = ThreadPoolExecutor(1, "sightline-bell")
 
     def ring(self, kind: Kind, item_id: str) -> None:
         """Somebody who has nothing to do will look. Waits for nothing."""
-        self._ringer.submit(self._enqueue, kind, item_id)
+        _in_thread(lambda: self._enqueue(kind, item_id))
+
+    async def listen(self) -> bool:
+        """Whether somebody has rung; after about a second, that nobody has."""
+        heard = await asyncio.wrap_future(_in_thread(self._take))
+        if heard is None:
+            await asyncio.sleep(_AGAIN_S)
+        return bool(heard)
+
+    async def close(self) -> None:
+        """Whoever listens is let go. Idempotent."""
+        await asyncio.to_thread(self._redis.close)
 
     def _enqueue(self, kind: Kind, item_id: str) -> None:
         from redis.exceptions import RedisError
@@ -71,14 +81,6 @@ class Bell:
                 queue.enqueue_call(_FUNCTION, args=(item_id,), ttl=_KEPT_S, result_ttl=0, failure_ttl=0)
         except RedisError as error:
             log.debug("no worker is woken: %s", error)
-
-    async def listen(self) -> bool:
-        """Whether somebody has rung; after about a second, that nobody has."""
-        loop = asyncio.get_running_loop()
-        heard = await loop.run_in_executor(self._listener, self._take)
-        if heard is None:
-            await asyncio.sleep(_AGAIN_S)
-        return bool(heard)
 
     def _take(self) -> bool | None:
         """None: Redis is away."""
@@ -92,19 +94,27 @@ class Bell:
             taken: Any = Queue.dequeue_any(
                 list(self._queues.values()), timeout=_LISTEN_S, connection=self._redis, serializer=JSONSerializer
             )
+            if taken is not None:
+                taken[0].delete(remove_from_queue=False)
         except (DequeueTimeout, Silent):
             return False
         except RedisError:
             return None
-        except Exception as error:  # a job that is not ours: whatever it is, it is not run
-            log.warning("something else is in RQ's queue %s and was thrown away", getattr(error, "queue", ""))
-            return True
-        if taken is not None:
-            taken[0].delete(remove_from_queue=False)
+        except Exception:  # whatever somebody else has put there: it was never run
+            log.warning("something that is no job of ours was in RQ's queues %s", ", ".join(QUEUES.values()))
         return True
 
-    async def close(self) -> None:
-        """Idempotent. Whoever listens is let go."""
-        self._ringer.shutdown(wait=False, cancel_futures=True)
-        self._listener.shutdown(wait=False, cancel_futures=True)
-        await asyncio.to_thread(self._redis.close)
+
+def _in_thread(work: Callable[[], Any]) -> Future[Any]:
+    """A future of what it returns."""
+    future: Future[Any] = Future()
+
+    def run() -> None:
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(work())
+            except BaseException as error:
+                future.set_exception(error)
+
+    threading.Thread(target=run, name="sightline-bell", daemon=True).start()
+    return future

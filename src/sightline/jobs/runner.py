@@ -18,7 +18,7 @@ import random
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from sightline.errors import CapacityError
 from sightline.jobs import Lease, Result, Store
@@ -55,6 +55,12 @@ class Answer:
     retry_after_s: float = 0.0
 
 
+class Bell(Protocol):
+    async def listen(self) -> bool:
+        """Whether there is something to do; after a while, that nobody has said so."""
+        ...
+
+
 Execute = Callable[[Lease], Awaitable[Answer]]
 """From a leased item to its answer. Raises nothing but bugs; may be cancelled."""
 
@@ -70,17 +76,19 @@ class Runner:
         execute: Execute,
         *,
         at_once: int,
+        bell: Bell | None = None,
         lease_s: float = LEASE_S,
         heartbeat_s: float = _HEARTBEAT_S,
         poll_s: float = _POLL_S,
     ) -> None:
-        """`at_once`: items under way, at most."""
+        """`at_once`: items under way, at most. `bell`: wakes it when there is work from elsewhere."""
         self.name = f"worker-{os.urandom(6).hex()}"
         self._store = store
         self._files = files
         self._stages = stages
         self._execute = execute
         self._at_once = at_once
+        self._bell = bell
         self._lease_s = lease_s
         self._heartbeat_s = heartbeat_s
         self._poll_s = poll_s
@@ -88,10 +96,14 @@ class Runner:
         self._turned_away = 0
         """Answers in a row that were refusals: while there are any, one item at a time asks whether that is over."""
         self._news = asyncio.Event()
+        self._hungry = asyncio.Event()
+        """Set while it could do more than it has."""
         self._loops: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        loops = (self._work(), self._beat(), self._advance(), self._sweep(), self._sweep_orphans())
+        loops = [self._work(), self._beat(), self._advance(), self._sweep(), self._sweep_orphans()]
+        if self._bell is not None and self._at_once:
+            loops.append(self._listen(self._bell))
         self._loops = [asyncio.create_task(loop) for loop in loops]
 
     async def close(self) -> None:
@@ -125,9 +137,20 @@ class Runner:
                     task = asyncio.create_task(self._run(lease))
                     self._under_way[lease.item.id] = _Run(lease, task)
                     task.add_done_callback(lambda _, item_id=lease.item.id: self._ended(item_id))  # type: ignore[misc]
+                if len(self._under_way) < at_once:
+                    self._hungry.set()
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._poll_s):
                     await self._news.wait()
+            self._hungry.clear()
+
+    async def _listen(self, bell: Bell) -> None:
+        """Whoever is busy leaves it to others to be woken."""
+        while True:
+            await self._hungry.wait()
+            with _excused("listen"):
+                if await bell.listen():
+                    self._news.set()
 
     def _ended(self, item_id: str) -> None:
         del self._under_way[item_id]
