@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from sightline import metrics
+from sightline import metrics, tracing
 from sightline.errors import EngineError, SightlineError
 from sightline.models import ServedModel
 from sightline.routing import Deadline, Pass, backoff_s, falls_back, passes_over
@@ -66,7 +66,8 @@ async def _try(model: ServedModel, attempt: Callable[[ServedModel], Coroutine[An
     try:
         # In a task of its own: a group of tasks that fails leaves its task marked as cancelled (Python 3.11 and
         # 3.12), and then the deadline of the next try would not be told from a client that left.
-        return await asyncio.create_task(attempt(model))
+        with tracing.span(f"try {model.replica}", sightline__model=model.name):
+            return await asyncio.create_task(attempt(model))
     except BaseExceptionGroup as group:
         error = _first(group)
         raise error from None

@@ -20,7 +20,7 @@ from contextlib import aclosing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
-from sightline import metrics
+from sightline import metrics, tracing
 from sightline.attempts import Way, before_retry, in_turn
 from sightline.audio.decoder import AudioDecoder
 from sightline.config import ModelConfig, Settings
@@ -259,7 +259,7 @@ class Service:
 
         Raises what `generate` raises, and `UnsupportedFeature` for a model that does not do such work.
         """
-        with self._observed(call.model):
+        with tracing.call(call.work, call.model), self._observed(call.model):
             async with self._deadline(timeout_s) as deadline:
                 way = Way(call.request_id, deadline, call.request_id)
                 return await in_turn(self._line(call.model), way, lambda model: self._admit_and_call(call, model, way))
@@ -308,7 +308,8 @@ class Service:
         error: BaseException | None = None
         try:
             is_durable = request.priority <= BACKGROUND
-            with self._observed(request.model), nullcontext() if is_durable else self.draining.under_way():
+            under_way = nullcontext() if is_durable else self.draining.under_way()
+            with tracing.chat(request), self._observed(request.model), under_way:
                 async with self._deadline(timeout_s) as deadline:
                     stream = _Stream(request, deadline, items)
                     line = self._line(request.model)
@@ -343,12 +344,14 @@ class Service:
                 model.used() as info,
             ):
                 model.retries.earn()
-                understood = await self._understood(request, model, info, allowed, stream)
+                with tracing.span("prepare"):
+                    understood = await self._understood(request, model, info, allowed, stream)
                 resolved = understood.resolved
                 images = [r.image for r in resolved]
                 choices = [to_engine_request(request, images, index) for index in range(request.n)]
                 queued = time.perf_counter()
-                await ticket.slot()
+                with tracing.span("queue"):
+                    await ticket.slot()
                 stream.deadline.check()
                 if not allowed.valid:
                     raise model.left_alone()
@@ -365,9 +368,10 @@ class Service:
                 )
                 run = _Run(model, allowed, stream, understood.token_count, admitted)
                 try:
-                    async with asyncio.TaskGroup() as group:
-                        for index, choice in enumerate(choices):
-                            group.create_task(self._run_choice(run, choice, index))
+                    with tracing.span("generate"):
+                        async with asyncio.TaskGroup() as group:
+                            for index, choice in enumerate(choices):
+                                group.create_task(self._run_choice(run, choice, index))
                     self._quarantine.clear(image.digest for image in images)
                 finally:
                     for process in run.dead:
@@ -379,7 +383,8 @@ class Service:
                 model.retries.earn()
                 refuse_work(call.work, call.model, info)
                 queued = time.perf_counter()
-                await ticket.slot()
+                with tracing.span("queue"):
+                    await ticket.slot()
                 way.deadline.check()
                 if not allowed.valid:
                     raise model.left_alone()
@@ -413,7 +418,9 @@ class Service:
                         if not begun:
                             begun = True
                             run.allowed.succeeded()
+                            tracing.first_event()
                         if isinstance(event, Finish):
+                            tracing.finished(event, model.name)
                             _verify_count(event, run.token_count, model.name)
                         await stream.put(index, event)
                 return

@@ -11,7 +11,7 @@ from typing import Any, Final
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope
 
-from sightline import metrics
+from sightline import metrics, tracing
 from sightline.api import caller, errors
 from sightline.logs import Facts, to_trace
 from sightline.service import ChoiceEvent, Item, Prepared
@@ -97,6 +97,7 @@ def to_line(scope: Scope, record: Record, dialect: str) -> Facts:
         "duration_s": record.elapsed_s(),
         "bytes_in": record.bytes_in,
         "bytes_out": record.bytes_out,
+        "trace": tracing.trace_id(),
         **record.facts,
         **(record.at_end() if record.at_end is not None else {}),
     }

@@ -7,6 +7,7 @@ Pure ASGI, so that a stream passes through untouched and a cancelled request is 
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -19,7 +20,7 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sightline import metrics
+from sightline import metrics, tracing
 from sightline.api import (
     access,
     analyze,
@@ -43,6 +44,7 @@ from sightline.api import (
 from sightline.api.cors import Cors
 from sightline.api.dialect import Dialect
 from sightline.api.disconnect import ClientDisconnected
+from sightline.api.traced import Traced
 from sightline.api.wire import json_response
 from sightline.api.work import Work
 from sightline.config import Settings
@@ -73,13 +75,15 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: ASGIApp) -> AsyncIterator[None]:
+        end_traces = tracing.start(settings.tracing)
         await service.start(wait=wait)
         try:
-            await work.start(partial(inside.execute, edge))
+            await work.start(partial(inside.execute, app))
             yield
         finally:
             await work.close()
             await service.close()
+            await asyncio.to_thread(end_traces)
 
     work = Work(settings)
     service.keep_files(work.read_picture)
@@ -90,8 +94,8 @@ def create_app(
         default=_not_found,
         lifespan=lifespan,
     )
-    edge = Edge(router, dialects, settings.allowed_hosts, Cors(settings.cors), service.draining)
-    return edge
+    app = Traced(Edge(router, dialects, settings.allowed_hosts, Cors(settings.cors), service.draining))
+    return app
 
 
 def to_dialects(service: Service, settings: Settings, work: Work) -> list[Dialect]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from sightline import logs
+from sightline import logs, tracing
 from sightline.api.app import create_app
 from sightline.cli.models import (
     add_model_arguments,
@@ -103,6 +103,7 @@ def run(args: argparse.Namespace) -> int:
     settings = to_settings(args)
     sys.setswitchinterval(_SWITCH_S)
     logs.set_up(settings.log_level, settings.log_format)
+    tracing.verify(settings.tracing)
     listener = _listen(settings.host, settings.port)
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host

@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from sightline import metrics
+from sightline import metrics, tracing
 from sightline.config import FetchPolicy, ImageLimits
 from sightline.errors import ImageError, ImageFileNotFound, UnsupportedFeature
 from sightline.images.budget import VisionBudget
@@ -131,7 +131,9 @@ class Intake:
             if (wanted := ref.recompression) is not None:
                 _, jpeg = await self._decoders.recompress(file.content, wanted.max_side, wanted.quality)
                 file = await self._fetcher.fetch(jpeg)
-        return _Fetched(ref, file, time.perf_counter() - began)
+        fetch_s = time.perf_counter() - began
+        tracing.stage("picture.fetch", fetch_s, sightline__bytes=len(file.content))
+        return _Fetched(ref, file, fetch_s)
 
     async def _read_kept(self, file_id: FileId, tenant: str) -> bytes:
         if self.read_kept is None:
@@ -218,6 +220,9 @@ def _observe(resolved: ResolvedImage, cache: str) -> None:
     metrics.IMAGE_CACHE.labels(cache).inc()
     metrics.IMAGE_STAGE_SECONDS.labels("fetch").observe(resolved.fetch_s)
     if cache == "miss":
+        pixels = image.width * image.height
+        tracing.stage("picture.decode", resolved.decode_s, ended_s_ago=resolved.resize_s, sightline__pixels=pixels)
+        tracing.stage("picture.resize", resolved.resize_s)
         metrics.IMAGE_STAGE_SECONDS.labels("decode").observe(resolved.decode_s)
         metrics.IMAGE_STAGE_SECONDS.labels("resize").observe(resolved.resize_s)
     metrics.IMAGE_BYTES.observe(image.num_bytes)

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import httpcore2 as http
 
+from sightline import tracing
 from sightline.errors import DeadlineExceeded, EngineUnavailable, SightlineError, UpstreamFailed
 
 log = logging.getLogger(__name__)
@@ -134,6 +135,7 @@ class Upstream:
         """Leaving it before the body's end closes the connection, by which a server knows that nobody listens.
         `keep`: whether the connection may serve another request afterwards."""
         headers = {**self._headers, "Host": _authority(self._address.base_url)}
+        headers.update(tracing.outgoing())
         if not keep:
             headers["Connection"] = "close"
         if body is not None:
