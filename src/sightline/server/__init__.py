@@ -89,6 +89,16 @@ class Server:
                 server.force_exit = True
         self._stopping.set()
 
+    def stop_listening(self) -> None:
+        """Takes no more connections; those that there are go on. Of the server's event loop."""
+        for server in self._servers:
+            for listening in server.servers:
+                listening.close()
+
+    @property
+    def connections(self) -> int:
+        return sum(len(server.server_state.connections) for server in self._servers)
+
     async def serve(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._loop.set_exception_handler(_log_loss)
