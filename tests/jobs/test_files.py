@@ -57,7 +57,9 @@ async def index(request: pytest.FixtureRequest, tmp_path: Path, blobs: Blobs) ->
     if not isinstance(blobs, LocalBlobs):
         pytest.skip("what is known of files does not know where they are")
     connection = Connection(request.getfixturevalue("redis_url"))
-    yield RedisIndex(connection)
+    index = RedisIndex(connection)
+    await index.settle("here")
+    yield index
     await connection.close()
 
 
