@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 import yaml
 
-from sightline.config import PEEK, ModelConfig, Settings, variable
+from sightline.config import PEEK, ModelConfig, Settings, Tls, variable
 from sightline.engines import EngineEntry, engine_names, find_entry, load_engine, refuse_python, target_of
 from sightline.engines.interpreter import find, verify
 from sightline.engines.sources import check_source
@@ -100,7 +100,7 @@ def check(file: Path) -> tuple[Settings | None, list[Problem]]:
     settings = _to_struct(reading, values, Settings, "")
     models = _to_models(reading, given)
     if settings is not None and models:
-        settings = msgspec.structs.replace(settings, models=models)
+        settings = msgspec.structs.replace(settings, models=models, tls=_to_tls(reading, settings.tls))
     return settings, sorted(reading.problems, key=lambda problem: problem.line or 0)
 
 
@@ -209,7 +209,10 @@ def _to_struct(reading: _Reading, value: Any, kind: type[Any], path: str) -> Any
 
 
 def _to_field(reading: _Reading, value: Any, kind: Any, path: str) -> Any:
-    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+    inner = next((each for each in getattr(kind, "__args__", ()) if _is_struct(each)), None)
+    if inner is not None and type(None) in kind.__args__ and value is not None:
+        kind = inner
+    if _is_struct(kind):
         return _to_struct(reading, value, kind, path)
     try:
         return msgspec.convert(value, kind)
@@ -217,6 +220,10 @@ def _to_field(reading: _Reading, value: Any, kind: Any, path: str) -> Any:
         quote = " Quote it, if it is text." if kind is str and isinstance(value, int | float) else ""
         reading.wrong(path, f"{_plain(error)}.{_allowed(kind)}{quote}")
         return None
+
+
+def _is_struct(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
 
 
 def _unknown(name: str, known: Iterable[str]) -> str:
@@ -234,6 +241,14 @@ def _plain(error: msgspec.ValidationError) -> str:
 def _allowed(kind: Any) -> str:
     values = [str(value) for value in getattr(kind, "__args__", ()) if isinstance(value, str)]
     return f" Allowed: {', '.join(values)}." if values else ""
+
+
+def _to_tls(reading: _Reading, tls: Tls | None) -> Tls | None:
+    """With files anchored where the configuration is."""
+    if tls is None:
+        return None
+    here = reading.directory
+    return Tls(certificate=str(here / tls.certificate), key=str(here / tls.key))
 
 
 # ---- models, with each other and with their engines

@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sightline.api import wire
 from sightline.api.wire import MAX_JSON_VALUES, parse
 from sightline.errors import InvalidRequest
 from tests.api.standin import JSON_HEADERS, Call, ScriptedService, app_of, chat, post
@@ -141,13 +140,32 @@ async def test_a_body_over_the_cap_is_413_and_never_kept(chunk: int) -> None:
     assert (await Call("POST", "/v1/chat/completions", exactly, dict(JSON_HEADERS), chunk=chunk).run(app)).status == 200
 
 
-async def test_a_declared_length_beyond_all_reason_is_refused_unread() -> None:
-    reply = await post(app_of(ScriptedService()), b"{", content_length=str(10**12))
+async def test_a_body_that_is_told_to_be_too_long_is_refused_unread() -> None:
+    reply = await post(app_of(ScriptedService(), max_body_bytes=1000), b"{", content_length="1001")
     assert reply.status == 413
 
 
-async def test_a_body_that_never_ends_is_408(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "_BODY_TIMEOUT_S", 0.05)
+async def test_who_keeps_sending_has_more_time() -> None:
+    """60 ms of them for each 6 bytes, at 100 bytes a second, beside the first 50 ms."""
+    service = ScriptedService()
+    body = json.dumps(chat()).encode()
+    pieces = [body[i : i + 6] for i in range(0, len(body), 6)]
+
+    async def slowly(scope: Any, receive: Any, send: Any) -> None:
+        async def receive_one_piece() -> Any:
+            if not pieces:
+                return await asyncio.Event().wait()
+            await asyncio.sleep(0.01)
+            return {"type": "http.request", "body": pieces.pop(0), "more_body": bool(pieces)}
+
+        await app_of(service, body_s=0.05, min_body_rate=100)(scope, receive_one_piece, send)
+
+    assert len(pieces) * 0.01 > 0.05
+    reply = await Call("POST", "/v1/chat/completions", b"", dict(JSON_HEADERS)).run(slowly)
+    assert reply.status == 200
+
+
+async def test_a_body_that_never_ends_is_408() -> None:
     service = ScriptedService()
     call = Call("POST", "/v1/chat/completions", b"", dict(JSON_HEADERS))
     pieces = [b'{"model":']
@@ -158,7 +176,7 @@ async def test_a_body_that_never_ends_is_408(monkeypatch: pytest.MonkeyPatch) ->
                 await asyncio.sleep(3600)
             return {"type": "http.request", "body": pieces.pop(), "more_body": True}
 
-        await app_of(service)(scope, receive_one_piece, send)
+        await app_of(service, body_s=0.05)(scope, receive_one_piece, send)
 
     async with asyncio.timeout(5):
         reply = await call.run(drips)

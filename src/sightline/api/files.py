@@ -31,8 +31,6 @@ PURPOSES: Final = ("assistants", "batch", "fine-tune", "vision", "user_data", "e
 MIN_KEPT_S: Final = 3_600
 MAX_KEPT_S: Final = 2_592_000
 MAX_LIST: Final = 10_000
-_UPLOAD_S: Final = 900.0
-"""For a whole file to arrive: 512 MiB at 5 Mbit/s."""
 _FORM_BYTES: Final = 1024 * 1024
 """Of a form, beside its file."""
 
@@ -123,7 +121,7 @@ class _Files:
         )
 
     async def create(self, request: Request) -> Response:
-        async with reading_form(request, self._limits, timeout_s=_UPLOAD_S) as form:
+        async with reading_form(request, self._limits) as form:
             body, upload = read_body(form), form.file("file")
             file = await self._files.create(
                 caller.of(request.scope).tenant,

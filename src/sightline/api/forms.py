@@ -77,10 +77,8 @@ class Form:
 
 
 @asynccontextmanager
-async def reading_form(
-    request: Request, limits: HttpLimits, *, max_files: int = 1, timeout_s: float | None = None
-) -> AsyncGenerator[Form, None]:
-    """The form in a request's body, all of it within `timeout_s`.
+async def reading_form(request: Request, limits: HttpLimits, *, max_files: int = 1) -> AsyncGenerator[Form, None]:
+    """The form in a request's body.
 
     Raises `HTTPException` 415 and 408, `BodyTooLarge`, `InvalidRequest` (for a body that is no form, ends early, holds
     a name twice or too many fields or files); `ClientDisconnected` if nobody waits any more.
@@ -88,7 +86,7 @@ async def reading_form(
     media_type, options = parse_options_header(request.headers.get("content-type", ""))
     if media_type.lower() != b"multipart/form-data" or not options.get(b"boundary"):
         raise HTTPException(415, "The body must be a form, sent with Content-Type: multipart/form-data; boundary=...")
-    body = _Watched(body_chunks(request, limits.max_body_bytes, timeout_s), options[b"boundary"])
+    body = _Watched(body_chunks(request, limits), options[b"boundary"])
     parser = MultiPartParser(
         request.headers, body.chunks(), max_files=max_files, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES
     )

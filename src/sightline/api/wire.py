@@ -31,11 +31,6 @@ MAX_JSON_VALUES = 50_000
 this bounds how long nobody else is served (~50 ms)."""
 MAX_INT_DIGITS = 20
 _PARSE_OFF_LOOP_BYTES = MIB
-_BODY_TIMEOUT_S = 60.0
-"""For the whole body to arrive; a slow sender may not hold a connection longer."""
-_LINGER_BYTES = 256 * MIB
-"""Of a body that is too large, this much is read and thrown away, because most clients look for the answer only after
-they have sent everything."""
 
 _LONG_STRING_BYTES = 64 * 1024
 """Strings from this size on are cut out. The base64 of a smaller picture takes the parser 0.1 ms."""
@@ -65,7 +60,7 @@ async def read_json(request: Request, limits: HttpLimits, *, any_type: bool = Fa
         raise HTTPException(415, "The body must be JSON, sent with Content-Type: application/json.")
     if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
         raise HTTPException(415, "The body must not be compressed: send it without Content-Encoding.")
-    body = await _read_body(request, limits.max_body_bytes)
+    body = await _read_body(request, limits)
     if len(body) > _PARSE_OFF_LOOP_BYTES:
         value = await asyncio.to_thread(parse, body, max_depth=limits.max_json_depth)
     else:
@@ -255,43 +250,44 @@ def _outside_strings(body: Body, mark: bytes) -> int:
     return count + body.count(mark, start)
 
 
-async def _read_body(request: Request, max_bytes: int) -> Body:
+async def _read_body(request: Request, limits: HttpLimits) -> Body:
     body = bytearray()  # grows with what arrives: joining the chunks of a photograph would take the loop milliseconds
-    async for chunk in body_chunks(request, max_bytes):
+    async for chunk in body_chunks(request, limits):
         body += chunk
     return body
 
 
-async def body_chunks(request: Request, max_bytes: int, timeout_s: float | None = None) -> AsyncGenerator[bytes, None]:
-    """A request's body as it arrives, all of it within `timeout_s` (`_BODY_TIMEOUT_S`).
+async def body_chunks(request: Request, limits: HttpLimits) -> AsyncGenerator[bytes, None]:
+    """A request's body as it arrives: within `body_s`, and a second more for each `min_body_rate` bytes of it.
 
-    Raises `HTTPException` 408 for one that is too slow, `BodyTooLarge` behind the first `max_bytes`, which have been
-    given out by then; `ClientDisconnected` if nobody waits any more.
+    Raises `HTTPException` 408 for one that is too slow, `BodyTooLarge` before the first chunk where the client tells
+    the length, else behind the first `max_body_bytes`, which have been given out by then; `ClientDisconnected` if
+    nobody waits any more. What is left of the body is the server's to drop (`server/protocol.py`).
     """
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > max(_LINGER_BYTES, max_bytes):
-        raise _too_large(max_bytes)
+    if declared.isdecimal() and int(declared) > limits.max_body_bytes:
+        raise _too_large(limits.max_body_bytes)
     size = 0
-    timeout_s = _BODY_TIMEOUT_S if timeout_s is None else timeout_s
-    deadline = asyncio.get_running_loop().time() + timeout_s
+    started = asyncio.get_running_loop().time()
     more = True
     while more:
         try:
-            async with asyncio.timeout_at(deadline):
+            async with asyncio.timeout_at(started + limits.body_s + size / limits.min_body_rate):
                 message = await request.receive()
         except TimeoutError:
-            raise HTTPException(408, f"The body did not arrive within {timeout_s:g} s.") from None
+            raise HTTPException(
+                408,
+                f"The body took longer to arrive than {limits.body_s:g} s and a second for each {limits.min_body_rate} "
+                "bytes. Send it faster, or send less: a smaller picture.",
+            ) from None
         if message["type"] == "http.disconnect":
             raise ClientDisconnected
         chunk: bytes = message.get("body", b"")
         size += len(chunk)
-        if size <= max_bytes:
-            yield chunk
-        elif size > _LINGER_BYTES:
-            break
+        if size > limits.max_body_bytes:
+            raise _too_large(limits.max_body_bytes)
+        yield chunk
         more = message.get("more_body", False)
-    if size > max_bytes:
-        raise _too_large(max_bytes)
 
 
 def _too_large(max_bytes: int) -> BodyTooLarge:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ipaddress
 import socket
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,10 +20,22 @@ from sightline.cli.models import (
     add_picture_size_arguments,
     to_model_config,
 )
-from sightline.config import MIB, CorsPolicy, FetchPolicy, ImageLimits, PictureSize, Settings, environment, state_dir
+from sightline.config import (
+    MIB,
+    CorsPolicy,
+    FetchPolicy,
+    ImageLimits,
+    PictureSize,
+    Settings,
+    Tls,
+    environment,
+    state_dir,
+)
 from sightline.configfile import load
 from sightline.errors import InvalidRequest
+from sightline.frontends import Supervisor
 from sightline.server import Endpoint, serve
+from sightline.server.tls import Certificate
 from sightline.service import Service
 
 
@@ -31,6 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument("-c", "--config", type=Path, metavar="FILE", help="the same")
     parser.add_argument("--host", default=environment("HOST"), help="address to listen on (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=environment("PORT"), help="0: any free one (default: 8000)")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=environment("WORKERS"),
+        metavar="N",
+        help="processes that answer HTTP, for as many cores; they share models, limits and metrics (default: 1)",
+    )
     add_model_arguments(parser)
     parser.set_defaults(model_defaults={name: parser.get_default(name) for name in _OF_ONE_MODEL})
     parser.add_argument(
@@ -44,6 +65,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--open-to-anyone",
         action="store_true",
         help="listen on an address that other machines reach although no key protects the server",
+    )
+    parser.add_argument(
+        "--tls-certificate",
+        default=environment("TLS_CERTIFICATE"),
+        metavar="FILE",
+        help="serve HTTPS with this certificate, and those up to its authority (PEM); read again when it is renewed",
+    )
+    parser.add_argument(
+        "--tls-key", default=environment("TLS_KEY"), metavar="FILE", help="its key (PEM, without a password)"
     )
     parser.add_argument(
         "--fetch",
@@ -104,17 +134,40 @@ def run(args: argparse.Namespace) -> int:
     sys.setswitchinterval(_SWITCH_S)
     logs.set_up(settings.log_level, settings.log_format)
     tracing.verify(settings.tracing)
+    certificate = None if settings.tls is None else Certificate(settings.tls)
     listener = _listen(settings.host, settings.port)
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     models = ", ".join(model.name for model in settings.models)
-    print(f"Sightline serves {models} on http://{shown}:{port}/v1", flush=True)
+    scheme = "http" if certificate is None else "https"
+    print(f"Sightline serves {models} on {scheme}://{shown}:{port}/v1", flush=True)
     if settings.data_dir is None and settings.port:  # one on any free port would not find again what it had kept
         settings = msgspec.structs.replace(settings, data_dir=str(state_dir() / f"port-{settings.port}"))
+    if settings.workers > 1:
+        return _run_workers(args, settings, [listener])
     service = Service(settings)
     app = create_app(service, settings)
-    serve([Endpoint(app, [listener])], drain=service.drain, drain_s=settings.drain_s)
+    serve([Endpoint(app, [listener], certificate)], limits=settings.http, drain=service.drain, drain_s=settings.drain_s)
     return 0
+
+
+def _run_workers(args: argparse.Namespace, settings: Settings, listeners: Sequence[socket.socket]) -> int:
+    """Every process uses the same directory, a temporary one too."""
+    with contextlib.ExitStack() as stack:
+        where = settings.data_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="sightline-"))
+
+        def settled(given: Settings) -> Settings:
+            return msgspec.structs.replace(given, data_dir=where)
+
+        Supervisor(settled(settings), listeners, lambda: settled(to_settings(args))).run()
+    return 0
+
+
+def _to_workers(count: int) -> int:
+    """Raises `InvalidRequest`."""
+    if not 1 <= count <= 64:
+        raise InvalidRequest(f"--workers takes a number of processes from 1 to 64, not {count}.", param="workers")
+    return count
 
 
 def to_settings(args: argparse.Namespace) -> Settings:
@@ -137,10 +190,12 @@ def to_settings(args: argparse.Namespace) -> Settings:
         base,
         host=host,
         port=base.port if args.port is None else args.port,
+        workers=base.workers if args.workers is None else _to_workers(args.workers),
         allowed_hosts=(*base.allowed_hosts, *args.allowed_host) if _is_loopback(host) or named else ("*",),
         images=images,
         picture_size=_to_picture_size(args, base.picture_size),
         fetch=fetch,
+        tls=_to_tls(args, base.tls),
         cors=CorsPolicy(origins=(*base.cors.origins, *args.cors_origin)),
         log_level=args.log_level or base.log_level,
         log_format=args.log_format or base.log_format,
@@ -161,6 +216,17 @@ def _to_base(args: argparse.Namespace) -> Settings:
             param=given[0],
         )
     return load(file)
+
+
+def _to_tls(args: argparse.Namespace, base: Tls | None) -> Tls | None:
+    """Raises `InvalidRequest` for a certificate without a key, or a key without a certificate."""
+    if args.tls_certificate is None and args.tls_key is None:
+        return base
+    if args.tls_certificate is None or args.tls_key is None:
+        raise InvalidRequest(
+            "HTTPS needs both: --tls-certificate with the certificate, --tls-key with its key.", param="tls"
+        )
+    return Tls(certificate=args.tls_certificate, key=args.tls_key)
 
 
 def _to_picture_size(args: argparse.Namespace, base: PictureSize) -> PictureSize:
