@@ -44,7 +44,7 @@ from sightline.api import (
 from sightline.api.cors import Cors
 from sightline.api.dialect import Dialect
 from sightline.api.disconnect import ClientDisconnected
-from sightline.api.traced import Traced
+from sightline.api.traced import traced
 from sightline.api.wire import json_response
 from sightline.api.work import Work
 from sightline.config import Settings
@@ -78,7 +78,7 @@ def create_app(
         end_traces = tracing.start(settings.tracing)
         await service.start(wait=wait)
         try:
-            await work.start(partial(inside.execute, app))
+            await work.start(partial(inside.execute, edge))
             yield
         finally:
             await work.close()
@@ -94,8 +94,8 @@ def create_app(
         default=_not_found,
         lifespan=lifespan,
     )
-    app = Traced(Edge(router, dialects, settings.allowed_hosts, Cors(settings.cors), service.draining))
-    return app
+    edge = Edge(router, dialects, settings.allowed_hosts, Cors(settings.cors), service.draining)
+    return edge
 
 
 def to_dialects(service: Service, settings: Settings, work: Work) -> list[Dialect]:
@@ -163,6 +163,10 @@ class Edge:
             await self._app(scope, receive, send)
         if scope["type"] != "http":
             return  # no WebSockets here: a server closes what nobody accepts
+        with traced(scope):
+            await self._answer(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["app"] = self  # so that Starlette raises for a wrong method, where it would answer in its own words
         request_id = _request_id(scope)
         record = access.open_record(scope, request_id)
