@@ -13,6 +13,7 @@
 #   make package         wheel and sdist, and the embedded model asked from the wheel in a clean environment
 #   make train-whisper   trains the tiny Whisper of the tests (espeak-ng)   MINUTES=50
 #   make eval-peek       measures the embedded model         PER_TASK=200 EVAL="--photographs DIR --compare FILE"
+#   make bench-gateway   CPU and latency in front of a model, beside LiteLLM's proxy and a plain one
 #   make bench-health    how long /health takes while 16 clients send photographs
 #   make lock            pins every dependency, with hashes, for CI and Docker
 
@@ -25,6 +26,7 @@ VLLM := .venv-vllm
 EASYDEL := .venv-easydel
 CLIENTS := .venv-clients
 TRAIN := .venv-train
+GATEWAY := .venv-gateway
 WHEEL := .venv-wheel
 MINUTES ?= 90
 RUN ?= runs/peek
@@ -34,7 +36,7 @@ REQUESTS ?= 10000
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 LOCKED := requirements/dev.txt
 
-.PHONY: demo test test-engines test-clients reliability-jobs fuzz-images chaos bench-images train-peek check-training package train-whisper eval-peek bench-health lint lock clean
+.PHONY: demo test test-engines test-clients reliability-jobs fuzz-images chaos bench-images train-peek check-training package train-whisper eval-peek bench-health bench-gateway lint lock clean
 
 $(VENV)/.installed: pyproject.toml $(LOCKED)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Sightline needs Python 3.11 or newer; name one with PYTHON=python3.12"; exit 1; }
@@ -134,6 +136,15 @@ eval-peek: $(VENV)/.installed
 
 bench-health: $(VENV)/.installed
 	$(BIN)/python -m sightline.bench.health
+
+$(GATEWAY)/.installed: src/sightline/bench/gateway/peers.txt
+	$(PYTHON) -m venv $(GATEWAY)
+	$(GATEWAY)/bin/python $(PIP_INSTALL) -r src/sightline/bench/gateway/peers.txt
+	@touch $@
+
+bench-gateway: $(VENV)/.installed $(GATEWAY)/.installed
+	$(BIN)/python $(PIP_INSTALL) matplotlib
+	$(BIN)/python -m sightline.bench.gateway --peers $(GATEWAY)/bin/python --out docs/bench-gateway
 
 lock: $(VENV)/.installed
 	$(BIN)/python $(PIP_INSTALL) pip-tools
