@@ -15,7 +15,6 @@ from typing import Any, TypeAlias
 import msgspec
 
 from sightline.config import Settings
-from sightline.engines.worker.frames import Embedded as Vectors
 from sightline.engines.worker.frames import (
     LENGTH_BYTES,
     MAX_FRAME_BYTES,
@@ -27,6 +26,7 @@ from sightline.engines.worker.frames import (
     to_embeddings,
     to_wire_error,
 )
+from sightline.engines.worker.frames import Embedded as Vectors
 from sightline.images.budget import VisionBudget
 from sightline.images.plan import Room
 from sightline.models import ModelStatus
@@ -59,7 +59,7 @@ from sightline.types import (
     Transcribed,
 )
 
-__all__ = ["Bodies", "Picture", "WireError", "from_wire_error", "to_wire_error"]
+__all__ = ["LENGTH_BYTES", "Bodies", "Picture", "WireError", "from_wire_error", "to_wire_error"]
 
 WINDOW = 256
 """Events of one stream that may be on their way or wait for their consumer."""

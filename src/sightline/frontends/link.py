@@ -26,6 +26,7 @@ Received = TypeVar("Received", contravariant=True)
 
 _READ_BYTES = 256 * 1024
 _READ_FDS = 64
+_LOOK_S = 0.005
 _WRITE_BYTES = 256 * 1024
 """Frames are joined up to about this size for one system call."""
 
@@ -88,10 +89,10 @@ class Link(Generic[In]):
 
     async def flushed(self, timeout_s: float) -> None:
         """Returns when the other side has taken all that was sent, or after so long."""
-        assert self._loop is not None
-        until = self._loop.time() + timeout_s
-        while self._outgoing and not self._closed and self._loop.time() < until:
-            await asyncio.sleep(0.005)
+        for _ in range(int(timeout_s / _LOOK_S)):
+            if not self._outgoing or self._closed:
+                return
+            await asyncio.sleep(_LOOK_S)
 
     def close(self) -> None:
         """What was not sent is dropped. Idempotent."""

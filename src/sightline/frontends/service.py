@@ -170,11 +170,9 @@ class FrontService:
 
     async def _ask(self, frame: Callable[[int], frames.ToCore], request: ChatRequest | None = None) -> Any:
         """The one frame that comes back."""
-        answer = None
         async with aclosing(self._stream(frame, request)) as came:
-            async for answer in came:
-                pass
-        return answer
+            answers = [answer async for answer in came]
+        return answers[0]
 
     async def _stream(
         self,

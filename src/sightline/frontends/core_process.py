@@ -1,0 +1,75 @@
+"""The core: the one process that has the service. It listens to nobody but the front ends that its parent sends it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from starlette.types import ASGIApp
+
+from sightline.api.app import create_app
+from sightline.frontends import frames
+from sightline.frontends.core import Core
+from sightline.frontends.link import Link
+from sightline.frontends.shares import core_share
+from sightline.service import Service
+
+log = logging.getLogger(__name__)
+
+
+def run(start: frames.Start, control: socket.socket) -> None:
+    """Until the parent closes `control`."""
+    with asyncio.Runner() as runner:
+        runner.run(_serve(start, control))
+
+
+async def _serve(start: frames.Start, control: socket.socket) -> None:
+    settings = core_share(start.settings)
+    service = Service(settings)
+    app = create_app(service, settings)
+    core = Core(service, app, {})
+    ended = asyncio.Event()
+
+    def receive(frame: frames.FromParent, fd: int | None) -> None:
+        if isinstance(frame, frames.Join):
+            assert fd is not None, "the link comes with it"
+            core.join(Link(socket.socket(fileno=fd), frames.decode_to_core))
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+    async with running(app):
+        core.start()
+        parent: Link[frames.FromParent] = Link(control, frames.decode_from_parent)
+        parent.open(receive, ended.set)
+        parent.send(frames.Up())
+        await ended.wait()
+        await core.close()
+
+
+@asynccontextmanager
+async def running(app: ASGIApp) -> AsyncIterator[None]:
+    """An application's lifespan, without a server around it. Raises what kept it from starting."""
+    to_app: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    told: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+
+    async def send(message: Any) -> None:
+        await told.put(message)
+
+    living = asyncio.ensure_future(app({"type": "lifespan", "asgi": {"version": "3.0"}}, to_app.get, send))
+    living.add_done_callback(lambda _: told.put_nowait({"type": "ended"}))
+    await to_app.put({"type": "lifespan.startup"})
+    first = await told.get()
+    if first["type"] != "lifespan.startup.complete":
+        await living
+        raise RuntimeError(first.get("message", "The application did not start."))
+    try:
+        yield
+    finally:
+        await to_app.put({"type": "lifespan.shutdown"})
+        with contextlib.suppress(Exception):
+            await living

@@ -1,0 +1,105 @@
+"""A front end: the same application as in a server of one process, whose service is the core's."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Sequence
+from typing import Final, cast
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sightline.api.app import create_app
+from sightline.config import Settings
+from sightline.frontends import frames
+from sightline.frontends.link import Link
+from sightline.frontends.service import FrontService
+from sightline.frontends.shares import front_end_share
+from sightline.server import Endpoint, Server
+from sightline.server.tls import Certificate
+from sightline.service import Service
+
+log = logging.getLogger(__name__)
+
+_LINGER_S: Final = 6.0
+"""How long a front end whose place another has taken waits for clients that are about to use a connection again. HTTP
+clients forget an idle one after 5 s (httpx, aiohttp's is 15, urllib3's never): closed under a request, it fails."""
+
+
+_LOOK_S: Final = 0.05
+
+
+class FrontEnd:
+    """Life: made -> `run`, which returns when it has retired, drained, or lost its core."""
+
+    def __init__(
+        self, settings: Settings, control: socket.socket, link: socket.socket, listeners: Sequence[socket.socket]
+    ) -> None:
+        self._parent: Link[frames.FromParent] = Link(control, frames.decode_from_parent)
+        self.service = FrontService(settings, Link(link, frames.decode_to_front_end), lost=self._lose)
+        self._settings = settings
+        self._retiring = False
+        self._is_lost = False
+        app = create_app(cast(Service, self.service), settings)  # it has the same methods, which a test sees to
+        certificate = None if settings.tls is None else Certificate(settings.tls)
+        self._server = Server(
+            [Endpoint(self._around(app), listeners, certificate)],
+            self._drain,
+            settings.drain_s,
+            settings.http,
+        )
+
+    def run(self) -> None:
+        self._server.run()
+
+    # --- its end -------------------------------------------------------------------------------------------------
+
+    def _receive(self, frame: frames.FromParent, fd: int | None) -> None:
+        if isinstance(frame, frames.Retire):
+            self._retiring = True
+            self._server.drain_s = self._settings.request_timeout_s  # nobody waits for it to end
+            self._server.stop()
+        elif isinstance(frame, frames.Drain):
+            self._server.stop()
+
+    def _lose(self) -> None:
+        """The core has gone, and what was under way has been told so."""
+        self._is_lost = True
+        self._server.stop()
+
+    async def _drain(self) -> None:
+        if self._retiring:
+            await self._retire()
+        elif not self._is_lost:
+            await self.service.drain()
+
+    async def _retire(self) -> None:
+        """No new connection is taken, which others do who listen to the same sockets; each that there is may be used
+        once more. Returns when none is left, or those that are have been idle for long."""
+        self._server.stop_listening()
+        for _ in range(int(_LINGER_S / _LOOK_S)):
+            if not self._server.connections:
+                return
+            await asyncio.sleep(_LOOK_S)
+
+    # --- around the application ----------------------------------------------------------------------------------
+
+    def _around(self, app: ASGIApp) -> ASGIApp:
+        async def around(scope: Scope, receive: Receive, send: Send) -> None:
+            async def sent(message: Message) -> None:
+                if message["type"] == "lifespan.startup.complete":
+                    self._parent.open(self._receive, lambda: os._exit(1))
+                    self._parent.send(frames.Up())
+                elif message["type"] == "http.response.start" and self._retiring:
+                    message["headers"] = [*message["headers"], (b"connection", b"close")]
+                await send(message)
+
+            await app(scope, receive, sent)
+
+        return around
+
+
+def run(start: frames.Start, control: socket.socket, link: socket.socket, listeners: Sequence[socket.socket]) -> None:
+    FrontEnd(front_end_share(start.settings, start.processes), control, link, listeners).run()
