@@ -457,6 +457,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     host: str = "127.0.0.1"
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 8000
     """0: any free one."""
+    workers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+    """Processes that answer HTTP. They share models, limits, files and metrics; one more process, the core, has those.
+    1: one process does all."""
     models: tuple[ModelConfig, ...] = (ModelConfig(name=PEEK),)
     allowed_hosts: tuple[str, ...] = ("127.0.0.1", "localhost", "[::1]")
     """Values of the Host header that are answered (ports are ignored); `*` for any."""
