@@ -15,6 +15,7 @@ LAYERS = [
     {"config", "metrics", "logs", "tracing", "images", "audio", "peek"},
     {"engines"},
     {
+        "admission",
         "draining",
         "routing",
         "models",

@@ -12,11 +12,12 @@ from functools import partial
 from typing import Literal, get_args
 
 from sightline import metrics
+from sightline.admission import Admission
 from sightline.config import ModelConfig
 from sightline.engines import Engine, EngineInfo, EngineState, ShowsProgress, Supervised
 from sightline.errors import EngineUnavailable, SightlineError
 from sightline.metrics import ProcessUse, process_use
-from sightline.routing import Admission, Breaker, Pass, RetryBudget, reload_after_s
+from sightline.routing import Breaker, Pass, RetryBudget, reload_after_s
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ class ServedModel:
         self.name = config.name
         self.engine = open_()
         self.replica = f"{config.name}@0"
-        self.admission = Admission(config.max_concurrent, config.max_queue)
+        self.admission = Admission(config.max_concurrent, config.max_queue, max_wait_s=config.max_wait_s)
         self.breaker = Breaker()
         self.retries = RetryBudget()
         self._open = open_

@@ -1,4 +1,4 @@
-"""Who runs, who waits, who is sent away; what is tried again, and when no more.
+"""For how long a request is of use; what is tried again, where and when, and when no more.
 
 Decisions only: nothing here touches an engine or a socket, and every clock can be another.
 """
@@ -6,8 +6,6 @@ Decisions only: nothing here touches an engine or a socket, and every clock can 
 from __future__ import annotations
 
 import asyncio
-import heapq
-import itertools
 import math
 import random
 import time
@@ -21,8 +19,6 @@ MAX_RETRY_AFTER_S = 120
 """SDKs obey a Retry-After up to this long; above it they give up (wire contract, section 0)."""
 BACKGROUND = -10
 """The priority of what nobody waits for."""
-_OF_LATE_S = 10.0
-_RATE_WINDOW = 64
 _BACKOFF_S = 0.1
 _BACKOFF_MOST_S = 2.0
 _RELOAD_S = 2.0
@@ -32,118 +28,6 @@ _ROUNDING = 1e-9
 _FAILURES_KEPT = 256
 _SUSPECTS = 4096
 """Pictures remembered as suspects; the oldest are forgotten."""
-
-
-class Admission:
-    """The slots of one engine and the line in front of them.
-
-    A request enters (or is refused because the line is full), then waits for as many slots as it has choices: higher
-    priority first, then in order of arrival. The head of the line is never overtaken by a cheaper request, so a wide
-    one cannot starve. Used from one event loop; not thread-safe.
-
-    What runs in the background (batches) leaves one slot free for whoever comes and waits, and has no more than half
-    of them while such requests have come of late.
-    """
-
-    def __init__(self, slots: int, max_waiting: int, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self.slots = slots
-        self.max_waiting = max_waiting
-        self.running = 0
-        self._free = slots
-        self._line: list[tuple[int, int, Ticket]] = []
-        self._arrivals = itertools.count()
-        self._entered = 0
-        self._finished: deque[float] = deque(maxlen=_RATE_WINDOW)
-        self._clock = clock
-        self._background = 0
-        """Slots of what nobody waits for."""
-        self._interactive = -math.inf
-        """When a request last came that somebody waits for."""
-
-    @property
-    def waiting(self) -> int:
-        """Requests that have entered and hold no slot yet (their pictures may still be decoded)."""
-        return self._entered - self.running
-
-    def enter(self, *, priority: int = 0, choices: int = 1) -> Ticket:
-        """A place in line. Raises `Overloaded` with an honest `retry_after_s` when the line is full."""
-        if self.waiting >= self.max_waiting + max(0, self._free):
-            raise Overloaded(
-                "The server is at capacity and its queue is full. Try again after the time in Retry-After.",
-                retry_after_s=self.retry_after_s(),
-            )
-        self._entered += 1
-        if priority > BACKGROUND:
-            self._interactive = self._clock()
-        return Ticket(self, priority, min(choices, self.slots))
-
-    def retry_after_s(self) -> float:
-        """When a place in line should be free: the line's length over the measured rate of finished requests."""
-        if len(self._finished) < 2:
-            return 1.0
-        span = max(self._clock() - self._finished[0], 1e-3)
-        rate = len(self._finished) / span
-        return float(min(MAX_RETRY_AFTER_S, max(1, math.ceil(self.waiting / rate / 2))))
-
-    # The ticket's side of the counter.
-
-    def _wait(self, ticket: Ticket) -> None:
-        heapq.heappush(self._line, (-ticket.priority, next(self._arrivals), ticket))
-        self._grant()
-
-    def _grant(self) -> None:
-        while self._line:
-            ticket = self._line[0][2]
-            if not ticket.left and not self._may_take(ticket):
-                return
-            heapq.heappop(self._line)
-            if not ticket.left:
-                self._free -= ticket.cost
-                self._background += ticket.cost * (ticket.priority <= BACKGROUND)
-                self.running += 1
-                ticket.granted.set()
-
-    def _may_take(self, ticket: Ticket) -> bool:
-        """Whether it may have its slots now, were it the next."""
-        if ticket.cost > self._free:
-            return False
-        if ticket.priority > BACKGROUND or self.running == 0:
-            return True
-        of_late = self._clock() - self._interactive < _OF_LATE_S
-        most = self.slots - (self.slots // 2 if of_late else min(1, self.slots - 1))
-        return self._background + ticket.cost <= most and ticket.cost < self._free
-
-    def _leave(self, ticket: Ticket) -> None:
-        self._entered -= 1
-        if ticket.granted.is_set():
-            self.running -= 1
-            self._free += ticket.cost
-            self._background -= ticket.cost * (ticket.priority <= BACKGROUND)
-            self._finished.append(self._clock())
-        self._grant()
-
-
-class Ticket:
-    """One request's place: `async with` it; inside, `await slot()` before the engine is asked."""
-
-    def __init__(self, admission: Admission, priority: int, cost: int) -> None:
-        self.priority = priority
-        self.cost = cost
-        self.granted = asyncio.Event()
-        self.left = False
-        self._admission = admission
-
-    async def slot(self) -> None:
-        """Returns when the request may run."""
-        self._admission._wait(self)
-        await self.granted.wait()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self.left = True
-        self._admission._leave(self)
 
 
 class Deadline:

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 from sightline import metrics, tracing
+from sightline.admission import Ticket
 from sightline.attempts import Way, before_retry, in_turn
 from sightline.audio.decoder import AudioDecoder
 from sightline.config import ModelConfig, Settings
@@ -351,7 +352,7 @@ class Service:
                 choices = [to_engine_request(request, images, index) for index in range(request.n)]
                 queued = time.perf_counter()
                 with tracing.span("queue"):
-                    await ticket.slot()
+                    await ticket.slot(understood.token_count.prompt_tokens, request.sampling.max_tokens)
                 stream.deadline.check()
                 if not allowed.valid:
                     raise model.left_alone()
@@ -366,7 +367,7 @@ class Service:
                     decode_s=sum(r.decode_s + r.resize_s for r in resolved),
                     queue_s=queue_s,
                 )
-                run = _Run(model, allowed, stream, understood.token_count, admitted)
+                run = _Run(model, ticket, allowed, stream, understood.token_count, admitted)
                 try:
                     with tracing.span("generate"):
                         async with asyncio.TaskGroup() as group:
@@ -422,6 +423,7 @@ class Service:
                         if isinstance(event, Finish):
                             tracing.finished(event, model.name)
                             _verify_count(event, run.token_count, model.name)
+                            run.ticket.answered(event.usage.completion_tokens)
                         await stream.put(index, event)
                 return
             except EngineError as error:
@@ -481,6 +483,7 @@ class _Run:
     """A request's choices on one engine."""
 
     model: ServedModel
+    ticket: Ticket
     allowed: Pass
     stream: _Stream
     token_count: TokenCount
