@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -46,7 +47,7 @@ async def execute(app: ASGIApp, lease: Lease) -> Answer:
     }
     caller.put(scope, Caller(lease.tenant, BACKGROUND, is_inside=True, key_id=lease.key_id))
     await app(scope, exchange.receive, exchange.send)
-    return exchange.to_answer()
+    return to_answer(exchange.status, exchange.headers, bytes(exchange.reply))
 
 
 @dataclass(slots=True)
@@ -70,15 +71,16 @@ class _Exchange:
         else:
             self.reply += message.get("body", b"")
 
-    def to_answer(self) -> Answer:
-        body = bytes(self.reply)
-        after = self.headers.get("retry-after", "")
-        return Answer(
-            self.status,
-            self.headers.get("x-request-id", ""),
-            body,
-            retryable=self.status in _RETRYABLE and self.headers.get("x-should-retry") != "false",
-            began=self.status not in _NOT_BEGUN,
-            is_limited=self.status == 429,
-            retry_after_s=float(after) if _SECONDS.fullmatch(after) else 0.0,
-        )
+
+def to_answer(status: int, headers: Mapping[str, str], body: bytes) -> Answer:
+    """What a response of a route means for the item. `headers` by their names in lower case."""
+    after = headers.get("retry-after", "")
+    return Answer(
+        status,
+        headers.get("x-request-id", ""),
+        body,
+        retryable=status in _RETRYABLE and headers.get("x-should-retry") != "false",
+        began=status not in _NOT_BEGUN,
+        is_limited=status == 429,
+        retry_after_s=float(after) if _SECONDS.fullmatch(after) else 0.0,
+    )
