@@ -6,6 +6,7 @@ Both are frozen values, made once at start by the command line and passed down; 
 from __future__ import annotations
 
 import datetime
+import hashlib
 import ipaddress
 import os
 import re
@@ -505,6 +506,15 @@ def state_dir() -> Path:
     given = os.environ.get("XDG_STATE_HOME", "")
     base = Path(given) if given.startswith("/") else Path.home() / ".local" / "state"
     return base / "sightline"
+
+
+def data_dir_of(settings: Settings) -> Path:
+    """Where a process with these settings keeps what outlives it: those that share a queue on one machine share it."""
+    if settings.data_dir is not None:
+        return Path(settings.data_dir)
+    if settings.jobs is not None:
+        return state_dir() / f"queue-{hashlib.sha256(settings.jobs.encode()).hexdigest()[:16]}"
+    return state_dir() / f"port-{settings.port}"
 
 
 def environment(name: str, default: str | None = None) -> str | None:

@@ -13,6 +13,7 @@ from sightline.errors import SightlineError
 
 COMMANDS = {
     "serve": "Serve models over the OpenAI API.",
+    "worker": "Do what waits in a queue that several machines share.",
     "check": "Check a configuration file, and show what it would serve.",
     "import": "Write a configuration file from LiteLLM's.",
     "ask": "Ask a question about pictures, here in the terminal.",

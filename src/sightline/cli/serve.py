@@ -28,8 +28,8 @@ from sightline.config import (
     PictureSize,
     Settings,
     Tls,
+    data_dir_of,
     environment,
-    state_dir,
 )
 from sightline.configfile import load
 from sightline.errors import InvalidRequest
@@ -112,6 +112,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="where files, batches and their answers are kept (default: below the user's state directory, by the port)",
     )
+    parser.add_argument(
+        "--jobs",
+        default=environment("JOBS"),
+        metavar="URL",
+        help="where batches and analyses wait: redis://HOST:PORT/DB, shared with other servers and `sightline worker` "
+        "(default: in the data directory)",
+    )
     parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"])
     parser.add_argument(
         "--log-format",
@@ -141,8 +148,8 @@ def run(args: argparse.Namespace) -> int:
     models = ", ".join(model.name for model in settings.models)
     scheme = "http" if certificate is None else "https"
     print(f"Sightline serves {models} on {scheme}://{shown}:{port}/v1", flush=True)
-    if settings.data_dir is None and settings.port:  # one on any free port would not find again what it had kept
-        settings = msgspec.structs.replace(settings, data_dir=str(state_dir() / f"port-{settings.port}"))
+    if settings.port or settings.jobs:  # one on any free port would not find again what it had kept
+        settings = msgspec.structs.replace(settings, data_dir=str(data_dir_of(settings)))
     if settings.workers > 1:
         return _run_workers(args, settings, [listener])
     service = Service(settings)
@@ -200,6 +207,7 @@ def to_settings(args: argparse.Namespace) -> Settings:
         log_level=args.log_level or base.log_level,
         log_format=args.log_format or base.log_format,
         data_dir=args.data_dir or base.data_dir,
+        jobs=args.jobs or base.jobs,
     )
 
 
