@@ -130,11 +130,14 @@ ENGINE_PROCESS_RSS_BYTES = _gauge(
 ENGINE_PROCESS_CPU_SECONDS = _gauge(
     "engine_process_cpu_seconds", "Processor time of the engine's process that runs now.", "model"
 )
-KV_BLOCKS = _gauge("kv_blocks", "Blocks of keys and values that the engine has.", "model")
+KV_BLOCKS = _gauge(
+    "kv_blocks", "Blocks of keys and values that the engine has; 0: it has none, or does not tell.", "model"
+)
 KV_BLOCKS_USED = _gauge(
-    "kv_blocks_used", "Of them, those of requests under way. The rest is free, or kept as prefixes and free if needed.",
+    "kv_blocks_used",
+    "Of them, those of requests under way. The rest is free, or kept as prefixes until needed.",
     "model",
-)  # fmt: skip
+)
 KV_BLOCKS_CACHED = _gauge("kv_blocks_cached", "Of them, those that only keep a prefix for a later prompt.", "model")
 EMBEDDING_CACHE_BYTES = _gauge("embedding_cache_bytes", "Embeddings of pictures that the engine keeps.", "model")
 ENGINE_RESTARTS = _gauge("engine_restarts", "Times the engine's process was started again.", "model")

@@ -14,13 +14,19 @@ from typing import Literal, get_args
 from sightline import metrics
 from sightline.admission import Admission
 from sightline.config import ModelConfig
-from sightline.engines import Engine, EngineInfo, EngineState, ShowsProgress, Supervised
+from sightline.engines import Engine, EngineInfo, EngineState, Measures, ShowsProgress, Supervised
 from sightline.errors import EngineUnavailable, SightlineError
 from sightline.metrics import ProcessUse, process_use
 from sightline.routing import Breaker, Pass, RetryBudget, reload_after_s
 
 log = logging.getLogger(__name__)
 
+_MEASURED = {
+    "kv_blocks": metrics.KV_BLOCKS,
+    "kv_blocks_used": metrics.KV_BLOCKS_USED,
+    "kv_blocks_cached": metrics.KV_BLOCKS_CACHED,
+    "embedding_cache_bytes": metrics.EMBEDDING_CACHE_BYTES,
+}
 _OPENNESS = {"closed": 0.0, "half_open": 0.5, "open": 1.0}
 
 
@@ -262,6 +268,9 @@ class ServedModel:
         metrics.BREAKER.labels(own).set_function(lambda: _OPENNESS[self.breaker.state])
         for state in get_args(EngineState):
             metrics.MODEL_STATE.labels(own, state).set_function(partial(self._is, state))
+        if isinstance(self.engine, Measures):
+            for measure, gauge in _MEASURED.items():
+                gauge.labels(own).set_function(partial(self._measure, measure))
         if isinstance(self.engine, Supervised):
             metrics.ENGINE_RESTARTS.labels(own).set_function(self._restarts)
             metrics.ENGINE_PROCESS_RSS_BYTES.labels(own).set_function(lambda: self._process().rss_bytes)
@@ -272,6 +281,9 @@ class ServedModel:
 
     def _restarts(self) -> float:
         return self.engine.restarts if isinstance(self.engine, Supervised) else 0
+
+    def _measure(self, name: str) -> float:
+        return self.engine.measures.get(name, 0.0) if isinstance(self.engine, Measures) else 0.0
 
     def _process(self) -> ProcessUse:
         """Of the engine's process that runs now."""

@@ -89,7 +89,7 @@ def to_line(scope: Scope, record: Record, dialect: str) -> Facts:
     route = route_of(scope)
     fields: dict[str, Any] = {
         "id": record.request_id,
-        "key": getattr(caller.of(scope), "key_id", None),
+        "key": caller.of(scope).key_id or None,
         "method": scope["method"],
         "route": route,
         "dialect": dialect,

@@ -43,7 +43,7 @@ def _describe(span: tracing.Span, scope: Scope) -> None:
             "http.response.body.size": record.bytes_out,
             "network.protocol.version": scope.get("http_version"),
             "sightline.request_id": record.request_id,
-            "sightline.key": getattr(caller.of(scope), "key_id", None),
+            "sightline.key": caller.of(scope).key_id or None,
             "sightline.inside": caller.of(scope).is_inside or None,
         }
     )

@@ -7,7 +7,7 @@ knows only this protocol.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Literal, Protocol, cast, runtime_checkable
@@ -30,11 +30,13 @@ from sightline.types import (
 __all__ = [
     "ENGINES",
     "FEATURES",
+    "MEASURES",
     "Embeds",
     "Engine",
     "EngineEntry",
     "EngineInfo",
     "EngineState",
+    "Measures",
     "Pulls",
     "ShowsProgress",
     "Supervised",
@@ -180,6 +182,19 @@ class ShowsProgress(Protocol):
     @property
     def progress(self) -> float | None:
         """Of `start`: what part of the bytes or tensors is in place, 0..1; None: not known."""
+        ...
+
+
+MEASURES = frozenset({"kv_blocks", "kv_blocks_used", "kv_blocks_cached", "embedding_cache_bytes"})
+
+
+@runtime_checkable
+class Measures(Protocol):
+    """What an engine tells, too, that manages memory for keys and values, or for embeddings, itself."""
+
+    @property
+    def measures(self) -> Mapping[str, float]:
+        """How much of it there is now, by names of `MEASURES`; any thread may ask. Empty while it does not run."""
         ...
 
 

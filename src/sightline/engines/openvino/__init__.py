@@ -11,7 +11,7 @@ The event loop and the engine thread share nothing but the inbox and the queues;
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -133,6 +133,10 @@ class OpenVINOEngine:
         if (loaded := self._loaded) is not None:
             self._loaded = None
             await asyncio.to_thread(loaded.close)
+
+    @property
+    def measures(self) -> Mapping[str, float]:
+        return self._loaded.loop.measures if self._loaded is not None else {}
 
     def _count(self, progress: float) -> None:
         """From any thread; what comes late counts no less."""

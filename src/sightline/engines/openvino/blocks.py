@@ -39,6 +39,11 @@ class BlockPool:
         """Blocks that `allocate` can give: free ones and kept ones."""
         return len(self._free) + len(self._kept)
 
+    @property
+    def num_kept(self) -> int:
+        """Blocks that nobody uses, and whose content has a name."""
+        return len(self._kept)
+
     def allocate(self, count: int) -> list[int] | None:
         """`count` blocks with undefined content, or None (and nothing is taken) if there are too few."""
         if count > self.num_available:

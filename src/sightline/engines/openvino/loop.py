@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
@@ -88,6 +88,17 @@ class StepLoop(StepThread[Generation]):
         self._sequences: dict[Generation, Sequence] = {}
         self._arrivals = 0
         self.begin()
+
+    @property
+    def measures(self) -> Mapping[str, float]:
+        """As `engines.Measures`. Numbers of one moment or the next, since steps go on meanwhile."""
+        pool = self._pool
+        return {
+            "kv_blocks": pool.num_blocks,
+            "kv_blocks_used": pool.num_blocks - pool.num_available,
+            "kv_blocks_cached": pool.num_kept,
+            "embedding_cache_bytes": self._encoder.kept_bytes,
+        }
 
     @property
     def is_idle(self) -> bool:

@@ -113,6 +113,11 @@ class VisionEncoder:
         self._preprocessor = preprocessor
         self._kept = EmbeddingCache(cache_bytes)
 
+    @property
+    def kept_bytes(self) -> int:
+        """Of the embeddings that are remembered."""
+        return self._kept.num_bytes
+
     def encode(self, image: Image, tenant: str) -> tuple[Embeddings, bool]:
         """The picture's embeddings, and whether they were at hand. Raises `RuntimeError` from OpenVINO."""
         key = (tenant, image.digest, image.served_height, image.served_width)

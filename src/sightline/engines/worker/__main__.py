@@ -21,7 +21,7 @@ from contextlib import aclosing
 from typing import Any, NoReturn
 
 from sightline.config import ModelConfig
-from sightline.engines import Embeds, Engine, ShowsProgress, Transcribes, load_engine
+from sightline.engines import Embeds, Engine, Measures, ShowsProgress, Transcribes, load_engine
 from sightline.engines.worker import frames
 from sightline.engines.worker.pictures import receive, receive_samples, size_only
 from sightline.errors import EngineFailed, EngineUnavailable, SightlineError, UnsupportedFeature
@@ -111,7 +111,9 @@ class Worker:
                 if (task := self._tasks.get(stream)) is not None:
                     task.cancel()
             case frames.Ping(number):
-                self._send(frames.Pong(number))
+                engine = self._engine
+                measures = dict(engine.measures) if isinstance(engine, Measures) else {}
+                self._send(frames.Pong(number, measures))
             case frames.Start(config, target):
                 self._begin(0, self._start(config, target))
             case frames.Close():

@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -71,6 +71,8 @@ class Child:
         """It said why it cannot load, or took too long: another one would fare no better."""
         self.progress: float | None = None
         """Of loading, as far as its engine tells."""
+        self.measures: Mapping[str, float] = {}
+        """As its engine last told them."""
         self.last_lines: deque[str] = deque(maxlen=_LAST_LINES)
         self._config = config
         self._entry = entry
@@ -303,7 +305,8 @@ class Child:
                     self._streams[number].put(frames.from_wire_error(error))
                 elif (asked := self._asked.get(number)) is not None and not asked.done():
                     asked.set_exception(frames.from_wire_error(error))
-            case frames.Pong():
+            case frames.Pong(measures=measures):
+                self.measures = measures
                 if not self._pong.done():
                     self._pong.set_result(None)
             case frames.Loading(progress):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 
 from sightline.config import ModelConfig
@@ -73,6 +73,11 @@ class WorkerEngine:
     def progress(self) -> float | None:
         """Of the child that is being started, as far as its engine tells."""
         return self._child.progress if self._child is not None else None
+
+    @property
+    def measures(self) -> Mapping[str, float]:
+        """Of the engine in the child, as it last told: it is asked every few seconds."""
+        return self._child.measures if self._child is not None and not self._child.lost else {}
 
     @property
     def restarts(self) -> int:

@@ -299,6 +299,8 @@ class Failed(_Frame, frozen=True):
 
 class Pong(_Frame, frozen=True):
     number: int
+    measures: dict[str, float] = {}
+    """As the engine's `Measures` tells them at that moment."""
 
 
 # An event travels in a frame of its own kind, because msgspec tells structs apart by their tag, and events have none.
