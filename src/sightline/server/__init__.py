@@ -18,6 +18,7 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -30,7 +31,7 @@ from sightline.logs import to_trace
 from sightline.server.connections import Connections
 from sightline.server.protocol import Guarded
 from sightline.server.proxies import BehindProxies
-from sightline.server.tls import Certificate, Handshake
+from sightline.server.tls import Certificate, TlsListener
 
 log = logging.getLogger(__name__)
 
@@ -190,22 +191,23 @@ class _Uvicorn(uvicorn.Server):
         await self.lifespan.startup()
         if self.lifespan.should_exit:
             sys.exit(STARTUP_FAILURE)
-        loop = asyncio.get_running_loop()
         self.servers = []
         for listener in sockets or []:
             _tell_gone_clients(listener)
-            self.servers.append(await loop.create_server(self._to_protocol, sock=listener, backlog=self.config.backlog))
+            self.servers.append(await self._to_server(listener))  # type: ignore[arg-type]  # as much of one as is used
         self.started = True
         self.answers.set()
 
-    def _to_protocol(self) -> asyncio.Protocol:
-        certificate = self.endpoint.certificate
+    async def _to_server(self, listener: socket.socket) -> asyncio.Server | TlsListener:
+        certificate, backlog = self.endpoint.certificate, self.config.backlog
         if certificate is None:
-            return self._to_http(None)
-        return Handshake(certificate, self._connections, self._to_http)
+            return await asyncio.get_running_loop().create_server(self._to_protocol, sock=listener, backlog=backlog)
+        return TlsListener(
+            listener, certificate, self._connections, partial(self._to_protocol, is_counted=True), backlog
+        )
 
-    def _to_http(self, below: asyncio.Transport | None) -> Guarded:
-        return Guarded(self.config, self.server_state, self.lifespan.state, self._connections, below)
+    def _to_protocol(self, *, is_counted: bool = False) -> Guarded:
+        return Guarded(self.config, self.server_state, self.lifespan.state, self._connections, is_counted=is_counted)
 
 
 async def _first(*works: Awaitable[Any]) -> None:

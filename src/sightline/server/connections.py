@@ -62,10 +62,6 @@ class Connections:
         if address is not None and address not in self.proxies:
             self.leave(address)
 
-    def replace(self, connection: Connection, by: Connection) -> None:
-        """The same connection, in other hands."""
-        self._staying[by] = self._staying.pop(connection)
-
     def enter(self, address: str) -> bool:
         """Counts one more of that client's, until `leave`; False: it has as many as it may have."""
         most = self.limits.max_connections_per_ip

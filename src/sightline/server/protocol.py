@@ -61,13 +61,14 @@ class Guarded(HttpToolsProtocol):
         server_state: ServerState,
         app_state: dict[str, Any],
         connections: Connections,
-        below: asyncio.Transport | None = None,
+        *,
+        is_counted: bool = False,
     ) -> None:
-        """`below`: the TCP connection under TLS, which `connections` counts already."""
+        """`is_counted`: by whoever accepted it."""
         super().__init__(config=config, server_state=server_state, app_state=app_state)
         self._all = connections
         self._limits = connections.limits
-        self._below = below
+        self._is_counted = is_counted
         self._wire: Wire
         self._reading: Literal["nothing", "head", "body"] = "nothing"
         """Of which request the rest is awaited; nothing: the next one's first byte."""
@@ -90,10 +91,10 @@ class Guarded(HttpToolsProtocol):
     # ---- the connection
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._wire = Wire(transport, self._below or transport, self._close)
+        self._wire = Wire(transport, self._close)
         super().connection_made(self._wire)  # type: ignore[arg-type]
         self._since = self.loop.time()
-        if self._below is None:
+        if not self._is_counted:
             refusal = self._all.open(self, self.client[0] if self.client else None)
             if refusal is not None:
                 self._refuse_connection(refusal)
@@ -131,6 +132,8 @@ class Guarded(HttpToolsProtocol):
 
     def check(self, now: float) -> None:
         """Part of `Connection`."""
+        if self.transport is None:
+            return  # its handshake has a clock of its own
         limits = self._limits
         waited = now - self._since
         if self._wire.is_stalled(now, limits.write_stall_s):

@@ -1,23 +1,28 @@
-"""HTTPS: a certificate that may be renewed while the server runs, and handshakes that are counted and may not last."""
+"""HTTPS: a certificate that may be renewed while the server runs; connections that count from before the handshake."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import os
+import socket
 import ssl
 from collections.abc import Callable
 
 from sightline.config import Tls
 from sightline.errors import InvalidRequest
 from sightline.server.connections import Connections
+from sightline.server.protocol import Guarded
 
 log = logging.getLogger(__name__)
 
 WATCH_S = 1.0
 """How often the files are looked at."""
-SHUTDOWN_S = 5.0
+_SHUTDOWN_S = 5.0
 """For a client to answer TLS's own goodbye."""
+_MAX_ACCEPTED = 64
+"""Connections, before anything else has its turn."""
+_PAUSE_S = 1.0
 
 _Stamp = tuple[tuple[int, int, int], ...]
 
@@ -60,67 +65,79 @@ class Certificate:
             log.info("the certificate was renewed")
 
 
-class Handshake(asyncio.Protocol):
-    """A connection until TLS stands. Then `to_protocol(TCP transport)` has it."""
+class TlsListener:
+    """Accepts connections and shakes hands. An `asyncio.Server` would do so unseen: here a connection counts from the
+    start, and each gets the certificate of the moment."""
 
     def __init__(
         self,
+        listener: socket.socket,
         certificate: Certificate,
         connections: Connections,
-        to_protocol: Callable[[asyncio.Transport], asyncio.Protocol],
+        to_protocol: Callable[[], Guarded],
+        backlog: int,
     ) -> None:
+        self._listener = listener
         self._certificate = certificate
         self._connections = connections
         self._to_protocol = to_protocol
-        self._transport: asyncio.Transport
-        self._early: list[bytes] = []
-        """What came in one piece with the end of the handshake."""
-        self._task: asyncio.Task[None] | None = None
+        self._loop = asyncio.get_running_loop()
+        self._handshakes: set[asyncio.Task[None]] = set()
+        listener.setblocking(False)
+        listener.listen(backlog)
+        self._resume()
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._transport = transport
-        peer = transport.get_extra_info("peername")
-        if self._connections.open(self, peer[0] if isinstance(peer, tuple) else None) is not None:
-            transport.abort()  # a handshake only to be told no would be more work than an answer
-            return
-        transport.pause_reading()  # the handshake's first bytes are TLS's
-        self._task = asyncio.get_running_loop().create_task(self._shake_hands())
+    def close(self) -> None:
+        self._loop.remove_reader(self._listener.fileno())
+        self._listener.close()
+        for handshake in self._handshakes:
+            handshake.cancel()
 
-    async def _shake_hands(self) -> None:
-        head_s = self._connections.limits.head_s
+    async def wait_closed(self) -> None:
+        """What is expected of servers: `close` has done all."""
+
+    def _resume(self) -> None:
+        if self._listener.fileno() >= 0:
+            self._loop.add_reader(self._listener.fileno(), self._accept)
+
+    def _accept(self) -> None:
+        for _ in range(_MAX_ACCEPTED):
+            try:
+                accepted, address = self._listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:  # no more files, say: as asyncio's own servers do
+                log.error("no connection can be accepted for %g s: %s", _PAUSE_S, error.strerror)
+                self._loop.remove_reader(self._listener.fileno())
+                self._loop.call_later(_PAUSE_S, self._resume)
+                return
+            protocol = self._to_protocol()
+            if self._connections.open(protocol, address[0] if isinstance(address, tuple) else None) is not None:
+                self._connections.close(protocol)
+                accepted.close()  # a handshake only to be told no would be more work than an answer
+                continue
+            task = self._loop.create_task(self._shake_hands(accepted, protocol))
+            self._handshakes.add(task)
+            task.add_done_callback(self._handshakes.discard)
+
+    async def _shake_hands(self, accepted: socket.socket, protocol: Guarded) -> None:
+        is_done = False
         try:
-            secured = await asyncio.get_running_loop().start_tls(
-                self._transport,
-                self,
-                self._certificate.context,
-                server_side=True,
-                ssl_handshake_timeout=head_s,
-                ssl_shutdown_timeout=SHUTDOWN_S,
+            accepted.setblocking(False)
+            await self._loop.connect_accepted_socket(
+                lambda: protocol,
+                accepted,
+                ssl=self._certificate.context,
+                ssl_handshake_timeout=self._connections.limits.head_s,
+                ssl_shutdown_timeout=_SHUTDOWN_S,
             )
-        except (OSError, TimeoutError):  # ssl.SSLError is an OSError
-            secured = None
-        if secured is None:
-            self._transport.abort()
-            self._connections.close(self)
-            return
-        protocol = self._to_protocol(self._transport)
-        self._connections.replace(self, protocol)  # type: ignore[arg-type]
-        secured.set_protocol(protocol)
-        protocol.connection_made(secured)
-        for data in self._early:
-            protocol.data_received(data)
-
-    def data_received(self, data: bytes) -> None:
-        self._early.append(data)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._connections.close(self)
-
-    def check(self, now: float) -> None:
-        """Part of `Connection`: the handshake has a clock of its own."""
-
-    def shutdown(self) -> None:
-        self._transport.abort()
+            is_done = True
+        except (OSError, TimeoutError):  # an ssl.SSLError is an OSError
+            pass
+        finally:
+            if not is_done:  # the protocol never heard of it
+                self._connections.close(protocol)
+                accepted.close()
 
 
 def _to_context(tls: Tls) -> ssl.SSLContext:
@@ -145,4 +162,4 @@ def _to_stamp(tls: Tls) -> _Stamp:
 def _why(error: Exception) -> str:
     if isinstance(error, ssl.SSLError):
         return error.reason.lower().replace("_", " ") if error.reason else "it is no PEM file"
-    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
+    return (error.strerror or str(error)).lower() if isinstance(error, OSError) else str(error)

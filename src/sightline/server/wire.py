@@ -11,10 +11,8 @@ _MIN_READ_BYTES = 4096
 
 
 class Wire:
-    def __init__(self, transport: asyncio.Transport, below: asyncio.Transport, on_close: Callable[[], None]) -> None:
-        """`below`: the TCP connection, which is `transport` itself without TLS."""
+    def __init__(self, transport: asyncio.Transport, on_close: Callable[[], None]) -> None:
         self._transport = transport
-        self._layers = (transport,) if below is transport else (transport, below)
         self._on_close = on_close
         self._written = 0
         self._taken = 0
@@ -40,12 +38,9 @@ class Wire:
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return self._transport.get_extra_info(name, default)
 
-    def get_write_buffer_size(self) -> int:
-        return sum(layer.get_write_buffer_size() for layer in self._layers)
-
     def is_stalled(self, now: float, stall_s: float) -> bool:
         """Whether the client has taken next to nothing for so long of what waits for it. To be asked now and then."""
-        waiting = self.get_write_buffer_size()
+        waiting = self._transport.get_write_buffer_size()
         taken = self._written - waiting
         if not waiting or taken >= self._taken + _MIN_READ_BYTES:
             self._taken, self._taken_at = taken, now
