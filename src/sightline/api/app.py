@@ -44,6 +44,7 @@ from sightline.api import (
 from sightline.api.cors import Cors
 from sightline.api.dialect import Dialect
 from sightline.api.disconnect import ClientDisconnected
+from sightline.api.shared import ALONE, Shared
 from sightline.api.traced import traced
 from sightline.api.wire import json_response
 from sightline.api.work import Work
@@ -64,13 +65,18 @@ _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
 
 
 def create_app(
-    service: Service, settings: Settings, *, wait: bool = False, more: Sequence[Dialect] = ()
+    service: Service,
+    settings: Settings,
+    *,
+    wait: bool = False,
+    more: Sequence[Dialect] = (),
+    shared: Shared = ALONE,
 ) -> ASGIApp:
     """The application; its lifespan starts and closes the service.
 
     With `wait`, startup ends when every model is ready or has failed. Without, the server answers at once: `/health`
     is 200 and `/ready` 503 while models load, and requests wait for theirs. `more`: routes from above this layer, behind
-    the same `Edge` as all others.
+    the same `Edge` as all others. `shared`: what a server of several processes has in common.
     """
 
     @asynccontextmanager
@@ -87,7 +93,7 @@ def create_app(
 
     work = Work(settings)
     service.keep_files(work.read_picture)
-    dialects = [*to_dialects(service, settings, work), *more]
+    dialects = [*to_dialects(service, settings, work, shared), *more]
     router = Router(
         [route for dialect in dialects for route in dialect.routes],
         redirect_slashes=False,
@@ -98,18 +104,18 @@ def create_app(
     return edge
 
 
-def to_dialects(service: Service, settings: Settings, work: Work) -> list[Dialect]:
+def to_dialects(service: Service, settings: Settings, work: Work, shared: Shared = ALONE) -> list[Dialect]:
     """All that is served. `openapi_operations.py` has a row for each of the routes."""
     dialects = [
         Dialect(chat.routes(service, settings)),
-        responses.dialect(service, settings),
+        responses.dialect(service, settings, shared),
         messages.dialect(service, settings),
         ollama.dialect(service, settings),
         completions.dialect(service, settings),
         embeddings.dialect(service, settings),
         transcriptions.dialect(service, settings),
         Dialect(models.routes(service)),
-        Dialect(_probes(service), name="none"),
+        Dialect(_probes(service, shared), name="none"),
         files.dialect(work, settings),
         batches.dialect(work, settings),
         jobs.dialect(service, settings, work),
@@ -120,7 +126,7 @@ def to_dialects(service: Service, settings: Settings, work: Work) -> list[Dialec
     return dialects
 
 
-def _probes(service: Service) -> list[Route]:
+def _probes(service: Service, shared: Shared) -> list[Route]:
     async def health(request: Request) -> Response:
         return json_response({"status": "ok"})
 
@@ -130,7 +136,7 @@ def _probes(service: Service) -> list[Route]:
         return json_response({"status": "not ready"}, 503)
 
     async def show_metrics(request: Request) -> Response:
-        body, media_type = metrics.render()
+        body, media_type = await shared.render_metrics()
         return Response(body, media_type=media_type)
 
     return [Route("/health", health), Route("/ready", ready), Route("/metrics", show_metrics)]

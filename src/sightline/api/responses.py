@@ -16,10 +16,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import Any
 
+import msgspec
 from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
@@ -42,12 +44,14 @@ from sightline.api.responses_store import (
     MemoryStore,
     ResponseStore,
     StoredResponse,
+    is_finished,
     to_input,
     to_output,
     to_record,
     with_response,
     without_urls,
 )
+from sightline.api.shared import ALONE, Shared
 from sightline.api.sse import EventStream
 from sightline.api.wire import json_response
 from sightline.config import Settings
@@ -59,12 +63,13 @@ from sightline.types import ChatRequest, TokenCount
 PATH = "/v1/responses"
 
 
-def dialect(service: Service, settings: Settings) -> Dialect:
-    return Dialect(routes(service, settings), (PATH,), _to_error_response)
+def dialect(service: Service, settings: Settings, shared: Shared = ALONE) -> Dialect:
+    return Dialect(routes(service, settings, shared), (PATH,), _to_error_response)
 
 
-def routes(service: Service, settings: Settings) -> list[Route]:
-    api = _Responses(Exchange(service, settings.http), MemoryStore(settings.responses))
+def routes(service: Service, settings: Settings, shared: Shared) -> list[Route]:
+    store = shared.responses or MemoryStore(settings.responses)
+    api = _Responses(Exchange(service, settings.http), store, shared.forward)
     one = PATH + "/{id}"
     return [
         Route(PATH, api.create_response, methods=["POST"]),
@@ -95,12 +100,18 @@ class _Asked:
     items: list[Item]
     """Those that came with it."""
     tenant: str
+    raw: dict[str, Any]
+    """The request's body."""
 
 
 class _Responses:
-    def __init__(self, exchange: Exchange, store: ResponseStore) -> None:
+    def __init__(
+        self, exchange: Exchange, store: ResponseStore, forward: Callable[[Request, bytes], Response] | None
+    ) -> None:
+        """`forward`: as `Shared.forward`."""
         self._exchange = exchange
         self._store = store
+        self._forward = forward
         self._background = Background(store)
 
     # --- to get one -------------------------------------------------------------------------------------------------
@@ -108,6 +119,8 @@ class _Responses:
     async def create_response(self, request: Request) -> Response:
         asked = await self._read(request)
         if asked.body.background:
+            if self._forward is not None:
+                return self._forward(request, await asyncio.to_thread(msgspec.json.encode, asked.raw))
             return await self._begin_in_background(request, asked)
         chat = asked.chat
         if asked.body.truncation == "auto":
@@ -123,7 +136,8 @@ class _Responses:
 
     async def _read(self, request: Request) -> _Asked:
         with self._exchange.reading(request.scope):
-            body = read_responses_body(await self._exchange.read_json(request))
+            raw = await self._exchange.read_json(request)
+            body = read_responses_body(raw)
             refuse_contradictions(body)
             tenant = _tenant(request)
             before, items = await self._read_items(body, tenant)
@@ -135,7 +149,7 @@ class _Responses:
                 access.of(request.scope).request_id,
                 logprobs=body.wants_logprobs,
             )
-            return _Asked(body, chat, answer, [placed.item for placed in items], tenant)
+            return _Asked(body, chat, answer, [placed.item for placed in items], tenant, raw)
 
     async def _read_items(self, body: ResponsesBody | CompactBody, tenant: str) -> tuple[list[Placed], list[Placed]]:
         """What came before, and what is new."""
@@ -222,16 +236,16 @@ class _Responses:
         return [Placed(item, f"previous_response_id[{index}]") for index, item in enumerate(items)]
 
     async def _conversation(self, response_id: str, tenant: str) -> list[Item]:
-        if self._background.find(response_id, tenant) is not None:
-            raise InvalidRequest(
-                "The response that 'previous_response_id' names is not finished. Ask for it again when it is.",
-                param="previous_response_id",
-            )
         chain: list[StoredResponse] = []
         before: str | None = response_id
         while before is not None:
             chain.append(await self._store.get(before, tenant))
             before = chain[-1].previous_id
+        if not is_finished(chain[0]):
+            raise InvalidRequest(
+                "The response that 'previous_response_id' names is not finished. Ask for it again when it is.",
+                param="previous_response_id",
+            )
         return [item for stored in reversed(chain) for item in (*to_input(stored), *to_output(stored))]
 
     async def _referred(self, placed: Placed, tenant: str) -> Placed:
@@ -247,6 +261,8 @@ class _Responses:
         return Placed(next(item for item in items if item["id"] == item_id), placed.at)
 
     async def retrieve_response(self, request: Request) -> Response:
+        if self._forward is not None:
+            return self._forward(request, b"")
         _read_include(request)
         streams, starting_after = _read_stream(request)
         response_id, tenant = request.path_params["id"], _tenant(request)
@@ -265,6 +281,8 @@ class _Responses:
         return self._follow(_replay(stored.events[starting_after + 1 :]))
 
     async def delete_response(self, request: Request) -> Response:
+        if self._forward is not None:
+            return self._forward(request, b"")
         response_id, tenant = request.path_params["id"], _tenant(request)
         if (run := self._background.find(response_id, tenant)) is not None:
             await self._background.cancel(run)
@@ -272,6 +290,8 @@ class _Responses:
         return json_response(Deleted(id=response_id))
 
     async def cancel_response(self, request: Request) -> Response:
+        if self._forward is not None:
+            return self._forward(request, b"")
         response_id, tenant = request.path_params["id"], _tenant(request)
         if (run := self._background.find(response_id, tenant)) is not None:
             await self._background.cancel(run)

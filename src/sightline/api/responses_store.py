@@ -107,6 +107,11 @@ def to_output(stored: StoredResponse) -> list[Item]:
     return items
 
 
+def is_finished(stored: StoredResponse) -> bool:
+    """Whether anything is still to come of it."""
+    return _decode(stored.response)["status"] not in ("queued", "in_progress")
+
+
 def without_urls(items: Sequence[Item]) -> list[Item]:
     """As they are listed for those who have not asked for pictures."""
     return [_with_pictures(item, lambda part: {**part, "image_url": None}) for item in items]
