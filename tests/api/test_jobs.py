@@ -145,4 +145,4 @@ def test_a_files_content_is_given_out_as_no_page(client: httpx.Client) -> None:
     assert client.get("/v1/files", params={"limit": "0"}).status_code == 400
     assert client.get("/v1/files", params={"after": "../x"}).status_code == 400
     for path in ("/v1/files/%2e%2e%2fetc", "/v1/files/file-%00", "/v1/files/..%2f..%2f/content"):
-        assert client.get(path).status_code == 404
+        assert client.get(path).status_code in (400, 404)
