@@ -15,12 +15,14 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
-from contextlib import aclosing, contextmanager, nullcontext
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 from sightline import metrics, tracing
+from sightline.access import permit as permits
+from sightline.access.permit import Spending
 from sightline.admission import Ticket
 from sightline.attempts import Way, before_retry, in_turn
 from sightline.audio.decoder import AudioDecoder
@@ -36,6 +38,7 @@ from sightline.errors import (
     DeadlineExceeded,
     EngineError,
     EngineFailed,
+    Forbidden,
     InvalidRequest,
     ModelNotFound,
 )
@@ -63,6 +66,7 @@ _LAG_SAMPLE_S = 0.05
 """How often the event loop's lateness is measured."""
 _LAST_MOMENT_S = 0.2
 """Of a request's time, in which an engine that knows of it may give up a little earlier than we do."""
+_CHARACTERS_PER_TOKEN = 4
 _BUFFERED_EVENTS = 64
 """Events that may wait for a slow reader before its engine stream is no longer pulled."""
 _LAST_WORDS_S = 1.0
@@ -203,14 +207,35 @@ class Service:
             self._lag.cancel()
 
     def models(self) -> tuple[ModelStatus, ...]:
-        """Every name that requests may use, aliases included."""
-        own = [model.status() for model in self._models.values()]
-        aliases = [replace(self._models[name].status(), name=alias) for alias, name in self._names.items()]
+        """Every name that the request's key may use, aliases included."""
+        own = [model.status() for model in self._models.values() if self._is_allowed(model)]
+        aliases = [
+            replace(model.status(), name=alias)
+            for alias, name in self._names.items()
+            if self._is_allowed(model := self._models[name])
+        ]
         return (*own, *aliases)
+
+    def refuse_foreign(self, name: str) -> None:
+        """Raises `Forbidden` for a model that is there and that the request's key may not use."""
+        model = self._models.get(self._names.get(name, name))
+        if model is not None and not self._is_allowed(model):
+            raise Forbidden(
+                f"This API key may not use the model {name[:128]!r}. GET /v1/models lists those that it may.",
+                param="model",
+            )
+
+    async def load(self, name: str) -> None:
+        """Returns when a model is ready to be asked. Raises `ModelNotFound`, `EngineUnavailable`."""
+        async with self._model(name).used():
+            pass
 
     def unload(self, name: str) -> bool:
         """Frees what a model holds as soon as nobody uses it, where its next request loads it again; whether that is
-        so. Raises `ModelNotFound`."""
+        so. Raises `ModelNotFound`; `Forbidden` by a key that may not control the server, whose models are everybody's.
+        """
+        if not permits.current().is_admin:
+            raise Forbidden("This API key may not unload models, which others use. An admin key may.")
         return self._model(name).unload()
 
     def ready(self) -> bool:
@@ -245,6 +270,7 @@ class Service:
         """
         items: asyncio.Queue[Item | _End] = asyncio.Queue(_BUFFERED_EVENTS)
         work = asyncio.create_task(self._work(request, timeout_s, items))
+        work.add_done_callback(permits.current().hold())
         try:
             while not isinstance(item := await items.get(), _End):
                 yield item
@@ -272,9 +298,10 @@ class Service:
             assert isinstance(engine, Embeds), "an engine whose work it is has the method"
             return await engine.embed(request)
 
-        called = await self.call(
-            Call(request.request_id, request.model, "embeddings", run, request.priority), timeout_s=timeout_s
-        )
+        call = Call(request.request_id, request.model, "embeddings", run, request.priority)
+        async with permits.current().spending(_estimate(request.inputs)) as spent:
+            called = await self.call(call, timeout_s=timeout_s)
+            spent.read(called.value.prompt_tokens)
         model = called.path[-1].rpartition("@")[0]
         metrics.PROMPT_TOKENS.labels(model).inc(called.value.prompt_tokens)
         return called
@@ -343,11 +370,13 @@ class Service:
             async with (
                 model.admission.enter(priority=request.priority, choices=request.n) as ticket,
                 model.used() as info,
+                AsyncExitStack() as stack,
             ):
                 model.retries.earn()
                 with tracing.span("prepare"):
                     understood = await self._understood(request, model, info, allowed, stream)
                 resolved = understood.resolved
+                spent = await stack.enter_async_context(_spending(request, understood))
                 images = [r.image for r in resolved]
                 choices = [to_engine_request(request, images, index) for index in range(request.n)]
                 queued = time.perf_counter()
@@ -367,7 +396,7 @@ class Service:
                     decode_s=sum(r.decode_s + r.resize_s for r in resolved),
                     queue_s=queue_s,
                 )
-                run = _Run(model, ticket, allowed, stream, understood.token_count, admitted)
+                run = _Run(model, ticket, allowed, stream, understood.token_count, admitted, spent)
                 try:
                     with tracing.span("generate"):
                         async with asyncio.TaskGroup() as group:
@@ -424,6 +453,7 @@ class Service:
                             tracing.finished(event, model.name)
                             _verify_count(event, run.token_count, model.name)
                             run.ticket.answered(event.usage.completion_tokens)
+                        run.spent.see(index, event)
                         await stream.put(index, event)
                 return
             except EngineError as error:
@@ -449,11 +479,20 @@ class Service:
         raise AssertionError("it returns or raises")
 
     def _line(self, name: str) -> list[ServedModel]:
-        """The model, and those that stand in for it as they are written. Raises `ModelNotFound`."""
+        """The model, and those that stand in for it as they are written, if the request's key may use them too. Raises
+        as `_model`."""
         first = self._model(name)
-        return [first, *(self._models[fallback] for fallback in first.config.fallbacks)]
+        fallbacks = (self._models[fallback] for fallback in first.config.fallbacks)
+        return [first, *(model for model in fallbacks if self._is_allowed(model))]
+
+    def _is_allowed(self, model: ServedModel) -> bool:
+        """To the key of the request that is being answered: a model that it names may be used by all its names."""
+        named = permits.current().models
+        return not named or any(self._names.get(name, name) == model.name for name in named)
 
     def _model(self, name: str) -> ServedModel:
+        """Raises `ModelNotFound`; `Forbidden` for one that the request's key may not use."""
+        self.refuse_foreign(name)
         try:
             return self._models[self._names.get(name, name)]
         except KeyError:
@@ -488,6 +527,7 @@ class _Run:
     stream: _Stream
     token_count: TokenCount
     started: float
+    spent: Spending
     dead: set[int] = field(default_factory=set)
     """Processes of the engine that ended under it, by their ids."""
 
@@ -509,7 +549,22 @@ def _opener(config: ModelConfig, engine: Engine | None) -> Callable[[], Engine]:
     return (lambda: open_engine(config)) if engine is None else (lambda: engine)
 
 
+def _spending(request: ChatRequest, understood: Understood) -> AbstractAsyncContextManager[Spending]:
+    """By the key of the request that is being answered."""
+    return permits.current().spending(
+        understood.token_count.prompt_tokens,
+        request.sampling.max_tokens,
+        choices=request.n,
+        pictures=len(understood.resolved),
+    )
+
+
 # --- pure steps ------------------------------------------------------------------------------------------------------
+
+
+def _estimate(inputs: Sequence[str | tuple[int, ...]]) -> int:
+    """Tokens of texts that nobody has counted yet, about."""
+    return sum(len(value) if isinstance(value, tuple) else 1 + len(value) // _CHARACTERS_PER_TOKEN for value in inputs)
 
 
 def _to_served(understood: Understood) -> tuple[ServedImage, ...]:

@@ -21,6 +21,8 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sightline import metrics, tracing
+from sightline.access.gate import Gate, keys_path
+from sightline.access.permit import Permit, acting_by
 from sightline.api import (
     access,
     analyze,
@@ -44,6 +46,7 @@ from sightline.api import (
 from sightline.api.cors import Cors
 from sightline.api.dialect import Dialect
 from sightline.api.disconnect import ClientDisconnected
+from sightline.api.entrance import Entrance, to_rate_headers
 from sightline.api.shared import ALONE, Shared
 from sightline.api.traced import traced
 from sightline.api.wire import json_response
@@ -54,7 +57,7 @@ from sightline.service import Service
 
 PUBLIC = frozenset({"/health", "/ready"}) | ovms.PROBES
 """Paths that anyone may ask for: orchestrators probe them under whatever name or address they know. Every other path,
-also one that does not exist, is for those whom `Edge._admit` lets in."""
+also one that does not exist, is for those who come under a name of this server's. `Entrance` asks for keys."""
 WHILE_ENDING = PUBLIC | {"/metrics"}
 """Paths that a server which is told to stop answers to its end, and does not stay for."""
 CLIENT_CLOSED_REQUEST = 499
@@ -70,18 +73,21 @@ def create_app(
     *,
     wait: bool = False,
     more: Sequence[Dialect] = (),
+    gate: Gate | None = None,
     shared: Shared = ALONE,
 ) -> ASGIApp:
     """The application; its lifespan starts and closes the service.
 
     With `wait`, startup ends when every model is ready or has failed. Without, the server answers at once: `/health`
-    is 200 and `/ready` 503 while models load, and requests wait for theirs. `more`: routes from above this layer, behind
-    the same `Edge` as all others. `shared`: what a server of several processes has in common.
+    is 200 and `/ready` 503 while models load, and requests wait for theirs. `more`: routes from above this layer,
+    behind the same `Edge` as all others. `gate`: that of another application too; None: one of its own.
+    `shared`: what a server of several processes has in common.
     """
 
     @asynccontextmanager
     async def lifespan(_: ASGIApp) -> AsyncIterator[None]:
         end_traces = tracing.start(settings.tracing)
+        await own_gate.start()
         await service.start(wait=wait)
         try:
             await work.start(partial(inside.execute, edge))
@@ -89,8 +95,10 @@ def create_app(
         finally:
             await work.close()
             await service.close()
+            await own_gate.close()
             await asyncio.to_thread(end_traces)
 
+    own_gate = gate or Gate(settings.access, keys_path(settings))
     work = Work(settings)
     service.keep_files(work.read_picture)
     dialects = [*to_dialects(service, settings, work, shared), *more]
@@ -100,7 +108,7 @@ def create_app(
         default=_not_found,
         lifespan=lifespan,
     )
-    edge = Edge(router, dialects, settings.allowed_hosts, Cors(settings.cors), service.draining)
+    edge = Edge(router, dialects, settings.allowed_hosts, Cors(settings.cors), service.draining, Entrance(own_gate))
     return edge
 
 
@@ -156,7 +164,9 @@ class Edge:
         allowed_hosts: Iterable[str],
         cors: Cors,
         draining: Draining,
+        entrance: Entrance,
     ) -> None:
+        self._entrance = entrance
         self._app = app
         self._draining = draining
         self._cors = cors
@@ -181,7 +191,7 @@ class Edge:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
-                message["headers"] = [*message["headers"], *edge_headers]
+                message["headers"] = [*message["headers"], *edge_headers, *to_rate_headers(scope)]
                 if self._draining.begun:  # the client's next request goes on a new connection, to another server
                     message["headers"].append((b"connection", b"close"))
             else:
@@ -191,11 +201,13 @@ class Edge:
         metrics.HTTP_IN_FLIGHT.inc()
         try:
             try:
-                self._admit(scope)
-                answer = self._cors.preflight(scope) or self._app  # a preflight has no key to show
-                self._cors.refuse_foreign_form(scope)
-                with self._taken(scope):
-                    await answer(scope, access.counted(receive, record), send_with_headers)
+                self._verify_host(scope)
+                preflight = self._cors.preflight(scope)
+                permit = None if preflight else await self._entrance.admit(scope)  # a preflight has no key to show
+                with acting_by(permit):
+                    self._refuse(scope, permit)
+                    with self._taken(scope):
+                        await (preflight or self._app)(scope, access.counted(receive, record), send_with_headers)
             except ClientDisconnected:
                 record.status = CLIENT_CLOSED_REQUEST
             except Exception as error:
@@ -237,11 +249,15 @@ class Edge:
         speaking = (d.to_error_response for d in self._dialects if d.speaks(scope["path"]))
         return next(speaking, errors.to_response)(error, request_id)
 
-    def _admit(self, scope: Scope) -> None:
-        """Decides on the ASGI scope, never on a reconstructed URL, whether a request may go on to its route.
+    def _refuse(self, scope: Scope, permit: Permit | None) -> None:
+        """Raises why a request may not go on although it is known whose it is: `HTTPException`, `RateLimited`."""
+        self._cors.refuse_foreign_form(scope)
+        if permit is not None and permit.refused is not None:
+            raise permit.refused
 
-        Today that is the Host header alone, which keeps a web page from reaching a local server under a name of its own
-        (DNS rebinding). Keys and their rights are asked for here when there are any.
+    def _verify_host(self, scope: Scope) -> None:
+        """Decides on the ASGI scope, never on a reconstructed URL, whether the Host header is one of this server's:
+        what keeps a web page from reaching a local server under a name of its own (DNS rebinding).
 
         Raises `HTTPException`: 400 for a Host that is missing, doubled or malformed, 421 (misdirected request, RFC 9110
         section 15.5.20) for one that is not allowed.

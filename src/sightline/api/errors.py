@@ -144,7 +144,8 @@ def to_message(error: Exception, request_id: str, words: Mapping[str, str] | Non
 
 
 def to_headers(error: Exception) -> dict[str, str]:
-    """`retry-after` (whole seconds, 1..120) where waiting helps; `x-should-retry` where a client would otherwise repeat
+    """`retry-after` (whole seconds, 1..120) where waiting helps, exactly for a rate (`retry-after-ms`); with a 401 how to
+    show a key (`www-authenticate`: RFC 9110, section 11.6.1); `x-should-retry` where a client would otherwise repeat
     what cannot succeed; what HTTP itself asks for (`allow` with a 405, `connection: close` when a body was not read to
     its end)."""
     headers = dict((error.headers if isinstance(error, HTTPException) else None) or {})
@@ -154,6 +155,10 @@ def to_headers(error: Exception) -> dict[str, str]:
     if isinstance(error, SightlineError) and error.retryable and status in (429, 503):
         seconds = getattr(error, "retry_after_s", 1.0)
         headers["retry-after"] = str(min(MAX_RETRY_AFTER_S, max(1, math.ceil(seconds))))
+    if isinstance(error, e.RateLimited) and error.retryable:
+        headers["retry-after-ms"] = str(math.ceil(min(MAX_RETRY_AFTER_S, error.retry_after_s) * 1000))
+    if isinstance(error, e.Unauthenticated):
+        headers["www-authenticate"] = "Bearer"
     retryable = isinstance(error, SightlineError) and error.retryable
     if (status >= 500 or status in _RETRIED_BY_SDKS) and not retryable:
         headers["x-should-retry"] = "false"

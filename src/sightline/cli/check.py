@@ -23,14 +23,14 @@ def run(args: argparse.Namespace) -> int:
     lines = [problem.show(str(args.file)) for problem in problems]
     if settings is not None and not args.open_to_anyone:
         try:
-            refuse_open_bind(settings.host)
+            refuse_open_bind(settings)
         except InvalidRequest as error:
             lines.append(f"{args.file}: host: {error.message}")
     if settings is None or lines:
         print("\n".join(lines), file=sys.stderr)
         return 1
     header = ("MODEL", "ENGINE", "SOURCE", "LOADED", "ALSO KNOWN AS", "FALLBACKS")
-    print(_to_table([header, *(_to_row(model) for model in settings.models)]))
+    print(to_table([header, *(_to_row(model) for model in settings.models)]))
     print(f"on http://{settings.host}:{settings.port}/v1")
     return 0
 
@@ -48,7 +48,8 @@ def _to_row(model: ModelConfig) -> tuple[str, ...]:
     )
 
 
-def _to_table(rows: Sequence[tuple[str, ...]]) -> str:
+def to_table(rows: Sequence[tuple[str, ...]]) -> str:
+    """The first row is the header."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)

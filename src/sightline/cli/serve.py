@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from sightline import logs, tracing
+from sightline.access.gate import Gate, keys_path
 from sightline.api.app import create_app
 from sightline.cli.models import (
     add_model_arguments,
@@ -119,6 +120,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="where batches and analyses wait: redis://HOST:PORT/DB, shared with other servers and `sightline worker` "
         "(default: in the data directory)",
     )
+    parser.add_argument(
+        "--keys",
+        default=environment("KEYS"),
+        metavar="FILE",
+        help="where `sightline keys` keeps the API keys (default: keys.db in the data directory)",
+    )
     parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"])
     parser.add_argument(
         "--log-format",
@@ -148,8 +155,7 @@ def run(args: argparse.Namespace) -> int:
     models = ", ".join(model.name for model in settings.models)
     scheme = "http" if certificate is None else "https"
     print(f"Sightline serves {models} on {scheme}://{shown}:{port}/v1", flush=True)
-    if settings.port or settings.jobs:  # one on any free port would not find again what it had kept
-        settings = msgspec.structs.replace(settings, data_dir=str(data_dir_of(settings)))
+    settings = with_data_dir(settings)
     if settings.workers > 1:
         return _run_workers(args, settings, [listener])
     service = Service(settings)
@@ -181,8 +187,6 @@ def to_settings(args: argparse.Namespace) -> Settings:
     """Raises `InvalidRequest` for a file with problems, and for a bind that would leave the server open to others."""
     base = _to_base(args)
     host = args.host or base.host
-    if not args.open_to_anyone:
-        refuse_open_bind(host)
     named = bool(args.allowed_host) or base.allowed_hosts != Settings().allowed_hosts
     networks = (*base.fetch.allow_networks, *args.fetch_network)
     fetch = (
@@ -193,7 +197,7 @@ def to_settings(args: argparse.Namespace) -> Settings:
     images = base.images
     if args.image_cache_mib is not None:
         images = msgspec.structs.replace(images, cache_bytes=max(0, args.image_cache_mib) * MIB)
-    return msgspec.structs.replace(
+    settings = msgspec.structs.replace(
         base,
         host=host,
         port=base.port if args.port is None else args.port,
@@ -208,7 +212,19 @@ def to_settings(args: argparse.Namespace) -> Settings:
         log_format=args.log_format or base.log_format,
         data_dir=args.data_dir or base.data_dir,
         jobs=args.jobs or base.jobs,
+        access=base.access if args.keys is None else msgspec.structs.replace(base.access, file=args.keys),
     )
+    if not args.open_to_anyone:
+        refuse_open_bind(settings)
+    return settings
+
+
+def with_data_dir(settings: Settings) -> Settings:
+    """With that below the user's state directory where none is named. One on any free port would not find again what
+    it had kept, and has none."""
+    if not settings.port and not settings.jobs:
+        return settings
+    return msgspec.structs.replace(settings, data_dir=str(data_dir_of(settings)))
 
 
 def _to_base(args: argparse.Namespace) -> Settings:
@@ -242,14 +258,15 @@ def _to_picture_size(args: argparse.Namespace, base: PictureSize) -> PictureSize
     return msgspec.structs.replace(base, **{name: value for name, value in given.items() if value is not None})
 
 
-def refuse_open_bind(host: str) -> None:
-    """Raises `InvalidRequest` for an address that other machines reach."""
-    if not _is_loopback(host):
-        raise InvalidRequest(
-            f"Listening on {host} would let other machines use the server, and no key protects it. "
-            "Listen on 127.0.0.1, or say --open-to-anyone if that is what you want.",
-            param="host",
-        )
+def refuse_open_bind(settings: Settings) -> None:
+    """Raises `InvalidRequest` for an address that other machines reach where no key protects it."""
+    if _is_loopback(settings.host) or not Gate(settings.access, keys_path(with_data_dir(settings))).is_open:
+        return
+    raise InvalidRequest(
+        f"Listening on {settings.host} would let other machines use the server, and no key protects it. Make one: "
+        "sightline keys create NAME. Or listen on 127.0.0.1, or say --open-to-anyone if that is what you want.",
+        param="host",
+    )
 
 
 def _to_fetch_policy(choice: str, networks: Sequence[str]) -> FetchPolicy:
