@@ -443,6 +443,26 @@ async def test_cancelled_while_decoding_the_next_gets_its_own_pixels() -> None:
             assert np.array_equal((await decoders.decode(FILE, AS_IT_IS))[1], PIXELS)
 
 
+async def test_a_picture_that_nobody_waits_for_does_not_keep_a_decoder(caplog: pytest.LogCaptureFixture) -> None:
+    async with pool() as decoders:
+        decoding = asyncio.create_task(decoders.decode(SLOW, SMALL))
+        await until(lambda: any(map(is_decoding, decoders.pids)))
+        (pid,) = decoders.pids
+        decoding.cancel()
+        await until(lambda: not is_alive(pid), within_s=1)
+        assert np.array_equal((await decoders.decode(FILE, AS_IT_IS))[1], PIXELS)
+        assert decoders.pids != (pid,)
+        quick = asyncio.create_task(decoders.decode(FILE, AS_IT_IS))
+        await asyncio.sleep(0)
+        quick.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await quick
+        pids = decoders.pids
+        await asyncio.sleep(2 * module._FINISHES_S)
+        assert decoders.pids == pids, "one that is quick is left to finish"
+    assert caplog.records == []
+
+
 async def test_the_event_loop_never_waits_for_a_decoder() -> None:
     late: list[float] = []
 

@@ -60,6 +60,9 @@ _END_S = 1.0
 """Wall seconds the kernel may take to end a process that has closed its socket."""
 _JPEG_OVERHEAD = 4096
 """Bytes of a JPEG beside its pixels, at most: tables and headers."""
+_FINISHES_S = 0.1
+"""For how long a picture that nobody waits for any more is decoded all the same: most are done by then, and another
+process would take longer to start."""
 _KEPT_VARIABLES = ("PATH", "PYTHONHOME", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG")
 """What a decoder needs of our environment. The rest (keys among it) is none of its business."""
 
@@ -94,8 +97,8 @@ class DecoderPool:
 
         Raises what `codec.decode` raises; `ImageTooLarge` where a limit of the process ended it; `ImageUnreadable`
         where it died twice under this file; `EngineUnavailable` where the pool is closed. Cancelled in line, it leaves
-        the line; cancelled while it is decoded, the process finishes this picture for nobody (its limits bound that)
-        and only then takes the next.
+        the line; cancelled while it is decoded, the process is given a moment to finish and then ended, and another
+        takes its place.
         """
         return await self._run(file, lambda process: process.decode(file, budget))
 
@@ -116,7 +119,8 @@ class DecoderPool:
             raise _shutting_down()
         slot = self._idle.pop()
         metrics.DECODERS_BUSY.inc()
-        working = asyncio.get_running_loop().run_in_executor(self._threads, self._work, slot, work, len(file))
+        loop, unwanted = asyncio.get_running_loop(), threading.Event()
+        working = loop.run_in_executor(self._threads, self._work, slot, work, len(file), unwanted)
 
         def free(done: asyncio.Future[T]) -> None:
             metrics.DECODERS_BUSY.dec()
@@ -125,8 +129,19 @@ class DecoderPool:
             if not done.cancelled():
                 done.exception()  # seen, even where nobody waits for it any more
 
+        def give_up() -> None:
+            if not working.done():
+                unwanted.set()
+                with self._lock:
+                    if (process := self._processes.get(slot)) is not None:
+                        process.kill()
+
         working.add_done_callback(free)
-        return await asyncio.shield(working)
+        try:
+            return await asyncio.shield(working)
+        except asyncio.CancelledError:
+            loop.call_later(_FINISHES_S, give_up)
+            raise
 
     async def close(self) -> None:
         """Ends every process. What is being decoded raises `EngineUnavailable`. Idempotent."""
@@ -142,7 +157,7 @@ class DecoderPool:
 
     # --- in a slot's thread --------------------------------------------------------------------------------------
 
-    def _work(self, slot: int, work: Callable[[_Process], T], file_bytes: int) -> T:
+    def _work(self, slot: int, work: Callable[[_Process], T], file_bytes: int, unwanted: threading.Event) -> T:
         for is_last in (False, True):
             process = self._processes.get(slot) or self._restart(slot)
             try:
@@ -155,6 +170,9 @@ class DecoderPool:
             except _Died:
                 if self._is_closed:  # it was we who ended it
                     raise _shutting_down() from None
+                if unwanted.is_set():
+                    self._restart(slot)
+                    raise EngineUnavailable("Nobody waits for the picture any more.") from None
                 log.warning("decoder process %d died under a picture of %d bytes", process.pid, file_bytes)
                 self._restart(slot)
             except _OverLimit:
