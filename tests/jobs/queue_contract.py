@@ -9,7 +9,20 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from sightline.errors import IdempotencyConflict, ObjectNotFound
-from sightline.jobs import KEPT_S, KEY_KEPT_S, MAX_ATTEMPTS, Batch, Clock, Item, Lease, LineError, Result, Store, Usage
+from sightline.jobs import (
+    KEPT_S,
+    KEY_KEPT_S,
+    MAX_ATTEMPTS,
+    Backlog,
+    Batch,
+    Clock,
+    Item,
+    Lease,
+    LineError,
+    Result,
+    Store,
+    Usage,
+)
 
 DONE = Result(200, "req_1", b'{"ok":1}', usage=Usage(3, 1, 2, 1))
 BAD = Result(400, "req_2", b'{"error":1}')
@@ -282,6 +295,23 @@ class StoreContract:
         made = await begun(store, batch(tenant="a/b:c%", key_id="key_1"), 1)
         (lease,) = await store.lease("w", 1, 30)
         assert (lease.key_id, lease.tenant, made.key_id) == ("key_1", "a/b:c%", "key_1")
+
+    async def test_what_is_left_to_do_is_told_of_all_tenants(self, store: Store, clock: Moved) -> None:
+        assert await store.backlog() == Backlog()
+        await begun(store, batch("a", created_at=int(clock.wall()) - 100), 5)
+        await begun(store, batch("b", tenant="u", created_at=int(clock.wall()) - 40), 2)
+        await store.create(batch("c"))
+        leases = await store.lease("w", 3, 30)
+        left = await store.backlog()
+        assert (left.batches, left.waiting, left.under_way) == (3, 4, 3)
+        assert 100 <= left.oldest_s < 102, left.oldest_s
+        for lease in leases:
+            await store.complete(lease, DONE)
+        for name in "ac":
+            await store.cancel("t", "batch", f"batch_{name}")
+        left = await store.backlog()
+        assert left.under_way == 0
+        assert left.waiting <= 2
 
     async def test_lists_newest_first(self, store: Store, clock: Moved) -> None:
         for name in "abc":

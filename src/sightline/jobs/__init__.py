@@ -181,6 +181,20 @@ class Clock:
             return ""
 
 
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What a queue holds, of all tenants together."""
+
+    batches: int = 0
+    """And analyses, that have not ended."""
+    waiting: int = 0
+    """Items of them that are neither done nor leased."""
+    under_way: int = 0
+    """Items that are leased."""
+    oldest_s: float = 0.0
+    """How long ago the oldest of `batches` was made; 0 where there is none."""
+
+
 class Store(Protocol):
     """The durable queue. Every change is on the disk (or wherever it is safe) when its call returns.
 
@@ -268,6 +282,10 @@ class Store(Protocol):
         """What time does: leases that ran out end (the items are leased again, or after `MAX_ATTEMPTS` complete),
         batches past `expires_at` expire as if cancelled but with their status as it is, keys are forgotten, and so are
         batches that ended long ago (their files end by themselves). To be called every second or so by every worker."""
+        ...
+
+    async def backlog(self) -> Backlog:
+        """For those who look after the server."""
         ...
 
     # --- stages: the steps of a batch as a whole ----------------------------------------------------------------------

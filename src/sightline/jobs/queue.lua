@@ -457,6 +457,20 @@ function step.sweep(args)
   end
 end
 
+-- to batches and analyses that have not ended, items of them that are not done, items that are leased, the oldest's age
+function step.backlog()
+  local batches, unfinished, oldest = 0, 0, now
+  for _, key in ipairs({'stages', 'expiring'}) do
+    for _, ref in ipairs(redis.call('ZRANGE', P .. key, 0, -1)) do
+      local made = get(ref, 'total', 'completed', 'failed', 'made')
+      batches = batches + 1
+      unfinished = unfinished + tonumber(made[1] or 0) - tonumber(made[2] or 0) - tonumber(made[3] or 0)
+      oldest = math.min(oldest, made[4] and cjson.decode(made[4]).created_at or now)
+    end
+  end
+  return {batches, unfinished, redis.call('ZCARD', P .. 'leases'), text(now - oldest)}
+end
+
 -- worker, its part, seconds
 function step.due(args)
   local me = args[1] .. '/' .. args[2]

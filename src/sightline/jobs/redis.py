@@ -22,6 +22,7 @@ from sightline.jobs import (
     KEY_KEPT_S,
     MAX_ATTEMPTS,
     NEVER_RUN,
+    Backlog,
     Batch,
     Clock,
     Counts,
@@ -210,6 +211,10 @@ class RedisStore:
             if name.partition(":")[0] == here and not self._presence.is_alive(name.partition(":")[2])
         ]
         await self._run("sweep", self._name, MAX_ATTEMPTS, _encode(exhausted(Result())), *dead, soon=False)
+
+    async def backlog(self) -> Backlog:
+        batches, unfinished, under_way, oldest_s = await self._run("backlog", soon=False)
+        return Backlog(batches, max(0, unfinished - under_way), under_way, max(0.0, float(oldest_s)))
 
     # --- stages -----------------------------------------------------------------------------------------------------
 

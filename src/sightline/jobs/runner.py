@@ -20,8 +20,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from sightline import metrics
 from sightline.errors import CapacityError
-from sightline.jobs import Lease, Result, Store
+from sightline.jobs import Backlog, Lease, Result, Store
 from sightline.jobs.files import Files
 from sightline.jobs.lines import to_message, to_usage
 from sightline.jobs.stages import Stages
@@ -211,6 +212,7 @@ class Runner:
             with _excused("sweep"):
                 await self._store.sweep()
                 await self._files.sweep()
+                _tell(await self._store.backlog())
             await asyncio.sleep(self._poll_s)
 
     async def _sweep_orphans(self) -> None:
@@ -224,6 +226,13 @@ class Runner:
 class _Run:
     lease: Lease
     task: asyncio.Task[None]
+
+
+def _tell(backlog: Backlog) -> None:
+    metrics.JOBS_UNFINISHED.set(backlog.batches)
+    metrics.JOBS_WAITING.set(backlog.waiting)
+    metrics.JOBS_RUNNING.set(backlog.under_way)
+    metrics.JOBS_OLDEST_SECONDS.set(backlog.oldest_s)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from sightline.jobs import (
     KEY_KEPT_S,
     MAX_ATTEMPTS,
     TERMINAL,
+    Backlog,
     Batch,
     Clock,
     Item,
@@ -248,6 +249,19 @@ class SqliteStore:
 
         if await self._database.read(lambda db: bool(lost(db) or overdue(db) or stale(db))):
             await self._database.write(work)
+
+    async def backlog(self) -> Backlog:
+        now = self._clock.wall()
+
+        def work(db: sqlite3.Connection) -> Backlog:
+            batches, unfinished, oldest = db.execute(
+                "SELECT COUNT(*), SUM(total - completed - failed), MIN(created_at) FROM batches WHERE ended = 0"
+            ).fetchone()
+            (under_way,) = db.execute("SELECT COUNT(*) FROM items WHERE state = 'leased'").fetchone()
+            oldest_s = 0.0 if oldest is None else max(0.0, now - oldest)
+            return Backlog(batches, max(0, (unfinished or 0) - under_way), under_way, oldest_s)
+
+        return await self._database.read(work)
 
     # --- stages -----------------------------------------------------------------------------------------------------
 

@@ -112,7 +112,7 @@ class Worker:
                     task.cancel()
             case frames.Ping(number):
                 engine = self._engine
-                measures = dict(engine.measures) if isinstance(engine, Measures) else {}
+                measures: dict[str, float] = dict(engine.measures) if isinstance(engine, Measures) else {}
                 self._send(frames.Pong(number, measures))
             case frames.Start(config, target):
                 self._begin(0, self._start(config, target))
