@@ -16,15 +16,17 @@ import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.types import ASGIApp
 
+from sightline import metrics
 from sightline.engines.worker.pictures import receive as receive_pixels
 from sightline.errors import EngineUnavailable, SightlineError
 from sightline.frontends import forward, frames
+from sightline.frontends.calls import offered
 from sightline.frontends.link import Link
-from sightline.frontends.totals import Totals
+from sightline.frontends.totals import Totals, to_families
 from sightline.images.budget import VisionBudget
 from sightline.images.intake import Elsewhere, ResolvedImage
 from sightline.images.plan import Room
@@ -35,6 +37,15 @@ from sightline.types import Image
 log = logging.getLogger(__name__)
 
 Calls = Mapping[str, Callable[[bytes], Awaitable[bytes]]]
+Objects = Mapping[str, tuple[type, object]]
+"""As `calls.offered`."""
+
+
+class Counts(Protocol):
+    async def all(self) -> tuple[frames.Family, ...]:
+        """Of all processes of the server together, as of now."""
+        ...
+
 
 _STATUS_EVERY_S = 0.05
 """How old a front end's word on models may be."""
@@ -45,12 +56,12 @@ _COUNT_WITHIN_S = 1.0
 class Core:
     """Life: made -> `start` -> front ends `join` and leave -> `close`. The service is started and closed by others."""
 
-    def __init__(self, service: Service, app: ASGIApp, calls: Calls) -> None:
-        """`app`: answers what front ends forward; `calls`: what else they may ask for."""
-        self.totals = Totals()
+    def __init__(self, service: Service, app: ASGIApp, objects: Callable[[], Objects]) -> None:
+        """`app`: answers what front ends forward; `objects`: what else one of them may call."""
+        self._totals = Totals()
         self._service = service
         self._app = app
-        self._calls = calls
+        self._objects = objects
         self._front_ends: set[_FrontEnd] = set()
         self._status = frames.Status((), False)
         self._telling: asyncio.Task[None] | None = None
@@ -67,24 +78,26 @@ class Core:
 
     def join(self, link: Link[frames.ToCore]) -> None:
         """From now on its frames are answered, until it is lost: then all its work is cancelled."""
-        front_end = _FrontEnd(self._service, self._app, self._calls, self.totals, link)
+        calls = offered({"counts": (Counts, self), **self._objects()})
+        front_end = _FrontEnd(self._service, self._app, calls, self._totals, link)
 
         def lost() -> None:
             self._front_ends.discard(front_end)
             front_end.close()
-            self.totals.retire(front_end)
+            self._totals.retire(front_end)
 
         link.open(front_end.receive, lost)
         link.send(self._now())
         self._front_ends.add(front_end)
 
-    async def count(self) -> None:
-        """Asks every front end for its counts."""
+    async def all(self) -> tuple[frames.Family, ...]:
+        """As `Counts`."""
         if self._front_ends:
             asking = [asyncio.create_task(front_end.count()) for front_end in self._front_ends]
             await asyncio.wait(asking, timeout=_COUNT_WITHIN_S)
             for task in asking:
                 task.cancel()
+        return self._totals.all(to_families(metrics.REGISTRY))
 
     def _now(self) -> frames.Status:
         return frames.Status(self._service.models(), self._service.ready())

@@ -14,6 +14,8 @@ from typing import Any
 from starlette.types import ASGIApp
 
 from sightline.api.app import create_app
+from sightline.api.responses_store import MemoryStore, ResponseStore
+from sightline.api.shared import Shared
 from sightline.frontends import frames
 from sightline.frontends.core import Core
 from sightline.frontends.link import Link
@@ -32,8 +34,9 @@ def run(start: frames.Start, control: socket.socket) -> None:
 async def _serve(start: frames.Start, control: socket.socket) -> None:
     settings = core_share(start.settings)
     service = Service(settings)
-    app = create_app(service, settings)
-    core = Core(service, app, {})
+    stored = MemoryStore(settings.responses)
+    app = create_app(service, settings, shared=Shared(responses=stored))
+    core = Core(service, app, lambda: {"responses": (ResponseStore, stored)})
     ended = asyncio.Event()
 
     def receive(frame: frames.FromParent, fd: int | None) -> None:

@@ -9,14 +9,23 @@ import socket
 from collections.abc import Sequence
 from typing import Final, cast
 
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sightline import metrics
 from sightline.api.app import create_app
+from sightline.api.responses_store import ResponseStore
+from sightline.api.shared import Shared
 from sightline.config import Settings
 from sightline.frontends import frames
+from sightline.frontends.calls import Far
+from sightline.frontends.core import Counts
+from sightline.frontends.forward import Forwarded
 from sightline.frontends.link import Link
 from sightline.frontends.service import FrontService
 from sightline.frontends.shares import front_end_share
+from sightline.frontends.totals import Told
 from sightline.server import Endpoint, Server
 from sightline.server.tls import Certificate
 from sightline.service import Service
@@ -42,7 +51,8 @@ class FrontEnd:
         self._settings = settings
         self._retiring = False
         self._is_lost = False
-        app = create_app(cast(Service, self.service), settings)  # it has the same methods, which a test sees to
+        # It has the same methods, which a test sees to.
+        app = create_app(cast(Service, self.service), settings, shared=self._to_shared())
         certificate = None if settings.tls is None else Certificate(settings.tls)
         self._server = Server(
             [Endpoint(self._around(app), listeners, certificate)],
@@ -53,6 +63,19 @@ class FrontEnd:
 
     def run(self) -> None:
         self._server.run()
+
+    def _to_shared(self) -> Shared:
+        service = self.service
+        stored = cast(ResponseStore, Far(ResponseStore, "responses", service.call))
+        counts = cast(Counts, Far(Counts, "counts", service.call))
+
+        def forward(request: Request, body: bytes) -> Response:
+            return Forwarded(service.forward, request, body)
+
+        async def render_metrics() -> tuple[bytes, str]:
+            return metrics.render(Told(await counts.all()))
+
+        return Shared(stored, forward, render_metrics)
 
     # --- its end -------------------------------------------------------------------------------------------------
 

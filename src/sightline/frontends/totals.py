@@ -46,10 +46,20 @@ class Totals:
         families = [family for family in self._last.pop(process, ()) if family.kind not in _GAUGES]
         self._gone = _added([self._gone.values(), families])
 
-    def collect(self, own: Iterable[Family]) -> Iterator[Metric]:
+    def all(self, own: Iterable[Family]) -> tuple[Family, ...]:
         """`own`: the core's. Gauges are sums over the processes that live, but for those that say what a process is:
         of these the largest."""
-        for family in _added([own, self._gone.values(), *self._last.values()]).values():
+        return tuple(_added([own, self._gone.values(), *self._last.values()]).values())
+
+
+class Told:
+    """Counts that came from elsewhere, as `prometheus_client` writes them."""
+
+    def __init__(self, families: Iterable[Family]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        for family in self._families:
             metric = Metric(family.name, family.meaning, family.kind)
             for sample in family.samples:
                 metric.add_sample(sample.name, dict(sample.labels), sample.value)
@@ -77,4 +87,5 @@ def _added(processes: Iterable[Iterable[Family]]) -> dict[str, Family]:
 
 
 def _is_said_once(name: str) -> bool:
-    return name.endswith(("_info", "_max_fds", "_start_time_seconds"))
+    """Of the server as a whole, or of what every process sees alike: a queue in a database."""
+    return name.startswith("sightline_jobs_") or name.endswith(("_info", "_max_fds", "_start_time_seconds"))
