@@ -147,6 +147,12 @@ TRIES = _counter("tries", "Times a model was turned to, by what came of it, as f
 RETRIES = _counter("retries", "Tries that were made once more on the same engine.", "model")
 FALLBACKS = _counter("fallbacks", "Requests that went on to another model, by the one that was left.", "model")
 BREAKER = _gauge("breaker_open", "Whether the engine is left alone: 0 no, 0.5 for all but a probe, 1 yes.", "model")
+JOBS_UNFINISHED = _gauge(
+    "jobs_unfinished", "Batches and analyses in the queue that have not ended, whichever server does them."
+)
+JOBS_WAITING = _gauge("jobs_requests_waiting", "Lines of batches, and analyses, that are neither done nor under way.")
+JOBS_RUNNING = _gauge("jobs_requests_running", "Lines of batches, and analyses, that a server or worker has in hand.")
+JOBS_OLDEST_SECONDS = _gauge("jobs_oldest_seconds", "Age of the oldest batch or analysis that has not ended; 0: none.")
 # Under the names that dashboards of other services know, and without labels: of the simple service (/analyze) alone.
 VLM_REQUESTS = Counter("vlm_requests", "Requests to the simple service, however they ended.", registry=REGISTRY)
 VLM_REQUEST_LATENCY_SECONDS = Histogram(
