@@ -161,6 +161,7 @@ VLM_REQUEST_LATENCY_SECONDS = Histogram(
 VLM_IMAGE_SIZE_BYTES = Histogram(
     "vlm_image_size_bytes", "Size of the picture files sent to the simple service.", buckets=_BYTES, registry=REGISTRY
 )
+BODIES_BYTES = _gauge("bodies_bytes", "Of requests' bodies that are held in memory.")
 EVENT_LOOP_TASKS = _gauge("event_loop_tasks", "Tasks that have begun and not ended; steady under a steady load.")
 EVENT_LOOP_LAG_SECONDS = _histogram("event_loop_lag_seconds", "How late the event loop woke from a short sleep.", _STEP)
 

@@ -43,6 +43,7 @@ from sightline.api import (
     responses,
     transcriptions,
 )
+from sightline.api.bodies import Bodies
 from sightline.api.cors import Cors
 from sightline.api.dialect import Dialect
 from sightline.api.disconnect import ClientDisconnected
@@ -108,7 +109,15 @@ def create_app(
         default=_not_found,
         lifespan=lifespan,
     )
-    edge = Edge(router, dialects, settings.allowed_hosts, Cors(settings.cors), service.draining, Entrance(own_gate))
+    edge = Edge(
+        router,
+        dialects,
+        settings.allowed_hosts,
+        Cors(settings.cors),
+        service.draining,
+        Entrance(own_gate),
+        Bodies(settings.http.max_held_bytes),
+    )
     return edge
 
 
@@ -165,7 +174,9 @@ class Edge:
         cors: Cors,
         draining: Draining,
         entrance: Entrance,
+        bodies: Bodies,
     ) -> None:
+        self._bodies = bodies
         self._entrance = entrance
         self._app = app
         self._draining = draining
@@ -206,7 +217,7 @@ class Edge:
                 permit = None if preflight else await self._entrance.admit(scope)  # a preflight has no key to show
                 with acting_by(permit):
                     self._refuse(scope, permit)
-                    with self._taken(scope):
+                    with self._taken(scope), self._bodies.around(scope):
                         await (preflight or self._app)(scope, access.counted(receive, record), send_with_headers)
             except ClientDisconnected:
                 record.status = CLIENT_CLOSED_REQUEST

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from python_multipart.multipart import parse_options_header
@@ -24,6 +25,7 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
+from sightline.api.bodies import hold
 from sightline.api.fields import Rule, described, invalid, missing, to_schema, wrong_type
 from sightline.api.wire import body_chunks
 from sightline.config import HttpLimits
@@ -48,9 +50,11 @@ class Upload:
     size: int
     """In bytes."""
     _file: UploadFile
+    _hold: Callable[[int], None]
 
     async def read(self) -> bytes:
-        """All of it, off the event loop where it lies on disk."""
+        """All of it, off the event loop where it lies on disk. Raises `Overloaded` where there is no room for it."""
+        self._hold(self.size)
         await self._file.seek(0)
         return await self._file.read()
 
@@ -97,7 +101,7 @@ async def reading_form(request: Request, limits: HttpLimits, *, max_files: int =
     try:
         if not body.is_complete:
             raise InvalidRequest("The form in the body ends before its closing boundary. Send it again, whole.")
-        yield _to_form(data)
+        yield _to_form(data, partial(hold, request.scope))
     finally:
         await data.close()
 
@@ -132,7 +136,7 @@ class _Watched:
         self.is_complete = self._closing in self._tail
 
 
-def _to_form(data: FormData) -> Form:
+def _to_form(data: FormData, hold: Callable[[int], None]) -> Form:
     fields: dict[str, Any] = {}
     files: dict[str, Upload] = {}
     for given, value in data.multi_items():
@@ -141,7 +145,7 @@ def _to_form(data: FormData) -> Form:
             raise InvalidRequest("A part of the form has no name.")
         if isinstance(value, UploadFile):
             _refuse_second(name, name in files or name in fields)
-            files[name] = Upload(value.filename or "", value.content_type or "", value.size or 0, value)
+            files[name] = Upload(value.filename or "", value.content_type or "", value.size or 0, value, hold)
         elif is_array:
             _refuse_second(name, name in files or not isinstance(fields.get(name, []), list))
             fields.setdefault(name, []).append(value)

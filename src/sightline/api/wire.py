@@ -22,6 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from sightline.api.bodies import hold
 from sightline.api.disconnect import ClientDisconnected
 from sightline.config import MIB, HttpLimits
 from sightline.errors import BodyTooLarge, InvalidRequest
@@ -252,7 +253,13 @@ def _outside_strings(body: Body, mark: bytes) -> int:
 
 async def _read_body(request: Request, limits: HttpLimits) -> Body:
     body = bytearray()  # grows with what arrives: joining the chunks of a photograph would take the loop milliseconds
+    declared = request.headers.get("content-length", "")
+    told = declared.isdecimal() and int(declared) <= limits.max_body_bytes
+    if told:
+        hold(request.scope, int(declared))
     async for chunk in body_chunks(request, limits):
+        if not told:
+            hold(request.scope, len(chunk))
         body += chunk
     return body
 

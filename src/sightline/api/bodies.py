@@ -1,0 +1,63 @@
+"""How much of what clients send is held in memory at once, all requests together.
+
+A line of requests is bounded in their number, which says little where one may have a hundred pictures. So their bodies
+are counted from when they arrive until the request has ended, and one that there is no room for is refused before it is
+read. What goes to disk (uploads) is not counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from starlette.types import Scope
+
+from sightline import metrics
+from sightline.errors import Overloaded
+
+_KEY: Final = "sightline.bodies"
+
+
+class Bodies:
+    """Those of one server."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        metrics.BODIES_BYTES.set_function(lambda: self._bytes)
+
+    @contextmanager
+    def around(self, scope: Scope) -> Iterator[None]:
+        """A request: what `hold` counts for it is let go of at the end."""
+        share = scope[_KEY] = _Share(self)
+        try:
+            yield
+        finally:
+            self._bytes -= share.num_bytes
+
+    def take(self, num_bytes: int) -> None:
+        """Raises `Overloaded`. One that is alone has room whatever its size."""
+        if self._bytes and self._bytes + num_bytes > self._max_bytes:
+            raise Overloaded(
+                "The server holds as many bytes of requests as it has room for. Try again after the time in "
+                "Retry-After, or send smaller pictures."
+            )
+        self._bytes += num_bytes
+
+
+class _Share:
+    """Of one request."""
+
+    def __init__(self, bodies: Bodies) -> None:
+        self.bodies = bodies
+        self.num_bytes = 0
+
+
+def hold(scope: Scope, num_bytes: int) -> None:
+    """Counts bytes that the request of this scope keeps in memory until it ends. Raises `Overloaded` where there is no
+    room for them."""
+    share: _Share | None = scope.get(_KEY)
+    if share is not None:
+        share.bodies.take(num_bytes)
+        share.num_bytes += num_bytes
