@@ -52,6 +52,7 @@ class AsyncClient:
         the server. `max_retries`: of a call that was not answered, or told to come again. `transport`: in place of
         connections, for a server in this very process."""
         self._calls = Calls(base_url, api_key, timeout_s)
+        self.base_url = self._calls.base_url
         self._model = model
         self._max_retries = max_retries
         self._pool = transport or http.AsyncConnectionPool(**POOL)
