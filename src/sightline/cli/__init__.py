@@ -17,6 +17,7 @@ COMMANDS = {
     "check": "Check a configuration file, and show what it would serve.",
     "keys": "Make, show and revoke the API keys of a server.",
     "import": "Write a configuration file from LiteLLM's.",
+    "ui": "Open a page to chat with the models in a browser.",
     "ask": "Ask a question about pictures, here in the terminal.",
     "batch": "Ask one question about many pictures, into a file.",
     "drift": "Compare the answers of two engines, and say why they differ.",

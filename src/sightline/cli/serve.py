@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
+from starlette.types import ASGIApp
 
 from sightline import logs, tracing
 from sightline.access.gate import Gate, keys_path
@@ -35,9 +36,10 @@ from sightline.config import (
 from sightline.configfile import load
 from sightline.errors import InvalidRequest
 from sightline.frontends import Supervisor
-from sightline.server import Endpoint, serve
+from sightline.server import Drain, Endpoint, serve
 from sightline.server.tls import Certificate
 from sightline.service import Service
+from sightline.ui.mount import to_server_page
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -126,6 +128,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="where `sightline keys` keeps the API keys (default: keys.db in the data directory)",
     )
+    parser.add_argument("--ui", action="store_true", help="a page at /ui to chat with the models in a browser")
     parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"])
     parser.add_argument(
         "--log-format",
@@ -155,13 +158,34 @@ def run(args: argparse.Namespace) -> int:
     models = ", ".join(model.name for model in settings.models)
     scheme = "http" if certificate is None else "https"
     print(f"Sightline serves {models} on {scheme}://{shown}:{port}/v1", flush=True)
+    if settings.ui:
+        print(f"A page to chat with them: {scheme}://{shown}:{port}/ui", flush=True)
     settings = with_data_dir(settings)
     if settings.workers > 1:
+        if settings.ui:  # what it knows of a reader's conversation is in one process
+            raise InvalidRequest(
+                f"The page at /ui is for a server of one process, and this one has {settings.workers}. Start it beside "
+                "the server: sightline ui --url URL.",
+                param="ui",
+            )
         return _run_workers(args, settings, [listener])
     service = Service(settings)
-    app = create_app(service, settings)
-    serve([Endpoint(app, [listener], certificate)], limits=settings.http, drain=service.drain, drain_s=settings.drain_s)
+    app, drain = _to_app(service, settings)
+    serve([Endpoint(app, [listener], certificate)], limits=settings.http, drain=drain, drain_s=settings.drain_s)
     return 0
+
+
+def _to_app(service: Service, settings: Settings) -> tuple[ASGIApp, Drain]:
+    """The application, and what is done when it is told to stop."""
+    if not settings.ui:
+        return create_app(service, settings), service.drain
+    page = to_server_page(service, settings)
+
+    async def drain() -> None:
+        page.end()
+        await service.drain()
+
+    return page.app, drain
 
 
 def _run_workers(args: argparse.Namespace, settings: Settings, listeners: Sequence[socket.socket]) -> int:
@@ -208,6 +232,7 @@ def to_settings(args: argparse.Namespace) -> Settings:
         fetch=fetch,
         tls=_to_tls(args, base.tls),
         cors=CorsPolicy(origins=(*base.cors.origins, *args.cors_origin)),
+        ui=args.ui or base.ui,
         log_level=args.log_level or base.log_level,
         log_format=args.log_format or base.log_format,
         data_dir=args.data_dir or base.data_dir,
