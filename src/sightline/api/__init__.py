@@ -6,7 +6,7 @@ exchange.py     around a dialect: read, count what is refused, generate, collect
 collected.py    a stream of the service as one value
 wire.py         a body read under a cap and parsed strictly; values encoded
 bodies.py       how much of what clients send is held at once
-    forms.py        a form with files, read under the same cap
+forms.py        a form with files, read under the same cap
 fields.py       a request's schema, and how a field is checked
 chat.py         OpenAI's chat completions: body to request, and the routes
   chat_schema.py    the fields and objects on the wire
