@@ -486,9 +486,8 @@ class Service:
         return [first, *(model for model in fallbacks if self._is_allowed(model))]
 
     def _is_allowed(self, model: ServedModel) -> bool:
-        """To the key of the request that is being answered: a model that it names may be used by all its names."""
-        named = permits.current().models
-        return not named or any(self._names.get(name, name) == model.name for name in named)
+        """To the key of the request that is being answered."""
+        return permits.current().allows(model.name, self._names)
 
     def _model(self, name: str) -> ServedModel:
         """Raises `ModelNotFound`; `Forbidden` for one that the request's key may not use."""

@@ -86,6 +86,9 @@ class ScriptedService:
     def models(self) -> tuple[ModelStatus, ...]:
         return self.statuses
 
+    def refuse_foreign(self, name: str) -> None:
+        pass
+
     def unload(self, name: str) -> bool:
         return False
 

@@ -7,7 +7,7 @@ Outside of requests, and where there are no keys, it is `ANYONE`, which may do e
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from typing import Final
@@ -73,10 +73,11 @@ class Permit:
     def key_id(self) -> str:
         return self.key.id
 
-    @property
-    def models(self) -> tuple[str, ...]:
-        """Those that may be used; none: all."""
-        return self.key.models
+    def allows(self, model: str, aliases: Mapping[str, str]) -> bool:
+        """Whether a model may be used. `aliases`: whose name each alias is; a key may name models by either, and use
+        those by both."""
+        named = self.key.models
+        return not named or any(aliases.get(name, name) == model for name in named)
 
     @property
     def is_admin(self) -> bool:
@@ -124,9 +125,11 @@ class _Anyone:
     """Of those who need no key."""
 
     key_id = ""
-    models: tuple[str, ...] = ()
     is_admin = True
     standing = Standing()
+
+    def allows(self, model: str, aliases: Mapping[str, str]) -> bool:
+        return True
 
     def hold(self) -> Callable[[object], None]:
         return lambda _: None

@@ -144,10 +144,9 @@ def to_message(error: Exception, request_id: str, words: Mapping[str, str] | Non
 
 
 def to_headers(error: Exception) -> dict[str, str]:
-    """`retry-after` (whole seconds, 1..120) where waiting helps, exactly for a rate (`retry-after-ms`); with a 401 how to
-    show a key (`www-authenticate`: RFC 9110, section 11.6.1); `x-should-retry` where a client would otherwise repeat
-    what cannot succeed; what HTTP itself asks for (`allow` with a 405, `connection: close` when a body was not read to
-    its end)."""
+    """`retry-after` (whole seconds, 1..120) where waiting helps, for a rate exactly too (`retry-after-ms`);
+    `x-should-retry` where a client would otherwise repeat what cannot succeed; what HTTP itself asks for (`allow` with
+    a 405, `www-authenticate` with a 401, `connection: close` when a body was not read to its end)."""
     headers = dict((error.headers if isinstance(error, HTTPException) else None) or {})
     status = to_status(error)
     if status in (408, 413):

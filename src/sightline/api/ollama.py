@@ -206,7 +206,7 @@ class _Ollama:
         name = body.model or body.name
         if name is None:
             raise missing("model")
-        return json_response(to_shown(resolve(name, self._exchange.service.models())))
+        return json_response(to_shown(resolve(name, self._exchange.service)))
 
     async def _answer(
         self, request: Request, body: Asked, chat: ChatRequest, head: Head, *, is_empty: bool
@@ -236,7 +236,7 @@ class _Ollama:
         record = access.of(request.scope)
         with self._exchange.reading(request.scope):
             body = read(schema, await self._exchange.read_json(request, any_type=True))
-            status = resolve(body.model, self._exchange.service.models())
+            status = resolve(body.model, self._exchange.service)
             record.facts["model"] = status.name
             chat = to_chat_request(body, new_id("ollama-"), self._exchange.limits)
         record.facts.update(completion=chat.request_id, stream=body.stream)

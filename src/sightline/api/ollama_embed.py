@@ -83,6 +83,6 @@ class _Embed:
     async def _read(self, request: Request, schema: type[BodyT]) -> tuple[BodyT, ModelStatus]:
         with self._exchange.reading(request.scope):
             body = read(schema, await self._exchange.read_json(request, any_type=True))
-            status = resolve(body.model, self._exchange.service.models())
+            status = resolve(body.model, self._exchange.service)
         access.of(request.scope).facts["model"] = status.name
         return body, status

@@ -15,6 +15,7 @@ from msgspec import UNSET, UnsetType
 from sightline.api.ollama_reply import to_time
 from sightline.errors import ModelNotFound
 from sightline.models import ModelStatus
+from sightline.service import Service
 
 _LATEST = ":latest"
 _NEVER = "9999-12-31T23:59:59Z"
@@ -62,12 +63,15 @@ class Shown(msgspec.Struct, frozen=True, kw_only=True):
     modified_at: str
 
 
-def resolve(name: str, served: Sequence[ModelStatus]) -> ModelStatus:
-    """The model that a client means. Raises `ModelNotFound`, in the words that Ollama's clients look for."""
-    for wanted in (name, name.removesuffix(_LATEST)):
-        for status in served:
+def resolve(name: str, service: Service) -> ModelStatus:
+    """The model that a client means. Raises `ModelNotFound`, in the words that Ollama's clients look for; `Forbidden`."""
+    names = (name, name.removesuffix(_LATEST))
+    for wanted in names:
+        for status in service.models():
             if status.name == wanted:
                 return status
+    for wanted in names:
+        service.refuse_foreign(wanted)
     raise ModelNotFound(f"model '{name[:128]}' not found", param="model")
 
 
