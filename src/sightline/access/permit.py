@@ -56,7 +56,7 @@ class Permit:
     """Held by whoever answers the request, and by what goes on after the answer; when nobody holds it, its place among
     those at once is free again."""
 
-    __slots__ = ("_entered", "_holders", "_metering", "_patient", "key", "refused", "standing")
+    __slots__ = ("_entered", "_holders", "_metering", "key", "patient", "refused", "standing")
 
     def __init__(self, key: Key, metering: Metering, entered: Cost, verdict: Verdict, *, patient: bool) -> None:
         self.key = key
@@ -66,7 +66,8 @@ class Permit:
         self.refused = None if verdict.refusal is None else to_error(verdict.refusal)
         """Why it may do nothing; None: it may."""
         self._entered = (verdict.day, entered if self.refused is None else Cost())
-        self._patient = patient
+        self.patient = patient
+        """Nobody waits for it."""
         self._holders = 1
 
     @property
@@ -105,7 +106,7 @@ class Permit:
         """
         answer = UNBOUNDED_TOKENS if max_tokens is None else max_tokens
         reserved = Cost(tokens=tokens + answer * choices, pictures=pictures)
-        verdict = await self._metering.admit(self.key.id, self.key.limits, reserved, patient=self._patient)
+        verdict = await self._metering.admit(self.key.id, self.key.limits, reserved, patient=self.patient)
         self.standing = verdict.standing
         if verdict.refusal is not None:
             raise to_error(verdict.refusal)
@@ -126,6 +127,7 @@ class _Anyone:
 
     key_id = ""
     is_admin = True
+    patient = False
     standing = Standing()
 
     def allows(self, model: str, aliases: Mapping[str, str]) -> bool:
