@@ -1,4 +1,4 @@
-"""Killed at random moments while a batch runs, on both stores: nothing lost, nothing twice. `kill.py` does more of it."""
+"""Killed at random moments while a batch runs, on both stores: nothing lost, nothing twice. `kill.py` does more."""
 
 from __future__ import annotations
 
