@@ -14,17 +14,23 @@ import logging
 import mmap
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing, closing, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from starlette.types import ASGIApp
 
-from sightline import metrics
+from sightline import metrics, tracing
+from sightline.access import permit as permits
+from sightline.access.gate import Gate
+from sightline.access.limits import Cost, Standing, Verdict
+from sightline.access.metering import Metering
+from sightline.access.permit import Permit, acting_by
 from sightline.engines.worker.pictures import receive as receive_pixels
 from sightline.errors import EngineUnavailable, SightlineError
 from sightline.frontends import forward, frames
 from sightline.frontends.calls import offered
+from sightline.frontends.lent import LentMeter
 from sightline.frontends.link import Link
 from sightline.frontends.totals import Totals, to_families
 from sightline.images.budget import VisionBudget
@@ -56,11 +62,13 @@ _COUNT_WITHIN_S = 1.0
 class Core:
     """Life: made -> `start` -> front ends `join` and leave -> `close`. The service is started and closed by others."""
 
-    def __init__(self, service: Service, app: ASGIApp, objects: Callable[[], Objects]) -> None:
-        """`app`: answers what front ends forward; `objects`: what else one of them may call."""
+    def __init__(self, service: Service, app: ASGIApp, gate: Gate, objects: Objects) -> None:
+        """`app`: answers what front ends forward; `gate`: knows the keys by which they ask; `objects`: what else they
+        may call."""
         self._totals = Totals()
         self._service = service
         self._app = app
+        self._gate = gate
         self._objects = objects
         self._front_ends: set[_FrontEnd] = set()
         self._status = frames.Status((), False)
@@ -78,8 +86,9 @@ class Core:
 
     def join(self, link: Link[frames.ToCore]) -> None:
         """From now on its frames are answered, until it is lost: then all its work is cancelled."""
-        calls = offered({"counts": (Counts, self), **self._objects()})
-        front_end = _FrontEnd(self._service, self._app, calls, self._totals, link)
+        meter = LentMeter(self._gate.metering)
+        calls = offered({"counts": (Counts, self), "metering": (Metering, meter), **self._objects})
+        front_end = _FrontEnd(self._service, self._app, self._gate, meter, calls, self._totals, link)
 
         def lost() -> None:
             self._front_ends.discard(front_end)
@@ -115,10 +124,21 @@ class Core:
 class _FrontEnd:
     """Everything runs on the event loop."""
 
-    def __init__(self, service: Service, app: ASGIApp, calls: Calls, totals: Totals, link: Link[frames.ToCore]) -> None:
+    def __init__(
+        self,
+        service: Service,
+        app: ASGIApp,
+        gate: Gate,
+        meter: LentMeter,
+        calls: Calls,
+        totals: Totals,
+        link: Link[frames.ToCore],
+    ) -> None:
         self.link = link
         self._service = service
         self._app = app
+        self._gate = gate
+        self._meter = meter
         self._calls = calls
         self._totals = totals
         self._numbers = itertools.count(1)
@@ -128,7 +148,8 @@ class _FrontEnd:
         """Of it, by us."""
 
     def close(self) -> None:
-        """Cancels what is under way: each frees its slot."""
+        """Cancels what is under way: each frees its slot, and gives back what its key has not used."""
+        self._meter.close()
         for task in self._tasks.values():
             task.cancel()
         for asked in self._asked.values():
@@ -141,7 +162,7 @@ class _FrontEnd:
                     for _ in range(events):
                         credit.release()
             case frames.Generate(stream):
-                self._begin(stream, self._generate(frame))
+                self._begin(stream, self._generate(frame), frame.by)
             case frames.Pictures(number):
                 self._take_pictures(frame, fd)
             case frames.NoPictures(number, error):
@@ -155,27 +176,32 @@ class _FrontEnd:
                 if (task := self._tasks.get(stream)) is not None:
                     task.cancel()
             case frames.Measure(stream):
-                self._begin(stream, self._measure(frame))
+                self._begin(stream, self._measure(frame), frame.by)
             case frames.Embed(stream):
-                self._begin(stream, self._embed(frame))
+                self._begin(stream, self._embed(frame), frame.by)
             case frames.Transcribe(stream):
-                self._begin(stream, self._transcribe(frame, fd))
+                self._begin(stream, self._transcribe(frame, fd), frame.by)
             case frames.Call(stream):
-                self._begin(stream, self._call(frame))
+                self._begin(stream, self._call(frame), frames.Asker())
             case frames.Forward(stream):
-                self._begin(stream, self._forward(frame))
+                self._begin(stream, self._forward(frame), frame.by)
+            case frames.Load(stream, _, model):
+                self._begin(stream, self._service.load(model), frame.by)
+            case frames.Settle(key_id, day, reserved, used):
+                self._meter.settle(key_id, day, reserved, used)
             case frames.Unload(model):
                 with suppress(SightlineError):
                     self._service.unload(model)
 
-    def _begin(self, stream: int, work: Coroutine[Any, Any, None]) -> None:
-        task = self._tasks[stream] = asyncio.create_task(self._told(stream, work))
+    def _begin(self, stream: int, work: Coroutine[Any, Any, None], by: frames.Asker) -> None:
+        task = self._tasks[stream] = asyncio.create_task(self._told(stream, work, by))
         task.add_done_callback(lambda _: self._tasks.pop(stream))
 
-    async def _told(self, stream: int, work: Coroutine[Any, Any, None]) -> None:
+    async def _told(self, stream: int, work: Coroutine[Any, Any, None], by: frames.Asker) -> None:
         """Ends a stream's frames with what became of it."""
         try:
-            await work
+            with closing(work), tracing.continued(by.trace), acting_by(self._to_permit(by)):
+                await work
         except SightlineError as error:
             self._send(frames.Failed(stream, frames.to_wire_error(error)))
         except Exception:
@@ -183,6 +209,15 @@ class _FrontEnd:
             self._send(frames.Failed(stream, None))
         else:
             self._send(frames.Ended(stream))
+
+    def _to_permit(self, by: frames.Asker) -> Permit | None:
+        """What the key may use and spend; that it may ask at all was decided where the request came in. Raises
+        `Unauthenticated` for one that was revoked just now."""
+        if not by.key_id:
+            return None
+        return Permit(
+            self._gate.get(by.key_id), self._gate.metering, Cost(), Verdict(Standing(), 0), patient=by.patient
+        )  # fmt: skip
 
     def _send(self, frame: frames.ToFrontEnd) -> None:
         self.link.send(frame)
@@ -204,7 +239,7 @@ class _FrontEnd:
             async with aclosing(items):
                 async for item in items:
                     await credit.acquire()
-                    self._send(frames.to_frame(stream, item))
+                    self._send(frames.to_frame(stream, item, _standing))
         finally:
             del self._credits[stream]
 
@@ -215,7 +250,7 @@ class _FrontEnd:
 
     async def _embed(self, frame: frames.Embed) -> None:
         called = await self._service.embed(frame.request, timeout_s=frame.timeout_s)
-        self._send(frames.to_embedded(frame.stream, called))
+        self._send(frames.to_embedded(frame.stream, called, _standing()))
 
     async def _transcribe(self, frame: frames.Transcribe, fd: int | None) -> None:
         request = frames.from_wire_speech(frame.request, _read(fd, frame.request.num_bytes))
@@ -303,6 +338,11 @@ class _Pictures:
             lambda number: frames.Resolve(number, self.stream, tuple(budgets), room), give_up=True
         )
         return resolved
+
+
+def _standing() -> Standing:
+    """Of the key by which is being asked."""
+    return permits.current().standing
 
 
 _BUG = RuntimeError("a front end met a bug, of which its log tells")

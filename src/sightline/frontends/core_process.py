@@ -13,6 +13,7 @@ from typing import Any
 
 from starlette.types import ASGIApp
 
+from sightline.access.gate import Gate, keys_path
 from sightline.api.app import create_app
 from sightline.api.responses_store import MemoryStore, ResponseStore
 from sightline.api.shared import Shared
@@ -35,8 +36,9 @@ async def _serve(start: frames.Start, control: socket.socket) -> None:
     settings = core_share(start.settings)
     service = Service(settings)
     stored = MemoryStore(settings.responses)
-    app = create_app(service, settings, shared=Shared(responses=stored))
-    core = Core(service, app, lambda: {"responses": (ResponseStore, stored)})
+    gate = Gate(settings.access, keys_path(settings))
+    app = create_app(service, settings, gate=gate, shared=Shared(responses=stored))
+    core = Core(service, app, gate, {"responses": (ResponseStore, stored)})
     ended = asyncio.Event()
 
     def receive(frame: frames.FromParent, fd: int | None) -> None:

@@ -28,8 +28,8 @@ _OURS = frozenset({b"x-request-id", b"vary"})
 
 
 class Ask(Protocol):
-    def __call__(self, frame: Callable[[int], frames.ToCore]) -> AsyncGenerator[Reply, None]:
-        """What comes back for a frame of this number."""
+    def __call__(self, frame: Callable[[int, frames.Asker], frames.ToCore]) -> AsyncGenerator[Reply, None]:
+        """What comes back for a frame of this number, asked for on behalf of the request that is being answered."""
         ...
 
 
@@ -72,7 +72,7 @@ class Forwarded(Response):
 
     def __init__(self, ask: Ask, request: Request, body: bytes) -> None:
         self.background = None
-        self._replies = ask(lambda stream: to_frame(stream, request, body))
+        self._replies = ask(lambda stream, by: to_frame(stream, by, request, body))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await unless_disconnected(receive, self._send(send))
@@ -88,13 +88,14 @@ class Forwarded(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def to_frame(stream: int, request: Request, body: bytes) -> frames.Forward:
+def to_frame(stream: int, by: frames.Asker, request: Request, body: bytes) -> frames.Forward:
     own = caller.of(request.scope)
-    inside = Caller(own.tenant, own.priority, key_id=own.key_id, is_inside=True)
+    inside = Caller(own.tenant, own.priority, is_inside=True)  # by no key: it has been let in, and counted
     headers = [(name, value) for name, value in request.scope["headers"] if name in _KEPT]
     request_id = access.of(request.scope).request_id.encode()
     return frames.Forward(
         stream,
+        by,
         request.method,
         request.scope["path"],
         request.scope["query_string"],

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
+from sightline.access.limits import Cost, Standing
 from sightline.config import Settings
 from sightline.engines.worker.frames import (
     LENGTH_BYTES,
@@ -178,23 +179,37 @@ def from_wire_speech(wire: WireSpeech, file: bytes) -> SpeechRequest:
     )  # fmt: skip
 
 
+class Asker(msgspec.Struct, frozen=True, array_like=True):
+    """On whose behalf something is asked for, as far as the core must know."""
+
+    key_id: str = ""
+    """Of the key that the request came with; empty: it needed none."""
+    patient: bool = False
+    """Nobody waits for it."""
+    trace: dict[str, str] = {}
+    """Headers that name the trace of which it is a part (`tracing.outgoing`)."""
+
+
 # --- to the core -----------------------------------------------------------------------------------------------------
 
 
 class Generate(_Frame, frozen=True):
     stream: int
+    by: Asker
     request: WireChat
     timeout_s: float | None
 
 
 class Measure(_Frame, frozen=True):
     stream: int
+    by: Asker
     request: WireChat
     timeout_s: float | None
 
 
 class Embed(_Frame, frozen=True):
     stream: int
+    by: Asker
     request: EmbeddingRequest
     timeout_s: float | None
 
@@ -203,13 +218,29 @@ class Transcribe(_Frame, frozen=True):
     """With `shared_bytes`, the descriptor of that much shared memory comes beside it: the file."""
 
     stream: int
+    by: Asker
     request: WireSpeech
     timeout_s: float | None
     shared_bytes: int
 
 
+class Load(_Frame, frozen=True):
+    stream: int
+    by: Asker
+    model: str
+
+
 class Unload(_Frame, frozen=True):
     model: str
+
+
+class Settle(_Frame, frozen=True):
+    """Of what was reserved by `Metering.admit`, so much was used."""
+
+    key_id: str
+    day: int
+    reserved: Cost
+    used: Cost
 
 
 class Call(_Frame, frozen=True):
@@ -224,6 +255,7 @@ class Forward(_Frame, frozen=True):
     """An HTTP request that the core's own application is to answer. It has been let in already."""
 
     stream: int
+    by: Asker
     method: str
     path: str
     query: bytes
@@ -296,7 +328,9 @@ ToCore: TypeAlias = (
     | Measure
     | Embed
     | Transcribe
+    | Load
     | Unload
+    | Settle
     | Call
     | Forward
     | Pictures
@@ -341,6 +375,8 @@ class Count(_Frame, frozen=True):
 class Begun(_Frame, frozen=True):
     stream: int
     prepared: Prepared
+    standing: Standing
+    """How its key stands."""
 
 
 # An event travels in a frame of its own kind, because msgspec tells structs apart by their tag, and events have none.
@@ -405,6 +441,7 @@ class Embedded(_Frame, frozen=True):
     engine: str
     path: tuple[str, ...]
     queue_s: float
+    standing: Standing
 
 
 class Answered(_Frame, frozen=True):
@@ -472,19 +509,19 @@ _HEARD: dict[type[Any], Callable[[int, Any], ToFrontEnd]] = {
 }
 
 
-def to_frame(stream: int, item: Item | SpeechItem) -> ToFrontEnd:
+def to_frame(stream: int, item: Item | SpeechItem, standing: Callable[[], Standing]) -> ToFrontEnd:
     """An item of `Service.generate` or `Service.transcribe`."""
     if isinstance(item, ChoiceEvent):
         return _SAID[type(item.event)](stream, item.index, item.event)
     if isinstance(item, Prepared):
-        return Begun(stream, item)
+        return Begun(stream, item, standing())
     return _HEARD[type(item)](stream, item)
 
 
-def to_embedded(stream: int, called: Called[Embeddings]) -> Embedded:
+def to_embedded(stream: int, called: Called[Embeddings], standing: Standing) -> Embedded:
     plain = embedded(stream, called.value)
     return Embedded(
-        stream, plain.vectors, plain.rows, plain.prompt_tokens, called.engine, called.path, called.queue_s
+        stream, plain.vectors, plain.rows, plain.prompt_tokens, called.engine, called.path, called.queue_s, standing
     )  # fmt: skip
 
 

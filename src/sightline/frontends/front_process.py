@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sightline import metrics
+from sightline.access.gate import Gate, keys_path
 from sightline.api.app import create_app
 from sightline.api.responses_store import ResponseStore
 from sightline.api.shared import Shared
@@ -22,6 +23,7 @@ from sightline.frontends import frames
 from sightline.frontends.calls import Far
 from sightline.frontends.core import Counts
 from sightline.frontends.forward import Forwarded
+from sightline.frontends.lent import FarMeter
 from sightline.frontends.link import Link
 from sightline.frontends.service import FrontService
 from sightline.frontends.shares import front_end_share
@@ -52,7 +54,9 @@ class FrontEnd:
         self._retiring = False
         self._is_lost = False
         # It has the same methods, which a test sees to.
-        app = create_app(cast(Service, self.service), settings, shared=self._to_shared())
+        service = cast(Service, self.service)
+        gate = Gate(settings.access, keys_path(settings), FarMeter(self.service.call, self.service.settle))
+        app = create_app(service, settings, gate=gate, shared=self._to_shared())
         certificate = None if settings.tls is None else Certificate(settings.tls)
         self._server = Server(
             [Endpoint(self._around(app), listeners, certificate)],

@@ -12,11 +12,22 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, nullcontext
 from typing import Any
 
-from sightline import metrics
+from sightline import metrics, tracing
+from sightline.access import permit as permits
+from sightline.access.limits import Standing
+from sightline.access.permit import Permit
 from sightline.config import Settings
 from sightline.draining import Draining
 from sightline.engines.worker.pictures import share
-from sightline.errors import EngineError, EngineFailed, EngineUnavailable, InvalidRequest, ModelNotFound, SightlineError
+from sightline.errors import (
+    EngineError,
+    EngineFailed,
+    EngineUnavailable,
+    Forbidden,
+    InvalidRequest,
+    ModelNotFound,
+    SightlineError,
+)
 from sightline.frontends import frames
 from sightline.frontends.link import Link
 from sightline.frontends.totals import to_families
@@ -50,6 +61,7 @@ class FrontService:
         self._link = link
         self._on_lost = lost
         self._intake = Intake(settings.images, settings.fetch)
+        self._names = {alias: model.name for model in settings.models for alias in model.aliases}
         self._status = frames.Status((), False)
         self._greeted = asyncio.Event()
         self._is_lost = False
@@ -100,12 +112,30 @@ class FrontService:
     # --- what is known of models ---------------------------------------------------------------------------------
 
     def models(self) -> tuple[ModelStatus, ...]:
-        return self._status.models
+        return tuple(status for status in self._status.models if self._is_allowed(status.name))
+
+    def refuse_foreign(self, name: str) -> None:
+        if any(status.name == name for status in self._status.models) and not self._is_allowed(name):
+            raise Forbidden(
+                f"This API key may not use the model {name[:128]!r}. GET /v1/models lists those that it may.",
+                param="model",
+            )
+
+    def _is_allowed(self, name: str) -> bool:
+        return permits.current().allows(self._names.get(name, name), self._names)
 
     def ready(self) -> bool:
         return self._status.ready and not self._is_lost and not self.draining.begun
 
+    async def load(self, name: str) -> None:
+        by = _asker()
+        async with aclosing(self._stream(lambda stream: frames.Load(stream, by, name))) as nothing:
+            async for _ in nothing:
+                pass
+
     def unload(self, name: str) -> bool:
+        if not permits.current().is_admin:
+            raise Forbidden("This API key may not unload models, which others use. An admin key may.")
         for model in self._settings.models:
             if name == model.name or name in model.aliases:
                 self._link.send(frames.Unload(model.name))
@@ -119,34 +149,38 @@ class FrontService:
     async def measure(
         self, request: ChatRequest, *, timeout_s: float | None = None
     ) -> tuple[TokenCount, tuple[ServedImage, ...]]:
-        wire = frames.to_wire_chat(request)
-        measured = await self._ask(lambda stream: frames.Measure(stream, wire, timeout_s), request)
+        wire, by = frames.to_wire_chat(request), _asker()
+        measured = await self._ask(lambda stream: frames.Measure(stream, by, wire, timeout_s), request)
         return measured.count, measured.images
 
     async def generate(self, request: ChatRequest, *, timeout_s: float | None = None) -> AsyncGenerator[Item, None]:
-        wire = frames.to_wire_chat(request)
+        wire, by = frames.to_wire_chat(request), _asker()
         is_durable = request.priority <= BACKGROUND
         async with aclosing(
-            self._stream(lambda stream: frames.Generate(stream, wire, timeout_s), request, counts=not is_durable)
+            self._stream(lambda stream: frames.Generate(stream, by, wire, timeout_s), request, counts=not is_durable)
         ) as came:
             async for frame in came:
                 if isinstance(frame, frames.Begun):
+                    _stands(frame.standing)
                     yield frame.prepared
                 else:
                     yield ChoiceEvent(frame.index, frame.event)
 
     async def embed(self, request: EmbeddingRequest, *, timeout_s: float | None = None) -> Called[Embeddings]:
-        return frames.from_embedded(await self._ask(lambda stream: frames.Embed(stream, request, timeout_s)))
+        by = _asker()
+        embedded = await self._ask(lambda stream: frames.Embed(stream, by, request, timeout_s))
+        _stands(embedded.standing)
+        return frames.from_embedded(embedded)
 
     async def transcribe(
         self, request: SpeechRequest, *, timeout_s: float | None = None
     ) -> AsyncGenerator[SpeechItem, None]:
-        wire = frames.to_wire_speech(request)
+        wire, by = frames.to_wire_speech(request), _asker()
         file = memoryview(request.audio.file)
         fd = await asyncio.to_thread(_share, [file], [0]) if file.nbytes else None
 
         def frame(stream: int) -> frames.Transcribe:
-            return frames.Transcribe(stream, wire, timeout_s, file.nbytes)
+            return frames.Transcribe(stream, by, wire, timeout_s, file.nbytes)
 
         async with aclosing(self._stream(frame, fd=fd)) as came:
             async for heard in came:
@@ -160,9 +194,13 @@ class FrontService:
         value: bytes = answered.value
         return value
 
-    async def forward(self, frame: Callable[[int], frames.ToCore]) -> AsyncGenerator[Any, None]:
+    def settle(self, frame: frames.Settle) -> None:
+        self._link.send(frame)
+
+    async def forward(self, frame: Callable[[int, frames.Asker], frames.ToCore]) -> AsyncGenerator[Any, None]:
         """As `forward.Ask`."""
-        async with aclosing(self._stream(frame)) as replies:
+        by = _asker()
+        async with aclosing(self._stream(lambda stream: frame(stream, by))) as replies:
             async for reply in replies:
                 yield reply
 
@@ -268,6 +306,19 @@ class FrontService:
         while True:
             await asyncio.sleep(_COUNTS_EVERY_S)
             self._tell(0)
+
+
+def _asker() -> frames.Asker:
+    """On whose behalf the request that is being answered asks."""
+    permit = permits.current()
+    return frames.Asker(permit.key_id, permit.patient, tracing.outgoing())
+
+
+def _stands(standing: Standing) -> None:
+    """The headers of the answer will tell."""
+    permit = permits.current()
+    if isinstance(permit, Permit):
+        permit.standing = standing
 
 
 def _to_wire(resolved: ResolvedImage, offset: int) -> frames.Resolved:
