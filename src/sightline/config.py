@@ -154,7 +154,7 @@ def _bad_fetch(problem: str) -> InvalidRequest:
 
 class HttpLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_body_bytes: int = 64 * MIB
-    max_held_bytes: Annotated[int, msgspec.Meta(ge=1)] = 256 * MIB
+    max_held_bytes: Annotated[int, msgspec.Meta(ge=1)] = 128 * MIB
     """Of the bodies of all requests that are under way or wait, in memory. Who comes when there is no room is refused
     with 503 and a Retry-After, before the body is read."""
     max_messages: int = 1_000

@@ -52,9 +52,19 @@ class Connection:
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._writer.close()
 
-    async def send(self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None) -> None:
+    async def send(
+        self,
+        method: str,
+        path: str,
+        body: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        *,
+        length: int | None = None,
+    ) -> None:
+        """`length`: what is told of the body, where only a part of it is sent."""
         lines = [f"{method} {path} HTTP/1.1", "Host: localhost", "Content-Type: application/json"]
-        lines += [f"Content-Length: {len(body)}", *(f"{name}: {value}" for name, value in (headers or {}).items())]
+        told = len(body) if length is None else length
+        lines += [f"Content-Length: {told}", *(f"{name}: {value}" for name, value in (headers or {}).items())]
         self._writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
         await self._writer.drain()
 

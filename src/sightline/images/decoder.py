@@ -60,7 +60,7 @@ _END_S = 1.0
 """Wall seconds the kernel may take to end a process that has closed its socket."""
 _JPEG_OVERHEAD = 4096
 """Bytes of a JPEG beside its pixels, at most: tables and headers."""
-_FINISHES_S = 0.1
+_FINISHES_S = 0.05
 """For how long a picture that nobody waits for any more is decoded all the same: most are done by then, and another
 process would take longer to start."""
 _KEPT_VARIABLES = ("PATH", "PYTHONHOME", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG")
