@@ -6,18 +6,21 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from starlette.types import ASGIApp
 
+from sightline.config import HttpLimits
 from sightline.server import Endpoint, Server
+from sightline.server.tls import Certificate
 
 
 @contextmanager
-def serving(app: ASGIApp) -> Iterator[int]:
-    """Gives the port. The server runs in a thread of its own; at the end it has stopped."""
+def serving(app: ASGIApp, certificate: Certificate | None = None, **limits: Any) -> Iterator[int]:
+    """Gives the port. The server runs in a thread of its own; at the end it has stopped. `limits`: of `HttpLimits`."""
     listener = socket.create_server(("127.0.0.1", 0))
     port: int = listener.getsockname()[1]
-    server = Server([Endpoint(app, [listener])])
+    server = Server([Endpoint(app, [listener], certificate)], limits=HttpLimits(**limits))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     assert server.started.wait(30)
