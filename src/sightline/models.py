@@ -45,6 +45,13 @@ class ModelStatus:
     """Of its life as a whole: a model that is unloaded for want of requests still serves."""
     progress: float | None = None
     """Of loading, 0..1; None: it is not loading, or its engine does not tell."""
+    model: str = ""
+    """The model's own name, where `name` is an alias of it too."""
+    slots: int = 0
+    running: int = 0
+    """Requests that hold slots."""
+    waiting: int = 0
+    """Requests that wait for one."""
 
 
 class ServedModel:
@@ -249,6 +256,10 @@ class ServedModel:
             self.available,
             self._phase,
             self._progress(),
+            self.name,
+            self.admission.slots,
+            self.admission.running,
+            self.admission.waiting,
         )
 
     def _progress(self) -> float | None:
@@ -259,6 +270,9 @@ class ServedModel:
     def _tell_metrics(self) -> None:
         """From now on, whoever reads the metrics asks this model."""
         own = self.name
+        for outcome in ("ok", "bug"):  # from nought on: a rate does not see a series' first step
+            metrics.REQUESTS.labels(own, outcome)
+        metrics.IMAGE_TOKEN_MISMATCHES.labels(own)
         metrics.SLOTS.labels(own).set_function(lambda: self.admission.slots)
         metrics.RUNNING.labels(own).set_function(lambda: self.admission.running)
         metrics.WAITING.labels(own).set_function(lambda: self.admission.waiting)
