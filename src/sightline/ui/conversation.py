@@ -224,7 +224,7 @@ def to_report(turn: Turn) -> str:
 
 
 def _to_table(pictures: Sequence[str], reports: Sequence[PictureReport]) -> str:
-    rows = ["| picture | its size | seen as | tokens | at hand |", "|---|---|---|---|---|"]
+    rows = ["| picture | its size | seen as | tokens | cached |", "|---|---|---|---|---|"]
     for picture, r in zip(pictures, reports, strict=False):
         name = picture if is_url(picture) else PurePath(picture).name
         sizes = f"{r.width} × {r.height} | {r.served_width} × {r.served_height}"

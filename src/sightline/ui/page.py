@@ -63,6 +63,7 @@ def to_page(connect: Connect) -> Any:
             height="100%",
             scale=1,
             buttons=["copy"],
+            allow_file_downloads=False,
             allow_tags=False,
             group_consecutive_messages=True,
             placeholder="### Ask about a picture\nDrop it below, paste it, or photograph it. Or try one of these:",
@@ -71,7 +72,7 @@ def to_page(connect: Connect) -> Any:
                 for text, names in EXAMPLES
             ],
         )
-        with gr.Accordion("Picture by its address, or from the camera", open=False, elem_id="more"), gr.Row():
+        with gr.Accordion("Picture by its address or from the camera", open=False, elem_id="more"), gr.Row():
             urls = gr.Textbox(
                 label="Addresses",
                 placeholder="https://example.com/picture.jpg",
