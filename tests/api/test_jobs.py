@@ -57,6 +57,10 @@ def test_one_that_fails_tells_why(client: httpx.Client) -> None:
     assert "image_base64" in told["error"]
     at_once = client.post("/analyze/async", json={"prompt": "", "image_base64": BLUE})
     assert (at_once.status_code, "prompt" in at_once.json()["detail"]) == (400, True)
+    nobody = {"prompt": "hi", "image_base64": BLUE, "model": "nobody"}
+    for path in ("/analyze", "/analyze/async"):
+        reply = client.post(path, json=nobody)
+        assert (reply.status_code, "nobody" in reply.json()["detail"]) == (404, True)
 
 
 def test_one_key_is_one_job(client: httpx.Client) -> None:
@@ -135,6 +139,7 @@ def test_what_is_wrong_with_a_form_is_told(client: httpx.Client, fields: dict[st
 def test_a_files_content_is_given_out_as_no_page(client: httpx.Client) -> None:
     page = b"<script>alert(1)</script>"
     file = client.post("/v1/files", data={"purpose": "user_data"}, files={"file": ("a.html", page)}).json()
+    assert "expires_at" not in file, "an integer or nothing, in OpenAI's schema"
     reply = client.get(f"/v1/files/{file['id']}/content")
     assert reply.content == page
     assert reply.headers["x-content-type-options"] == "nosniff"

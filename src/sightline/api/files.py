@@ -48,7 +48,8 @@ class FileObject(msgspec.Struct, frozen=True, kw_only=True):
     object: Literal["file"] = "file"
     bytes: int
     created_at: int
-    expires_at: int | None = None
+    expires_at: int | msgspec.UnsetType = msgspec.UNSET
+    """Left out where it stays until it is deleted."""
     filename: str
     """As the client has it."""
     purpose: str
@@ -74,7 +75,7 @@ def to_object(file: File) -> FileObject:
         id=file.id,
         bytes=file.bytes,
         created_at=file.created_at,
-        expires_at=file.expires_at,
+        expires_at=msgspec.UNSET if file.expires_at is None else file.expires_at,
         filename=file.filename,
         purpose=file.purpose,
     )

@@ -3,7 +3,7 @@
     POST /analyze/async   as /analyze  ->  202 {"job_id"}
     GET  /job/{id}        {"status": "pending"} | {"status": "complete", "result"} | {"status": "failed", "error"}
 
-An `Idempotency-Key` makes the same request sent again the same job. What a job came to is kept for a week.
+An `Idempotency-Key` makes the same request sent again the same job. What a job came to is known for `batches.kept_s`.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from sightline.api.fields import read
 from sightline.api.wire import encode, json_response
 from sightline.api.work import Work
 from sightline.config import Settings
+from sightline.errors import ModelNotFound
 from sightline.jobs import TERMINAL, Batch, Item, Result
 from sightline.service import Service
 
@@ -99,11 +100,21 @@ class _Jobs:
             to_picture(body.image_base64)
             digest = await asyncio.to_thread(to_digest, raw)
             raw["model"] = body.model or default_model(self._exchange.service.models())
+            self._verify_model(raw["model"])
         batch = to_batch(caller.of(request.scope), int(time.time()))
         item = Item(0, "", await asyncio.to_thread(encode, raw))
         kept = await self._work.store.create(batch, [item], key=key, digest=digest)
         self._work.wake()
         return json_response(Job(job_id=kept.id), 202)
+
+    def _verify_model(self, name: str) -> None:
+        """Raises `ModelNotFound` now and not in a result that somebody waits for; `Forbidden`."""
+        service = self._exchange.service
+        service.refuse_foreign(name)
+        if all(status.name != name for status in service.models()):
+            raise ModelNotFound(
+                f"The model {name[:128]!r} does not exist. GET /v1/models lists what is served.", param="model"
+            )
 
     async def retrieve(self, request: Request) -> Response:
         batch = await self._work.store.get(caller.of(request.scope).tenant, "analysis", request.path_params["id"])

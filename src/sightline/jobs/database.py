@@ -7,11 +7,13 @@ a transaction and so one `fsync`, each with a savepoint of its own. Several proc
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -23,6 +25,7 @@ Work = Callable[[sqlite3.Connection], T]
 
 _BUSY_S: Final = 5.0
 """How long another process may write meanwhile."""
+_RESERVE_BYTES: Final = 1024 * 1024
 _MOST_AT_ONCE: Final = 64
 """Writes in one transaction."""
 
@@ -33,6 +36,7 @@ class Database:
     def __init__(self, path: Path, schema: Sequence[str]) -> None:
         """`schema`: the steps from nothing to what is used now, each a script. A file knows how many it has had."""
         self._path = path
+        self._reserve = path.with_name(f"{path.name}-reserve")
         self._schema = schema
         self._writer = _Thread(path, writes=True)
         self._reader = _Thread(path, writes=False)
@@ -46,6 +50,7 @@ class Database:
         self._reader.start()
         self._started = True
         await self.write(self._migrate)
+        await self.keep_reserve()
 
     async def close(self) -> None:
         """What was asked for before is done first. Idempotent."""
@@ -54,13 +59,23 @@ class Database:
             await asyncio.to_thread(self._reader.close)
             await asyncio.to_thread(self._writer.close)
 
-    async def write(self, work: Work[T]) -> T:
+    async def write(self, work: Work[T], *, makes_room: bool = False) -> T:
         """On the disk when it returns. Raises what `work` raises, and then nothing of it is kept; `StorageUnavailable`,
-        `StorageFull`.
+        `StorageFull`, the latter not where it `makes_room`.
 
         It is not undone by a cancellation: then it may or may not be done.
         """
-        return await self._ask(self._writer, work)
+        if not makes_room:
+            return await self._ask(self._writer, work)
+        try:
+            return await self._ask(self._writer, work)
+        except StorageFull:
+            await asyncio.to_thread(self._reserve.unlink, missing_ok=True)
+            return await self._ask(self._writer, work)
+
+    async def keep_reserve(self) -> None:
+        """Room that is there when nothing else is, for what makes room: also a deletion is written down first."""
+        await asyncio.to_thread(_allocate, self._reserve)
 
     async def read(self, work: Work[T]) -> T:
         """Sees what was written before. Raises as `write`."""
@@ -179,6 +194,22 @@ class _Thread:
             connection.execute("PRAGMA foreign_keys = ON")
             self._connection = connection
         return self._connection
+
+
+def _allocate(reserve: Path) -> None:
+    """Whole or not at all; nothing where it is there."""
+    if reserve.exists():
+        return
+    made = reserve.with_name(f"{reserve.name}.partial")
+    try:
+        with made.open("wb") as file:
+            file.write(bytes(_RESERVE_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        made.replace(reserve)
+    except OSError:
+        with suppress(OSError):
+            made.unlink()
 
 
 def _told(error: sqlite3.Error) -> Exception:

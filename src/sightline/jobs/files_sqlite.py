@@ -45,7 +45,7 @@ class SqliteIndex:
         return await self._database.read(work)
 
     async def delete(self, tenant: str, file_id: str, now: float) -> str | None:
-        return await self._database.write(lambda db: _delete(db, _find(db, tenant, file_id, now)))
+        return await self._database.write(lambda db: _delete(db, _find(db, tenant, file_id, now)), makes_room=True)
 
     async def expire(self, now: float) -> Sequence[str]:
         def expired(db: sqlite3.Connection) -> Sequence[File]:
@@ -54,7 +54,8 @@ class SqliteIndex:
         def work(db: sqlite3.Connection) -> Sequence[str]:
             return [blob for file in expired(db) if (blob := _delete(db, file)) is not None]
 
-        return await self._database.write(work) if await self._database.read(expired) else []
+        await self._database.keep_reserve()
+        return await self._database.write(work, makes_room=True) if await self._database.read(expired) else []
 
     async def unknown(self, blobs: Iterable[str]) -> Sequence[str]:
         def known(db: sqlite3.Connection) -> frozenset[str]:

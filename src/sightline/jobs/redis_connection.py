@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Coroutine, Sequence
 from importlib.resources import files as package_files
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import quote, urlsplit
 
 from sightline.errors import InvalidRequest, StorageFull, StorageUnavailable
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Text = str | bytes | int | float
 PREFIX: Final = "sightline:"
 """Of every key, but RQ's own."""
@@ -56,7 +56,12 @@ class Connection:
             # Once more, because a connection of before Redis was started anew is only found broken when it is used.
             retry = redis.retry.Retry(NoBackoff(), 1, (Lost,))
             pool = redis.BlockingConnectionPool.from_url(
-                url, max_connections=_CONNECTIONS, timeout=_SOON_S, socket_connect_timeout=_SOON_S, retry=retry
+                url,
+                max_connections=_CONNECTIONS,
+                timeout=_LATER_S,
+                socket_connect_timeout=_SOON_S,
+                socket_timeout=_LATER_S,
+                retry=retry,
             )
         except ImportError:
             raise InvalidRequest("For jobs in Redis: pip install 'sightline[redis]'.", param="jobs") from None
@@ -74,8 +79,9 @@ class Connection:
     async def start(self) -> None:
         """Looks at what Redis is, and tells in the log what it does not keep. Raises `StorageUnavailable` for one that
         is too old, or would forget what it has kept."""
-        async with self._told(_SOON_S):
-            server, persistence, memory = [await self._redis.info(part) for part in ("server", "persistence", "memory")]
+        server, persistence, memory = [
+            await self._within(_SOON_S, self._redis.info(part)) for part in ("server", "persistence", "memory")
+        ]
         version = str(server["redis_version"])
         if int(version.partition(".")[0]) < OLDEST:
             raise StorageUnavailable(f"Jobs need Redis {OLDEST} or newer; this one is {version}.")
@@ -96,11 +102,13 @@ class Connection:
         """None where Redis does not tell, as hosted ones do not."""
         from redis.exceptions import ResponseError
 
-        async with self._told(_SOON_S):
+        async def ask() -> str | None:
             try:
                 return str((await self._redis.config_get("appendfsync")).get("appendfsync"))
             except ResponseError:
                 return None
+
+        return await self._within(_SOON_S, ask())
 
     async def close(self) -> None:
         """Idempotent."""
@@ -109,21 +117,18 @@ class Connection:
     async def run(self, script: str, *args: Text, makes_room: bool = False, soon: bool = True) -> Any:
         """What the script (`queue`: queue.lua beside this file) replies. With `makes_room` it goes on where Redis has
         used up its memory: what ends work must not be kept from it."""
-        async with self._told(_SOON_S if soon else _LATER_S):
-            return await self._script(script, makes_room)(args=args)
+        return await self._within(_SOON_S if soon else _LATER_S, self._script(script, makes_room)(args=args))
 
     async def call(self, *command: Text, soon: bool = True) -> Any:
         """A command of Redis."""
-        async with self._told(_SOON_S if soon else _LATER_S):
-            return await self._redis.execute_command(*command)
+        return await self._within(_SOON_S if soon else _LATER_S, self._redis.execute_command(*command))
 
     async def calls(self, commands: Sequence[Sequence[Text]], *, soon: bool = True) -> list[Any]:
         """Several, with one message."""
-        async with self._told(_SOON_S if soon else _LATER_S):
-            pipeline = self._redis.pipeline(transaction=False)
-            for command in commands:
-                pipeline.execute_command(*command)
-            return list(await pipeline.execute())
+        pipeline = self._redis.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command)
+        return list(await self._within(_SOON_S if soon else _LATER_S, pipeline.execute()))
 
     def _script(self, name: str, makes_room: bool) -> Any:
         found = self._scripts.get((name, makes_room))
@@ -133,27 +138,36 @@ class Connection:
             found = self._scripts[name, makes_room] = self._redis.register_script(f"#!lua{flags}\n{source}")
         return found
 
-    @asynccontextmanager
-    async def _told(self, within_s: float) -> AsyncIterator[None]:
-        """Redis's errors as ours."""
+    async def _within(self, seconds: float, call: Coroutine[Any, Any, T]) -> T:
+        """What it returns; Redis's errors as ours."""
         from redis import exceptions
 
+        # A task that is left to itself, and no `asyncio.timeout`: redis-py's own time limits may swallow the
+        # cancellation that comes at the same moment, and then go on for seconds.
+        task = asyncio.ensure_future(call)
         try:
-            async with asyncio.timeout(within_s):
-                yield
+            done, _ = await asyncio.wait({task}, timeout=seconds)
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+        if not done:
+            task.cancel()
+            task.add_done_callback(lambda left: left.cancelled() or left.exception())
+            raise _unavailable()
+        try:
+            return task.result()
         except exceptions.OutOfMemoryError:
-            raise StorageFull(
-                "The server's queue is full; nothing was kept. Try again when its operator has made room."
-            ) from None
+            raise _full() from None
+        except exceptions.AuthenticationError:
+            log.error("%s refuses the user or the password", describe(self._url))
+            raise _unavailable() from None
         except (exceptions.ConnectionError, exceptions.TimeoutError, TimeoutError, OSError):
             raise _unavailable() from None
         except exceptions.ResponseError as error:
             # A replica, a disk that is full, a user without the right: the log says which, clients are told that it is
             # not their fault.
             if str(error).startswith(("OOM", "ERR OOM")):
-                raise StorageFull(
-                    "The server's queue is full; nothing was kept. Try again when its operator has made room."
-                ) from None
+                raise _full() from None
             if not str(error).startswith(_OF_THE_OPERATOR):
                 raise
             log.error("Redis refuses: %s", str(error)[:200])
@@ -161,6 +175,10 @@ class Connection:
 
 
 _OF_THE_OPERATOR: Final = ("MISCONF", "READONLY", "NOAUTH", "WRONGPASS", "NOPERM", "NOREPLICAS", "MASTERDOWN", "BUSY")
+
+
+def _full() -> StorageFull:
+    return StorageFull("The server's queue is full; nothing was kept. Try again when its operator has made room.")
 
 
 def _unavailable() -> StorageUnavailable:
