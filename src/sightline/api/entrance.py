@@ -31,6 +31,8 @@ KEYLESS: Final = frozenset({"/", "/api/version", "/health", "/ready", "/v2/healt
 know of keys."""
 METRICS: Final = "/metrics"
 _ADMIN: Final = ("/admin", "/admin/", METRICS)
+_PAGE: Final = "/ui/"
+"""What the page asks for its reader it asks at `/v1`, as any client: that counts, and once."""
 _READING: Final = frozenset({"GET", "HEAD", "OPTIONS", "DELETE"})
 """Methods that ask for no work."""
 
@@ -61,7 +63,7 @@ class Entrance:
             key = self._gate.identify(_sent(scope))
             caller.put(scope, Caller(key.tenant, key_id=key.id))
         _refuse_others(key, path)
-        asks = scope["method"] not in _READING
+        asks = scope["method"] not in _READING and not path.startswith(_PAGE)
         permit = await self._gate.admit(key, asks=asks, patient=own.is_inside)
         scope[_PERMIT] = permit
         return permit
