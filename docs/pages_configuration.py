@@ -13,11 +13,14 @@ from typing import Any
 import msgspec
 
 from sightline.config import (
+    AccessPolicy,
+    AdminEndpoint,
     AudioLimits,
     CorsPolicy,
     FetchPolicy,
     HttpLimits,
     ImageLimits,
+    KeyConfig,
     ModelConfig,
     OptimizedPictures,
     PictureSize,
@@ -102,6 +105,9 @@ def configuration_page() -> str:
         ("`http`", HttpLimits),
         ("`tls`", Tls),
         ("`cors`", CorsPolicy),
+        ("`access`", AccessPolicy),
+        ("A key, in `access.keys`", KeyConfig),
+        ("`admin`", AdminEndpoint),
         ("`optimized`", OptimizedPictures),
     )
     return PAGE.format(
@@ -131,7 +137,7 @@ def _default(each: Any) -> str:
     if each.required:
         return "must be given"
     value = each.default_factory() if each.default is msgspec.NODEFAULT else each.default
-    if isinstance(value, msgspec.Struct) or each.name == "models":
+    if isinstance(value, msgspec.Struct) or (each.name == "models" and value):
         return "peek" if each.name == "models" else "see below"
     text = json.dumps(msgspec.to_builtins(value))
     return "" if text in ("null", "{}", "[]", '""') else f"`{text}`"

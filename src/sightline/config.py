@@ -286,6 +286,7 @@ class KeyLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     tokens_per_day: Annotated[int, msgspec.Meta(ge=1)] | None = None
     """From midnight to midnight, UTC; kept across restarts."""
     pictures_per_day: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    """Likewise."""
 
 
 class KeyConfig(KeyLimits, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -349,6 +350,7 @@ class AdminEndpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """A listener of its own for `/metrics` and `/admin`, which the other then has no more."""
 
     host: str = "127.0.0.1"
+    """On another, `/metrics` is there for whoever reaches it, without a key."""
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 9090
     """0: any free one."""
 
@@ -509,6 +511,14 @@ def state_dir() -> Path:
     given = os.environ.get("XDG_STATE_HOME", "")
     base = Path(given) if given.startswith("/") else Path.home() / ".local" / "state"
     return base / "sightline"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address to listen on."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def data_dir_of(settings: Settings) -> Path:

@@ -111,8 +111,8 @@ async def test_everything_with_one(server: Server, path: str) -> None:
     "path",
     [
         "//v1/models", "/v1/models/", "/v1//models", "/V1/models", "/v1/models;a=b", "/v1/models/..",
-        "/health/../v1/models",         "/health/", "/health;", "/health/x", "/HEALTH", "//health", "/./health", "/health/../metrics",
-        "/ready/../admin/status",
+        "/health/../v1/models", "/health/", "/health;", "/health/x", "/HEALTH", "//health", "/./health",
+        "/health/../metrics", "/ready/../admin/status",
         "/\\v1/models", "/v1/models\x00", "/v1/models ", "/api/version/", "/api/version/../tags", "/v2/health/live/..",
         "/v2/health/liveness", "", "*", "v1/models", "http://localhost/v1/models",
     ],

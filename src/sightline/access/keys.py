@@ -13,7 +13,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable
 from hmac import compare_digest
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -21,6 +21,7 @@ from sightline.config import KeyConfig, KeyLimits, variable
 from sightline.errors import InvalidRequest, Unauthenticated
 
 PREFIX: Final = "sl-"
+State = Literal["valid", "expired", "revoked"]
 _SHORTEST: Final = 16
 """Characters of a key that comes from the environment: shorter ones can be guessed."""
 
@@ -42,7 +43,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: int | None = None
     revoked_at: int | None = None
 
-    def state(self, now: float) -> str:
+    def state(self, now: float) -> State:
         if self.revoked_at is not None:
             return "revoked"
         return "expired" if self.expires_at is not None and now >= self.expires_at else "valid"

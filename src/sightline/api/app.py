@@ -25,6 +25,7 @@ from sightline.access.gate import Gate, keys_path
 from sightline.access.permit import Permit, acting_by
 from sightline.api import (
     access,
+    admin,
     analyze,
     batches,
     caller,
@@ -47,12 +48,12 @@ from sightline.api.bodies import Bodies
 from sightline.api.cors import Cors
 from sightline.api.dialect import Dialect
 from sightline.api.disconnect import ClientDisconnected
-from sightline.api.entrance import Entrance, to_rate_headers
+from sightline.api.entrance import KEYLESS, METRICS, Entrance, to_rate_headers
 from sightline.api.shared import ALONE, Shared
 from sightline.api.traced import traced
 from sightline.api.wire import json_response
 from sightline.api.work import Work
-from sightline.config import Settings
+from sightline.config import CorsPolicy, Settings, is_loopback
 from sightline.draining import Draining
 from sightline.service import Service
 
@@ -102,7 +103,7 @@ def create_app(
     own_gate = gate or Gate(settings.access, keys_path(settings))
     work = Work(settings)
     service.keep_files(work.read_picture)
-    dialects = [*to_dialects(service, settings, work, shared), *more]
+    dialects = [*to_dialects(service, settings, work, own_gate, shared), *more]
     router = Router(
         [route for dialect in dialects for route in dialect.routes],
         redirect_slashes=False,
@@ -121,7 +122,26 @@ def create_app(
     return edge
 
 
-def to_dialects(service: Service, settings: Settings, work: Work, shared: Shared = ALONE) -> list[Dialect]:
+def create_admin_app(service: Service, settings: Settings, gate: Gate, shared: Shared = ALONE) -> ASGIApp:
+    """What a server whose settings have an `admin` listener answers there: probes, metrics, control. It starts and
+    closes nothing: the other application does."""
+    assert settings.admin is not None
+    dialects = [Dialect(_probes(service), name="none"), admin.dialect(service, gate, shared)]
+    router = Router(
+        [route for dialect in dialects for route in dialect.routes], redirect_slashes=False, default=_not_found
+    )
+    return Edge(
+        router,
+        dialects,
+        settings.allowed_hosts if is_loopback(settings.admin.host) else ("*",),
+        Cors(CorsPolicy()),
+        service.draining,
+        Entrance(gate, keyless=KEYLESS | {METRICS}),
+        Bodies(settings.http.max_held_bytes),
+    )
+
+
+def to_dialects(service: Service, settings: Settings, work: Work, gate: Gate, shared: Shared = ALONE) -> list[Dialect]:
     """All that is served. `openapi_operations.py` has a row for each of the routes."""
     dialects = [
         Dialect(chat.routes(service, settings)),
@@ -132,7 +152,8 @@ def to_dialects(service: Service, settings: Settings, work: Work, shared: Shared
         embeddings.dialect(service, settings),
         transcriptions.dialect(service, settings),
         Dialect(models.routes(service)),
-        Dialect(_probes(service, shared), name="none"),
+        Dialect(_probes(service), name="none"),
+        *([] if settings.admin else [admin.dialect(service, gate, shared)]),
         files.dialect(work, settings),
         batches.dialect(work, settings),
         jobs.dialect(service, settings, work),
@@ -143,7 +164,7 @@ def to_dialects(service: Service, settings: Settings, work: Work, shared: Shared
     return dialects
 
 
-def _probes(service: Service, shared: Shared) -> list[Route]:
+def _probes(service: Service) -> list[Route]:
     async def health(request: Request) -> Response:
         return json_response({"status": "ok"})
 
@@ -152,11 +173,7 @@ def _probes(service: Service, shared: Shared) -> list[Route]:
             return json_response({"status": "ready"})
         return json_response({"status": "not ready"}, 503)
 
-    async def show_metrics(request: Request) -> Response:
-        body, media_type = await shared.render_metrics()
-        return Response(body, media_type=media_type)
-
-    return [Route("/health", health), Route("/ready", ready), Route("/metrics", show_metrics)]
+    return [Route("/health", health), Route("/ready", ready)]
 
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:

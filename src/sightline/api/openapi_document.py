@@ -24,6 +24,7 @@ import msgspec
 from starlette.routing import Route
 
 from sightline import __version__
+from sightline.access.gate import Gate
 from sightline.api.app import to_dialects
 from sightline.api.fields import Schema, to_rules, to_schema
 from sightline.api.openapi_operations import APIS, Api, Operation
@@ -45,7 +46,8 @@ named here are ignored."""
 def served_routes() -> list[Route]:
     """Every route of the application."""
     settings = Settings(models=(ModelConfig(name="m", engine="fake"),))
-    return [route for dialect in to_dialects(Service(settings), settings, Work(settings)) for route in dialect.routes]
+    dialects = to_dialects(Service(settings), settings, Work(settings), Gate(settings.access))
+    return [route for dialect in dialects for route in dialect.routes]
 
 
 def to_json() -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from sightline.api import (
+    admin,
     analyze,
     batches,
     chat_schema,
@@ -77,6 +78,7 @@ _VERSION = {"type": "object", "properties": {"version": {"type": "string"}}, "re
 _LIMIT: Schema = {"type": "integer", "minimum": 1, "maximum": 100}
 _FILES: Schema = {"type": "integer", "minimum": 1, "maximum": files.MAX_LIST}
 _INCLUDE: Schema = {"type": "array", "items": {"type": "string", "enum": list(responses.INCLUDABLE)}}
+_FOR_ADMINS = "Where there are keys, for admin keys. Not on this listener where the server has one for its admins."
 _ORDER: Schema = {"type": "string", "enum": ["asc", "desc"]}
 
 OPENAI = Api(
@@ -328,6 +330,20 @@ SERVER = Api(
         "GET /health": Operation(summary="Whether the server answers", reply=_STATUS),
         "GET /ready": Operation(summary="Whether every model can be asked (503 where not)", reply=_STATUS),
         "GET /metrics": Operation(summary="Metrics, for Prometheus", reply=_TEXT, reply_type="text/plain"),
+        "GET /admin/status": Operation(
+            summary="How the server and each model does", reply=admin.ServerStatus, description=_FOR_ADMINS
+        ),
+        "GET /admin/keys": Operation(
+            summary="The API keys, and what they have used today", reply=admin.AdminKeys, description=_FOR_ADMINS
+        ),
+        "POST /admin/models/{id:path}/load": Operation(
+            summary="Load a model; answered when it is ready", reply=admin.ModelTold, description=_FOR_ADMINS
+        ),
+        "POST /admin/models/{id:path}/unload": Operation(
+            summary="Free what a model holds, until the next request for it",
+            reply=admin.ModelTold,
+            description=_FOR_ADMINS,
+        ),
         "GET /openapi.json": Operation(summary="This document", reply={"type": "object"}),
         "GET /docs": Operation(summary="This document, for people", reply=_TEXT, reply_type="text/html"),
     },

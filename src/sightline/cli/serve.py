@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ipaddress
 import socket
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -16,7 +15,7 @@ from starlette.types import ASGIApp
 
 from sightline import logs, tracing
 from sightline.access.gate import Gate, keys_path
-from sightline.api.app import create_app
+from sightline.api.app import create_admin_app, create_app
 from sightline.cli.models import (
     add_model_arguments,
     add_picture_size_arguments,
@@ -32,6 +31,7 @@ from sightline.config import (
     Tls,
     data_dir_of,
     environment,
+    is_loopback,
 )
 from sightline.configfile import load
 from sightline.errors import InvalidRequest
@@ -168,18 +168,37 @@ def run(args: argparse.Namespace) -> int:
                 "the server: sightline ui --url URL.",
                 param="ui",
             )
+        if settings.admin is not None:
+            raise InvalidRequest(
+                f"A listener for admins is for a server of one process, and this one has {settings.workers}. Leave "
+                "`admin` out: /metrics and /admin are on the one listener then, for admin keys.",
+                param="admin",
+            )
         return _run_workers(args, settings, [listener])
-    service = Service(settings)
-    app, drain = _to_app(service, settings)
-    serve([Endpoint(app, [listener], certificate)], limits=settings.http, drain=drain, drain_s=settings.drain_s)
+    service, gate = Service(settings), Gate(settings.access, keys_path(settings))
+    app, drain = _to_app(service, settings, gate)
+    endpoints = [Endpoint(app, [listener], certificate), *_to_admin(service, settings, gate, certificate)]
+    serve(endpoints, limits=settings.http, drain=drain, drain_s=settings.drain_s)
     return 0
 
 
-def _to_app(service: Service, settings: Settings) -> tuple[ASGIApp, Drain]:
+def _to_admin(service: Service, settings: Settings, gate: Gate, certificate: Certificate | None) -> Iterator[Endpoint]:
+    """The listener for admins, where there is one. On loopback it is plain HTTP."""
+    if settings.admin is None:
+        return
+    host = settings.admin.host
+    listener = _listen(host, settings.admin.port)
+    certificate = None if is_loopback(host) else certificate
+    scheme, port = "http" if certificate is None else "https", listener.getsockname()[1]
+    print(f"Metrics and control: {scheme}://{host}:{port}/metrics and /admin", flush=True)
+    yield Endpoint(create_admin_app(service, settings, gate), [listener], certificate)
+
+
+def _to_app(service: Service, settings: Settings, gate: Gate) -> tuple[ASGIApp, Drain]:
     """The application, and what is done when it is told to stop."""
     if not settings.ui:
-        return create_app(service, settings), service.drain
-    page = to_server_page(service, settings)
+        return create_app(service, settings, gate=gate), service.drain
+    page = to_server_page(service, settings, gate)
 
     async def drain() -> None:
         page.end()
@@ -226,7 +245,7 @@ def to_settings(args: argparse.Namespace) -> Settings:
         host=host,
         port=base.port if args.port is None else args.port,
         workers=base.workers if args.workers is None else _to_workers(args.workers),
-        allowed_hosts=(*base.allowed_hosts, *args.allowed_host) if _is_loopback(host) or named else ("*",),
+        allowed_hosts=(*base.allowed_hosts, *args.allowed_host) if is_loopback(host) or named else ("*",),
         images=images,
         picture_size=_to_picture_size(args, base.picture_size),
         fetch=fetch,
@@ -285,10 +304,12 @@ def _to_picture_size(args: argparse.Namespace, base: PictureSize) -> PictureSize
 
 def refuse_open_bind(settings: Settings) -> None:
     """Raises `InvalidRequest` for an address that other machines reach where no key protects it."""
-    if _is_loopback(settings.host) or not Gate(settings.access, keys_path(with_data_dir(settings))).is_open:
+    hosts = [settings.host, *([] if settings.admin is None else [settings.admin.host])]
+    reached = [host for host in hosts if not is_loopback(host)]
+    if not reached or not Gate(settings.access, keys_path(with_data_dir(settings))).is_open:
         return
     raise InvalidRequest(
-        f"Listening on {settings.host} would let other machines use the server, and no key protects it. Make one: "
+        f"Listening on {reached[0]} would let other machines use the server, and no key protects it. Make one: "
         "sightline keys create NAME. Or listen on 127.0.0.1, or say --open-to-anyone if that is what you want.",
         param="host",
     )
@@ -310,13 +331,6 @@ def _to_fetch_policy(choice: str, networks: Sequence[str]) -> FetchPolicy:
         allow_hosts=tuple(host for host in hosts if host != "any-public"),
         allow_networks=tuple(networks),
     )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -11,9 +11,9 @@ import argparse
 
 from sightline import logs
 from sightline.cli import serve as serving
-from sightline.cli.serve import _is_loopback, _listen
+from sightline.cli.serve import _listen
 from sightline.client import ClientError
-from sightline.config import Settings, environment
+from sightline.config import Settings, environment, is_loopback
 from sightline.errors import InvalidRequest
 from sightline.server import Endpoint, serve
 from sightline.ui.mount import to_standalone
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _run_page(args: argparse.Namespace) -> int:
     host = args.host or "127.0.0.1"
-    local = _is_loopback(host)
+    local = is_loopback(host)
     if not local and not args.open_to_anyone:
         raise InvalidRequest(
             f"Listening on {host} would let other machines use the page, and a server whose key you have named too. "

@@ -13,6 +13,7 @@ from starlette.responses import RedirectResponse
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from sightline.access.gate import Gate
 from sightline.api.app import create_app
 from sightline.api.dialect import Dialect
 from sightline.client import ApiError, AsyncClient, ClientError
@@ -41,14 +42,14 @@ class Page:
         self._application.end()
 
 
-def to_server_page(service: Service, settings: Settings) -> Page:
+def to_server_page(service: Service, settings: Settings, gate: Gate | None = None) -> Page:
     """The server's application, with the page at `/ui`. Raises `UnsupportedFeature` where Gradio is not installed."""
 
     def connect(reader: HTTPConnection) -> Server:
         return _inside(edge, reader)
 
     application = Application(connect, max_file_bytes=settings.images.max_bytes)
-    edge = create_app(service, settings, more=[Dialect(_routes(application), name="none")])
+    edge = create_app(service, settings, more=[Dialect(_routes(application), name="none")], gate=gate)
 
     async def admits(scope: Scope, key: str | None) -> bool:
         return await _admits(_inside(edge, HTTPConnection(scope), key))
