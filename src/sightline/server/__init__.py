@@ -28,6 +28,7 @@ from uvicorn.config import STARTUP_FAILURE
 
 from sightline.config import HttpLimits
 from sightline.logs import to_trace
+from sightline.server.accepting import Accepting
 from sightline.server.connections import Connections
 from sightline.server.protocol import Guarded
 from sightline.server.proxies import BehindProxies
@@ -49,6 +50,8 @@ class Endpoint:
     sockets: Sequence[socket.socket]
     certificate: Certificate | None = None
     """For HTTPS; endpoints may share one."""
+    shared: bool = False
+    """Other processes take connections from the same sockets."""
 
 
 @dataclass(slots=True)
@@ -198,8 +201,10 @@ class _Uvicorn(uvicorn.Server):
         self.started = True
         self.answers.set()
 
-    async def _to_server(self, listener: socket.socket) -> asyncio.Server | TlsListener:
+    async def _to_server(self, listener: socket.socket) -> asyncio.Server | TlsListener | Accepting:
         certificate, backlog = self.endpoint.certificate, self.config.backlog
+        if certificate is None and self.endpoint.shared:
+            return Accepting(listener, self._to_protocol, backlog=backlog)
         if certificate is None:
             return await asyncio.get_running_loop().create_server(self._to_protocol, sock=listener, backlog=backlog)
         return TlsListener(
