@@ -281,7 +281,7 @@ class OllamaEngine:
         body = encode({**fields, **wanted, "truncate": False})
         await self._upstream.within(self._turn.acquire(), deadline)
         try:
-            async with self._upstream.open("POST", "api/embed", body, deadline) as incoming:
+            async with self._upstream.open("POST", "api/embed", [body], deadline) as incoming:
                 if incoming.status != 200:
                     raise await self._refused(incoming)
                 reply = await incoming.whole(MAX_REPLY_BYTES)
@@ -336,7 +336,7 @@ class OllamaEngine:
         sent = time.perf_counter()
         first: float | None = None
         path = "api/chat" if request.prompt is None else "api/generate"
-        async with upstream.open("POST", path, body, deadline) as incoming:
+        async with upstream.open("POST", path, [body], deadline) as incoming:
             del body
             if incoming.status != 200:
                 raise await self._refused(incoming)

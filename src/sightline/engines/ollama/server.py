@@ -115,7 +115,7 @@ class OllamaServer:
         """None: it does not have the model."""
         deadline = self._upstream.deadline()
         body = encode({"model": model, "verbose": True})
-        async with self._upstream.open("POST", "api/show", body, deadline) as incoming:
+        async with self._upstream.open("POST", "api/show", [body], deadline) as incoming:
             if incoming.status == 404:
                 return None
             if incoming.status != 200:
@@ -128,7 +128,7 @@ class OllamaServer:
         loop = asyncio.get_running_loop()
         body = encode({"model": model, "stream": True})
         last = Progress()
-        async with self._upstream.open("POST", "api/pull", body, loop.time() + _A_WEEK_S) as incoming:
+        async with self._upstream.open("POST", "api/pull", [body], loop.time() + _A_WEEK_S) as incoming:
             if incoming.status != 200:
                 raise _failed(f"could not pull the model {model!r}", await incoming.whole())
             async with aclosing(lines(incoming)) as pulled:

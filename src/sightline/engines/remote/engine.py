@@ -234,7 +234,7 @@ class RemoteEngine:
         wanted["encoding_format"] = "base64"
         await upstream.within(self._turn.acquire(), deadline)
         try:
-            async with upstream.open("POST", "embeddings", encode(wanted), deadline) as incoming:
+            async with upstream.open("POST", "embeddings", [encode(wanted)], deadline) as incoming:
                 if incoming.status != 200:
                     raise await self._refused(incoming, FIELDS, "input")
                 reply = await incoming.whole(MAX_REPLY_BYTES)
@@ -296,7 +296,7 @@ class RemoteEngine:
         sent = time.perf_counter()
         first: float | None = None
         path = "chat/completions" if request.prompt is None else "completions"
-        async with self.open().open("POST", path, body, deadline, keep=not kind.hangs_up) as incoming:
+        async with self.open().open("POST", path, [body], deadline, keep=not kind.hangs_up) as incoming:
             del body
             await self._expect_stream(incoming, request.param)
             async with aclosing(_deltas(answer, incoming)) as deltas:

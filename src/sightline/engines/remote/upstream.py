@@ -10,23 +10,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
-import httpcore2 as http
+from httpcore2 import default_ssl_context
 
 from sightline import tracing
+from sightline.engines.remote.connection import Broken, Connection, to_head
 from sightline.errors import DeadlineExceeded, EngineUnavailable, SightlineError, UpstreamFailed
 
 log = logging.getLogger(__name__)
-logging.getLogger("httpcore2").setLevel(logging.WARNING)  # its debug lines hold headers, and so keys
 
 T = TypeVar("T")
 
 _END_S = 0.02
+_KEPT_S = 4.0
+"""How long a connection is kept that nobody uses: uvicorn closes such after 5 s."""
 MAX_REPLY_BYTES = 4 * 1024 * 1024
 """Of a reply that is not a stream."""
 
@@ -39,6 +41,10 @@ class Address:
     """With the version: `http://localhost:8000/v1`."""
     socket: str | None = None
     """A Unix socket that leads there, whatever host the URL names."""
+
+    @property
+    def server(self) -> SplitResult:
+        return urlsplit(self.base_url)
 
     def url(self, path: str) -> str:
         """Of a path from the base URL, or, with a slash before it, from the server's root."""
@@ -66,23 +72,25 @@ class Reply:
 class Incoming:
     """A reply whose body is still coming."""
 
-    def __init__(self, upstream: Upstream, response: http.Response, deadline: float) -> None:
-        self.status = response.status
-        self.headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
+    def __init__(self, upstream: Upstream, connection: Connection, deadline: float) -> None:
+        self.status = connection.status
+        self.headers: Mapping[str, str] = connection.headers
         self._upstream = upstream
-        self._pieces = response.aiter_stream()
+        self._connection = connection
         self._deadline = deadline
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:
         """The body as it comes."""
-        while (piece := await self._upstream.within(anext(self._pieces, None), self._deadline)) is not None:
-            yield piece
+        with self._upstream.translated(self._deadline):
+            while (piece := await self._connection.piece()) is not None:
+                yield piece
 
     async def ended(self) -> None:
         """Waits a moment for the end of a body that has said all, so that the connection can be used again."""
-        now = asyncio.get_running_loop().time()
-        with suppress(SightlineError):
-            await self._upstream.within(anext(self._pieces, None), min(self._deadline, now + _END_S))
+        if not self._connection.ended:
+            now = asyncio.get_running_loop().time()
+            with suppress(SightlineError):
+                await self._upstream.within(self._connection.piece(), min(self._deadline, now + _END_S))
 
     async def whole(self, most: int = MAX_REPLY_BYTES) -> bytes:
         """Raises `UpstreamFailed` for more than `most` bytes."""
@@ -102,17 +110,17 @@ class Upstream:
     ) -> None:
         self._address = address
         self._limits = limits
-        self._headers: dict[bytes | str, bytes | str] = {"Accept-Encoding": "identity", "User-Agent": "Sightline"}
+        self._headers = {"Accept-Encoding": "identity", "User-Agent": "Sightline"}
         if key is not None:
             self._headers["Authorization"] = f"Bearer {key}"
-        self._pool = http.AsyncConnectionPool(
-            ssl_context=_authorities(ca_file) if address.base_url.startswith("https:") else None,
-            max_connections=connections,
-            keepalive_expiry=4.0,  # uvicorn closes idle connections after 5 s
-            uds=address.socket,
-        )
+        self._tls = _authorities(ca_file) if address.server.scheme == "https" else None
+        self._free = asyncio.Semaphore(connections)
+        self._kept: list[tuple[float, Connection]] = []
+        """Connections that wait for the next request, and until when; the last to come is the first to be used."""
+        self._sweep: asyncio.TimerHandle | None = None
+        self._busy: set[Connection] = set()
         self._scopes: set[asyncio.Timeout] = set()
-        """Of whatever waits for the server."""
+        """Of whatever else waits for the server."""
         self._closed = False
 
     def deadline(self, timeout_s: float | None = None) -> float:
@@ -125,59 +133,121 @@ class Upstream:
             return Reply(incoming.status, incoming.headers, await incoming.whole())
 
     async def post(self, path: str, body: bytes, deadline: float) -> Reply:
-        async with self.open("POST", path, body, deadline) as incoming:
+        async with self.open("POST", path, [body], deadline) as incoming:
             return Reply(incoming.status, incoming.headers, await incoming.whole())
 
     @asynccontextmanager
     async def open(
-        self, method: str, path: str, body: bytes | None, deadline: float, *, keep: bool = True
+        self, method: str, path: str, body: Sequence[bytes] | None, deadline: float, *, keep: bool = True
     ) -> AsyncIterator[Incoming]:
-        """Leaving it before the body's end closes the connection, by which a server knows that nobody listens.
-        `keep`: whether the connection may serve another request afterwards."""
-        headers = {**self._headers, "Host": _authority(self._address.base_url)}
-        headers.update(tracing.outgoing())
+        """`body`: in pieces, which are sent without being joined. Leaving it before the reply's end closes the
+        connection, by which a server knows that nobody listens. `keep`: whether the connection may serve another
+        request afterwards."""
+        server = self._address.server.netloc
+        headers = {"Host": server, **self._headers, **tracing.outgoing()}
         if not keep:
             headers["Connection"] = "close"
         if body is not None:
             left = max(0.0, deadline - asyncio.get_running_loop().time())
             headers |= {
                 "Content-Type": "application/json",
-                "Content-Length": str(len(body)),
+                "Content-Length": str(sum(map(len, body))),
                 "X-Request-Timeout": f"{left:.3f}",
             }
-        request = http.Request(
-            method,
-            self._address.url(path),
-            headers=headers,
-            content=body,
-            extensions={"timeout": {"connect": self._limits.connect_s}},
-        )
-        response = await self.within(self._pool.handle_async_request(request), deadline)
+        target = self._address.url(path).partition(server)[2]
+        request = [to_head(method, target, headers), *(body or ())]
+        await self.within(self._free.acquire(), deadline)
         try:
-            if response.status // 100 == 3:
-                raise UpstreamFailed("The server behind this model redirects elsewhere, which is not followed.")
-            yield Incoming(self, response, deadline)
+            async with self._connected(deadline) as connection:
+                with self.translated(deadline):
+                    await connection.ask(request, silence_s=self._limits.silence_s, deadline=deadline)
+                if connection.status // 100 == 3:
+                    raise UpstreamFailed("The server behind this model redirects elsewhere, which is not followed.")
+                del request
+                yield Incoming(self, connection, deadline)
         finally:
-            await response.aclose()
+            self._free.release()
+
+    @asynccontextmanager
+    async def _connected(self, deadline: float) -> AsyncIterator[Connection]:
+        """A connection for one request; kept for the next if that has been read to its end."""
+        connection = self._take_kept()
+        if connection is None:
+            connection = await self.within(self._connect(), deadline)
+        self._busy.add(connection)
+        try:
+            yield connection
+        finally:
+            self._busy.discard(connection)
+            connection.rest()
+            if connection.reusable and not self._closed:
+                self._keep(connection)
+            else:
+                connection.close()
+
+    def _take_kept(self) -> Connection | None:
+        now = asyncio.get_running_loop().time()
+        while self._kept:
+            until, connection = self._kept.pop()
+            if until > now and connection.reusable:
+                return connection
+            connection.close()
+        return None
+
+    def _keep(self, connection: Connection) -> None:
+        loop = asyncio.get_running_loop()
+        self._kept.append((loop.time() + _KEPT_S, connection))
+        if self._sweep is None:
+            self._sweep = loop.call_later(_KEPT_S, self._close_unused)
+
+    def _close_unused(self) -> None:
+        loop = asyncio.get_running_loop()
+        now, self._sweep = loop.time(), None
+        while self._kept and self._kept[0][0] <= now:
+            self._kept.pop(0)[1].close()
+        if self._kept:
+            self._sweep = loop.call_at(self._kept[0][0], self._close_unused)
+
+    async def _connect(self) -> Connection:
+        loop = asyncio.get_running_loop()
+        server = self._address.server
+        host, port = server.hostname or "", server.port or (443 if self._tls else 80)
+        name = host if self._tls else None
+        try:
+            async with asyncio.timeout(self._limits.connect_s):
+                if self._address.socket is not None:
+                    made = loop.create_unix_connection(
+                        Connection, self._address.socket, ssl=self._tls, server_hostname=name
+                    )
+                else:
+                    made = loop.create_connection(Connection, host, port, ssl=self._tls, server_hostname=name)
+                return (await made)[1]
+        except (OSError, TimeoutError):
+            raise EngineUnavailable("The server behind this model cannot be reached.") from None
 
     async def within(self, awaitable: Awaitable[T], deadline: float) -> T:
         """What is awaited, unless it takes longer than the server may be silent, or than is left, or we are closed."""
         loop = asyncio.get_running_loop()
         silent_at = loop.time() + self._limits.silence_s
         scope = asyncio.timeout_at(loop.time() if self._closed else min(silent_at, deadline))
-        try:
+        with self.translated(deadline):
             async with scope:
                 self._scopes.add(scope)
                 try:
                     return await awaitable
                 finally:
                     self._scopes.discard(scope)
+        raise AssertionError("it returns or raises")
+
+    @contextmanager
+    def translated(self, deadline: float) -> Iterator[None]:
+        """What goes wrong on a connection, as one of our errors."""
+        try:
+            yield
         except TimeoutError:
             raise self._too_late(deadline) from None
-        except (http.ConnectError, http.ConnectTimeout, http.NetworkError, http.ProtocolError, OSError) as error:
-            raise self._broken(error) from None
-        except http.TimeoutException:
-            raise self._too_late(deadline) from None
+        except Broken:
+            raise self._broken() from None
 
     def _too_late(self, deadline: float) -> SightlineError:
         if self._closed:
@@ -186,19 +256,22 @@ class Upstream:
             return too_late()
         return UpstreamFailed("The server behind this model has not answered in time.")
 
-    def _broken(self, error: Exception) -> SightlineError:
+    def _broken(self) -> SightlineError:
         if self._closed:
             return stopped()
-        if isinstance(error, http.ConnectError | http.ConnectTimeout):
-            return EngineUnavailable("The server behind this model cannot be reached.")
         return UpstreamFailed("The server behind this model broke off.")
 
     async def close(self) -> None:
         self._closed = True
         for scope in list(self._scopes):
             scope.reschedule(asyncio.get_running_loop().time())
+        for connection in self._busy:
+            connection.give_up()
+        if self._sweep is not None:
+            self._sweep.cancel()
         await asyncio.sleep(0)  # they end by that, and not by finding their connection closed
-        await self._pool.aclose()
+        for connection in [*self._busy, *(kept for _, kept in self._kept)]:
+            connection.close()
 
 
 def too_late() -> DeadlineExceeded:
@@ -209,12 +282,8 @@ def stopped() -> EngineUnavailable:
     return EngineUnavailable("The engine is being stopped.")
 
 
-def _authority(base_url: str) -> str:
-    return urlsplit(base_url).netloc
-
-
 def _authorities(ca_file: str | None) -> ssl.SSLContext:
-    context = http.default_ssl_context()
+    context = default_ssl_context()
     if ca_file is not None:
         context.load_verify_locations(ca_file)
     return context
