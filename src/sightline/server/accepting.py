@@ -38,8 +38,9 @@ class Accepting:
         """Connections that there are go on. Idempotent."""
         if not self._closed:
             self._closed = True
-            self._loop.remove_reader(self._listener)
-            self._listener.close()
+            if self._listener.fileno() >= 0:
+                self._loop.remove_reader(self._listener)
+                self._listener.close()
 
     async def wait_closed(self) -> None:
         pass

@@ -88,8 +88,9 @@ class TlsListener:
         self._resume()
 
     def close(self) -> None:
-        self._loop.remove_reader(self._listener.fileno())
-        self._listener.close()
+        if self._listener.fileno() >= 0:
+            self._loop.remove_reader(self._listener.fileno())
+            self._listener.close()
         for handshake in self._handshakes:
             handshake.cancel()
 
