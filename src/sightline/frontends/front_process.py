@@ -59,7 +59,7 @@ class FrontEnd:
         app = create_app(service, settings, gate=gate, shared=self._to_shared())
         certificate = None if settings.tls is None else Certificate(settings.tls)
         self._server = Server(
-            [Endpoint(self._around(app), listeners, certificate)],
+            [Endpoint(self._around(app), listeners, certificate, shared=True)],
             self._drain,
             settings.drain_s,
             settings.http,
@@ -97,10 +97,15 @@ class FrontEnd:
         self._server.stop()
 
     async def _drain(self) -> None:
-        if self._retiring:
-            await self._retire()
-        elif not self._is_lost:
-            await self.service.drain()
+        try:
+            if self._retiring:
+                await self._retire()
+            elif not self._is_lost:
+                await self.service.drain()
+        finally:
+            # Here and not by closing the sockets later: others have them open, so that the event loop would go on
+            # hearing of connections.
+            self._server.stop_listening()
 
     async def _retire(self) -> None:
         """No new connection is taken, which others do who listen to the same sockets; each that there is may be used

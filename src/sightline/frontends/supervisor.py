@@ -30,7 +30,6 @@ RELOADED: Final = frozenset(
 """Settings that front ends alone go by, and so take over when they are replaced. All others are the core's, or were
 used when the sockets were opened: they count from the server's next start."""
 
-_CORE_UP_S: Final = 60.0
 _FRONT_UP_S: Final = 60.0
 _LAST_WORDS_S: Final = 2.0
 """For front ends whose core has died, to tell their clients."""
@@ -99,9 +98,6 @@ class Supervisor:
     async def _run_once(self) -> None:
         """One core, and its front ends, until it dies or we are to stop and they have drained."""
         core = self._core = await Process.start("core", "the core", self._settings, self._processes)
-        if not await core.is_up(_CORE_UP_S):
-            log.error("the core did not start (%s)", _how(core))
-            return
         keeping = [asyncio.create_task(self._keep(core, index)) for index in range(self._processes)]
         try:
             await _first_of(self._stopping.wait(), _done(core), *map(_done_task, keeping))
