@@ -583,3 +583,23 @@ def test_the_pages_configuration_is_one(tmp_path: Path, monkeypatch: pytest.Monk
     assert [model.name for model in settings.models] == ["assistant", "rack", "provider"]
     assert settings.models[0].fallbacks == ("rack", "provider")
     Service(settings)  # which makes every engine, and so checks their options
+
+
+async def test_a_whole_answer_that_broke_half_way_is_tried_again_and_a_streamed_one_is_not() -> None:
+    local, remote = Engine("local"), Engine("remote")
+    local.failure, local.after = EngineFailed("broke"), 3
+    async with serving(local, remote) as service:
+        with pytest.raises(EngineFailed):
+            await ask(service, request())
+        assert (len(local.asked), len(remote.asked)) == (1, 0)
+        prepared, text = await ask(service, request(whole=True))
+        assert text == "remote", "and nothing of the half answers"
+        assert prepared.path == ("local@0", "local@0", "remote@0")
+
+
+async def test_a_whole_answer_comes_with_all_its_choices() -> None:
+    async with serving(Engine("local")) as service:
+        items = [item async for item in service.generate(request(whole=True, n=3))]
+    assert isinstance(items[0], Prepared)
+    events = [(item.index, type(item.event).__name__) for item in items if isinstance(item, ChoiceEvent)]
+    assert sorted(events) == [(i, kind) for i in range(3) for kind in ("Finish", "TextDelta")]

@@ -432,10 +432,12 @@ class Service:
         raise AssertionError("it returns or raises")
 
     async def _run_choice(self, run: _Run, request: EngineRequest, index: int) -> None:
-        """Runs one choice; once more if the engine broke before it had said anything and the budget has a retry."""
+        """Runs one choice; once more if the engine broke before the client was told anything, the budget permitting."""
         model, stream = run.model, run.stream
         for retry in itertools.count():
             begun = False
+            held: list[Event] = []
+            """Of a whole answer, until it is one."""
             try:
                 async with aclosing(
                     metrics.observe(
@@ -453,13 +455,17 @@ class Service:
                             tracing.finished(event, model.name)
                             _verify_count(event, run.token_count, model.name)
                             run.ticket.answered(event.usage.completion_tokens)
-                        run.spent.see(index, event)
-                        await stream.put(index, event)
+                        if stream.whole:
+                            held.append(event)
+                        else:
+                            await run.tell(index, event)
+                for event in held:
+                    await run.tell(index, event)
                 return
             except EngineError as error:
                 if error.died is not None:
                     run.dead.add(error.died)
-                await before_retry(error, retry, model, run.allowed, stream, begun=begun)
+                await before_retry(error, retry, model, run.allowed, stream, begun=begun and not stream.whole)
             except DeadlineExceeded:
                 if begun or stream.deadline.left_s() < _LAST_MOMENT_S:
                     raise
@@ -506,6 +512,7 @@ class _Stream(Way):
     def __init__(self, request: ChatRequest, deadline: Deadline, items: asyncio.Queue[Item | _End]) -> None:
         super().__init__(request.request_id, deadline, likeness(request))
         self.prepared: Prepared | None = None
+        self.whole = request.whole
         self._items = items
 
     async def put(self, index: int, event: Event) -> None:
@@ -529,6 +536,10 @@ class _Run:
     spent: Spending
     dead: set[int] = field(default_factory=set)
     """Processes of the engine that ended under it, by their ids."""
+
+    async def tell(self, index: int, event: Event) -> None:
+        self.spent.see(index, event)
+        await self.stream.put(index, event)
 
 
 @dataclass(frozen=True, slots=True)

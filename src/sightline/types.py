@@ -209,6 +209,9 @@ class ChatRequest(_Request[ImageRef]):
 
     n: int = 1
     """Choices wanted; the service runs one `EngineRequest` for each."""
+    whole: bool = False
+    """Nobody is told anything of the answer before it is complete, so that an engine that breaks on the way may be
+    asked again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,7 +75,8 @@ class Exchange:
     async def collect(self, request: Request, *chats: ChatRequest) -> Collected:
         """The whole answer; of several requests, with their choices one after the other. A client that leaves ends the
         work (`ClientDisconnected`)."""
-        items = await unless_disconnected(request.receive, _all(self._generate(request, chats)))
+        whole = [replace(chat, whole=True) for chat in chats]
+        items = await unless_disconnected(request.receive, _all(self._generate(request, whole)))
         access.of(request.scope).facts.update(access.to_facts(items))
         return to_collected(items, n=sum(chat.n for chat in chats))
 

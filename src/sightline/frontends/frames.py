@@ -107,6 +107,7 @@ class WireChat(msgspec.Struct, frozen=True):
     tenant: str
     prompt: str | tuple[int, ...] | None
     n: int
+    whole: bool
 
 
 _PLAIN_FIELDS = [f.name for f in fields(ChatRequest) if f.name != "messages"]
