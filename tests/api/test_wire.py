@@ -112,6 +112,12 @@ def test_any_bytes_are_parsed_or_refused(body: bytes) -> None:
     assert value == json.loads(body)
 
 
+@pytest.mark.parametrize("filling", [b" ", b"[", b'"\\u0041",'], ids=["spaces", "brackets", "escapes"])
+def test_what_a_parser_goes_over_in_one_step_is_bounded(filling: bytes) -> None:
+    with pytest.raises(InvalidRequest, match="beside its long strings"):
+        parse(b"[" + filling * ((17 << 20) // len(filling)))
+
+
 def test_the_count_of_values_is_exact_where_it_is_near() -> None:
     assert len(parse(b"[" + b"1," * MAX_JSON_VALUES + b"1]")) == MAX_JSON_VALUES + 1
     with pytest.raises(InvalidRequest):

@@ -32,6 +32,11 @@ MAX_JSON_VALUES = 50_000
 this bounds how long nobody else is served (~50 ms)."""
 MAX_INT_DIGITS = 20
 _PARSE_OFF_LOOP_BYTES = MIB
+_PARSE_OFF_LOOP_COMMAS = 2000
+"""A body with more of either is parsed in a thread."""
+_MAX_SHORT_BYTES = 16 * MIB
+"""Of a body, its long strings left out: over so much the parser, or the search for strings, goes in one step that holds
+the interpreter lock (~2 ms a MiB)."""
 
 _LONG_STRING_BYTES = 64 * 1024
 """Strings from this size on are cut out. The base64 of a smaller picture takes the parser 0.1 ms."""
@@ -62,7 +67,7 @@ async def read_json(request: Request, limits: HttpLimits, *, any_type: bool = Fa
     if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
         raise HTTPException(415, "The body must not be compressed: send it without Content-Encoding.")
     body = await _read_body(request, limits)
-    if len(body) > _PARSE_OFF_LOOP_BYTES:
+    if len(body) > _PARSE_OFF_LOOP_BYTES or _occurs_more_than(body, b",", _PARSE_OFF_LOOP_COMMAS):
         value = await asyncio.to_thread(parse, body, max_depth=limits.max_json_depth)
     else:
         value = parse(body, max_depth=limits.max_json_depth)
@@ -88,6 +93,10 @@ def parse(body: Body, *, max_depth: int = 64) -> Any:
     if not body:
         raise InvalidRequest("The body is empty; a JSON object was expected.")
     short, cut = _cut_long_strings(body)
+    if len(short) > _MAX_SHORT_BYTES:
+        raise InvalidRequest(
+            f"The body holds more than {_MAX_SHORT_BYTES // MIB} MiB beside its long strings of plain characters."
+        )
     if not cut:
         return _parse(body, max_depth)
     try:

@@ -1,0 +1,138 @@
+"""What an honest client notices of many slow ones: `python -m tests.server.slowloris [SOCKETS]`.
+
+Rounds with and without them take turns, so that what else the machine does is in both. A third of the sockets drip a
+head, a third a body, a third take an answer a byte at a time; whoever is cut off connects again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from tests.reliability.client import HOST, Connection
+from tests.reliability.serving import fake, serving
+
+_ROUNDS = 4
+_QUESTION = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hello"}]}).encode()
+_LONG = json.dumps(
+    {"model": "m", "stream": True, "messages": [{"role": "user", "content": "[[fake: say " + "word " * 20_000 + "]]"}]}
+).encode()
+_POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+
+
+@dataclass
+class Figures:
+    sockets: int
+    without: list[float] = field(default_factory=list)
+    """Seconds that each honest request took."""
+    beside: list[float] = field(default_factory=list)
+    failed: int = 0
+    """Honest requests that were not answered with 200."""
+    cut_off: int = 0
+    """Slow connections that the server ended."""
+
+    def p99_ratio(self) -> float:
+        return quantile(self.beside, 0.99) / quantile(self.without, 0.99)
+
+    def __str__(self) -> str:
+        def shown(times: list[float]) -> str:
+            return f"p50 {quantile(times, 0.5) * 1e3:.1f} ms, p99 {quantile(times, 0.99) * 1e3:.1f} ms"
+
+        return (
+            f"without: {shown(self.without)}\nbeside {self.sockets} slow sockets: {shown(self.beside)}, "
+            f"p99 x {self.p99_ratio():.2f}; {self.failed} failed; {self.cut_off} slow connections were ended"
+        )
+
+
+def quantile(times: list[float], q: float) -> float:
+    return sorted(times)[min(len(times) - 1, int(q * len(times)))]
+
+
+async def measure(port: int, sockets: int, requests: int, *, rounds: int = _ROUNDS) -> Figures:
+    """`requests`: honest ones in each round."""
+    figures = Figures(sockets)
+    await _ask(port, requests, [], figures)
+    for _ in range(rounds):
+        await _ask(port, requests, figures.without, figures)
+        async with _slow(port, figures):
+            await _ask(port, requests, figures.beside, figures)
+    return figures
+
+
+async def main(sockets: int) -> Figures:
+    async with serving(fake(slots=4 + sockets), http={"head_s": 2.0}) as served:
+        return await measure(served.port, sockets, 400)
+
+
+async def _ask(port: int, requests: int, times: list[float], figures: Figures) -> None:
+    async with Connection(port) as connection:
+        for _ in range(requests):
+            reply = await connection.ask("POST", "/v1/chat/completions", _QUESTION)
+            times.append(reply.took_s)
+            figures.failed += reply.status != 200
+            await asyncio.sleep(0.002)
+
+
+@asynccontextmanager
+async def _slow(port: int, figures: Figures) -> AsyncIterator[None]:
+    connected = asyncio.Semaphore(0)
+    kinds = (_drip_head, _drip_body, _sip)
+    tasks = [asyncio.create_task(_again(kinds[i % 3], port, connected, figures)) for i in range(figures.sockets)]
+    try:
+        for _ in tasks:
+            await connected.acquire()
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _again(kind, port: int, connected: asyncio.Semaphore, figures: Figures) -> None:  # type: ignore[no-untyped-def]
+    while True:
+        with contextlib.suppress(OSError):
+            reader, writer = await asyncio.open_connection(HOST, port, limit=1024)
+            connected.release()
+            try:
+                await kind(reader, writer)
+                figures.cut_off += 1
+            finally:
+                writer.close()
+        await asyncio.sleep(0.1)
+
+
+async def _drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while not reader.at_eof():
+        writer.write(b"a")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1.0):
+                if not await reader.read(1024):
+                    return
+
+
+async def _drip_head(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"GET /")
+    await _drip(reader, writer)
+
+
+async def _drip_body(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(_POST + b"Content-Length: 100000\r\n\r\n")
+    await _drip(reader, writer)
+
+
+async def _sip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(_POST + b"Content-Length: %d\r\n\r\n" % len(_LONG) + _LONG)
+    while await reader.read(1):
+        await asyncio.sleep(1.0)
+
+
+if __name__ == "__main__":
+    began = time.monotonic()
+    print(asyncio.run(main(int(sys.argv[1]) if len(sys.argv) > 1 else 500)))
+    print(f"{time.monotonic() - began:.0f} s")
