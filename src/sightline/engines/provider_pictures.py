@@ -66,7 +66,7 @@ async def to_data_uris(images: Sequence[Image], limits: Limits) -> list[str]:
 
 def fitting(pixels: Pixels, most: int) -> str:
     """PNG, which loses nothing; a JPEG at full chroma where that would be more than `most` characters."""
-    uri = to_data_uri(pixels)
+    uri = to_data_uri(pixels).decode()
     for quality in _QUALITIES:
         if len(uri) <= most:
             return uri

@@ -390,7 +390,7 @@ async def test_a_picture_is_sent_without_loss_and_is_not_to_be_resized() -> None
         assert "uuid" not in part
         file = base64.b64decode(part["image_url"]["url"].removeprefix("data:image/png;base64,"))
         assert np.array_equal(np.asarray(PILImage.open(io.BytesIO(file))), pixels)
-        assert engine._pictures._entries == {}, "kept while it is in use only"
+        assert engine._pictures._held == {}, "nobody uses it any more"
 
 
 async def test_an_estimate_is_marked_so() -> None:

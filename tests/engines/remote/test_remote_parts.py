@@ -14,7 +14,7 @@ import pytest
 
 from sightline.config import ModelConfig
 from sightline.engines.remote.answer import Answer
-from sightline.engines.remote.body import Part, Specials, encode, to_body
+from sightline.engines.remote.body import Part, Specials, encode, spliced, to_body
 from sightline.engines.remote.counting import Counter
 from sightline.engines.remote.failures import read_refusal, to_error, to_refusal
 from sightline.engines.remote.kinds import KINDS
@@ -392,7 +392,7 @@ async def test_where_a_picture_costs_nobody_knows_what_a_count_is_an_estimate() 
 async def test_a_picture_in_use_twice_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     encoded = []
 
-    def encode_one(pixels: Any) -> str:
+    def encode_one(pixels: Any) -> bytes:
         encoded.append(pixels.shape)
         return to_data_uri(pixels)
 
@@ -405,8 +405,39 @@ async def test_a_picture_in_use_twice_is_encoded_once(monkeypatch: pytest.Monkey
         async with pictures.encoded([b], "another tenant") as third:
             assert third == second
     assert len(encoded) == 3, "caches never cross tenants"
-    async with pictures.encoded([a], "t"):
-        assert len(encoded) == 4, "kept while it is in use only"
+    async with pictures.encoded([b, a], "t") as fourth:
+        assert len(encoded) == 3, "kept for the next request"
+        assert fourth == (first[1], first[0])
+
+
+async def test_pictures_are_kept_while_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[Any] = []
+
+    def encode_one(pixels: Any) -> bytes:
+        encoded.append(pixels)
+        return b"x" * 100
+
+    monkeypatch.setattr("sightline.engines.remote.pictures.to_data_uri", encode_one)
+    a, b, c = picture(), picture(84), picture(112)
+    two = Pictures(max_bytes=250)
+    for images in ([a], [b], [a], [c], [a], [b]):  # b is the one used longest ago when c comes
+        async with two.encoded(images, "t"):
+            pass
+    assert len(encoded) == 4
+    assert two._kept_bytes == 200
+    none = Pictures(max_bytes=0)
+    for _ in range(2):
+        async with none.encoded([a], "t"):
+            pass
+    assert len(encoded) == 6
+
+
+def test_pictures_are_spliced_into_a_body_where_their_marks_stand() -> None:
+    body = {"a": ["one", {"url": "two"}], "b": "\u00fc"}
+    pieces = spliced(body, [("one", b"A" * 9), ("two", b"B")])
+    assert json.loads(b"".join(pieces)) == {"a": ["A" * 9, {"url": "B"}], "b": "\u00fc"}
+    assert pieces[1] == b"A" * 9
+    assert spliced({"a": 1}, []) == [b'{"a":1}']
 
 
 def test_names_are_of_tenant_content_and_size_and_are_no_secret_of_others() -> None:

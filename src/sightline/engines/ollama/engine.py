@@ -352,7 +352,7 @@ class OllamaEngine:
     async def _body(self, request: EngineRequest) -> bytes:
         loaded = self._ready()
         async with self._pictures.encoded(request.images, request.tenant) as uris:
-            parts = [Part(uri) for uri in uris]
+            parts = [Part(uri.decode()) for uri in uris]
             fields = to_request(request, self._model, parts, loaded.specials, loaded.placing)
             fixed = self._fixed(loaded.info.context_length)
             if request.prompt is not None:

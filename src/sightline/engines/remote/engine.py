@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import secrets
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
@@ -16,7 +17,7 @@ import msgspec
 from sightline.config import ModelConfig
 from sightline.engines import EngineInfo, EngineState, Work
 from sightline.engines.remote.answer import Answer, with_pictures
-from sightline.engines.remote.body import Part, Specials, encode, to_body, to_completion_body
+from sightline.engines.remote.body import Part, Specials, encode, spliced, to_body, to_completion_body
 from sightline.engines.remote.counting import Counter
 from sightline.engines.remote.embedding import FIELDS, MAX_REPLY_BYTES, read_listed, to_embedding_body
 from sightline.engines.remote.failures import Refusal, in_success, read_refusal, to_error, too_long
@@ -75,7 +76,7 @@ class RemoteEngine:
         self._key = read_key(self._options)
         self._specials = Specials(read_specials(self._options))
         self._address = address or Address(self._options.base_url)
-        self._pictures = Pictures()
+        self._pictures = Pictures(self._options.picture_cache_bytes)
         self._held = Held()
         self._turn = asyncio.Semaphore(config.max_concurrent)
         known = None if self._options.budget == AS_IS else self._budget
@@ -296,7 +297,7 @@ class RemoteEngine:
         sent = time.perf_counter()
         first: float | None = None
         path = "chat/completions" if request.prompt is None else "completions"
-        async with self.open().open("POST", path, [body], deadline, keep=not kind.hangs_up) as incoming:
+        async with self.open().open("POST", path, body, deadline, keep=not kind.hangs_up) as incoming:
             del body
             await self._expect_stream(incoming, request.param)
             async with aclosing(_deltas(answer, incoming)) as deltas:
@@ -310,21 +311,24 @@ class RemoteEngine:
         assert answer.reason is not None
         yield Finish(answer.reason, await self._usage(request, answer), timing, answer.stop_sequence)
 
-    async def _body(self, request: EngineRequest, *, by_name: bool) -> bytes:
+    async def _body(self, request: EngineRequest, *, by_name: bool) -> list[bytes]:
+        """In pieces."""
         if request.prompt is not None:
             room = max(1, self.info.context_length - (await self._counter.count(request)).prompt_tokens)
-            return encode(to_completion_body(request, self._model, self._kind, self._specials, room))
+            return [encode(to_completion_body(request, self._model, self._kind, self._specials, room))]
         names = self._names(request)
         whole = [not (by_name and name in self._held) for name in names]  # decided once: others forget meanwhile
         wanted = [image for image, is_whole in zip(request.images, whole, strict=True) if is_whole]
         async with self._pictures.encoded(wanted, request.tenant) as data_uris:
-            uris = iter(data_uris)
+            nonce = secrets.token_hex(16)
+            marks = [f"{nonce}-{number}" for number in range(len(wanted))]
+            uris = iter(marks)
             parts = [
                 Part(next(uris) if is_whole else None, name or None)
                 for name, is_whole in zip(names, whole, strict=True)
             ]
             body = to_body(request, self._model, self._kind, parts, self._specials)
-            return await asyncio.to_thread(encode, body) if parts else encode(body)
+            return spliced(body, list(zip(marks, data_uris, strict=True)))
 
     def _names(self, request: EngineRequest) -> list[str]:
         """What each picture is called there; empty where names are not known."""

@@ -13,6 +13,7 @@ import msgspec
 from sightline.config import ModelConfig, environment
 from sightline.engines import FEATURES
 from sightline.engines.remote.kinds import KINDS, Kind
+from sightline.engines.remote.pictures import KEPT_BYTES
 from sightline.errors import InvalidRequest
 from sightline.images.budget import VisionBudget
 from sightline.images.checkpoint import BudgetError
@@ -47,6 +48,8 @@ class RemoteOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """A directory with the model's configuration and tokenizer: `budget` and `special_tokens` are read from there."""
     max_pixels: int = 1_048_576
     """Of a picture that is served as it is; larger ones are reduced to this."""
+    picture_cache_bytes: int = KEPT_BYTES
+    """Of encoded pictures kept for the next request that shows them; 0: none are."""
     max_images: int | None = None
     features: tuple[str, ...] | None = None
     """Of `FEATURES`: what this server honours; None: what its kind does."""
