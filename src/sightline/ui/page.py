@@ -95,7 +95,7 @@ def to_page(connect: Connect) -> Any:
         opened = {"outputs": [model, trouble], "show_progress": "hidden", "api_visibility": "private"}
         quiet = {"show_progress": "hidden", "api_visibility": "private"}
         page.load(asking.open, None, **opened)
-        model.focus(asking.list_models, [model], **opened)
+        model.focus(asking.list_models, None, **opened)
         chat = {"concurrency_limit": None, **quiet}
         asked = composer.submit(asking.ask, [composer, urls, camera, *inputs], outputs, **chat)
         tried = window.example_select(asking.ask_example, inputs, outputs, **chat)
@@ -110,7 +110,9 @@ def _to_parameter_controls() -> list[Any]:
     return [
         gr.Textbox(label="System prompt", lines=3, elem_id="system"),
         gr.Slider(0, 2, value=0, step=0.1, label="Temperature", info="0: always the likeliest answer"),
-        gr.Number(0, precision=0, minimum=0, label="Max tokens", info="0: what the context has room for"),
+        gr.Number(
+            0, precision=0, minimum=0, label="Max tokens", info="0: what the context has room for", elem_id="max-tokens"
+        ),
         gr.Dropdown(list(DETAILS), value="auto", label="Detail", info="How large pictures reach the model"),
         gr.Number(0, precision=0, minimum=0, label="Max pixels", info="Of each picture. 0: the model's own"),
     ]
@@ -134,17 +136,21 @@ class _Asking:
         self._connect = connect
 
     async def open(self, request: gr.Request) -> tuple[Any, Any]:
-        return await self.list_models(None, request)
+        """Outputs: model, trouble."""
+        choices, trouble = await self._list(request)
+        return gr.update(choices=choices, value=choices[0][1]) if choices else gr.skip(), trouble
 
-    async def list_models(self, chosen: str | None, request: gr.Request) -> tuple[Any, Any]:
+    async def list_models(self, request: gr.Request) -> tuple[Any, Any]:
+        """Leaves the choice alone: it may have been made meanwhile."""
+        choices, trouble = await self._list(request)
+        return gr.update(choices=choices) if choices else gr.skip(), trouble
+
+    async def _list(self, request: gr.Request) -> tuple[list[tuple[str, str]], Any]:
         async with self._connect(request.request).client as client:
             try:
-                choices = to_choices(await client.list_models())
+                return to_choices(await client.list_models()), gr.update(visible=False)
             except ClientError as error:
-                return gr.skip(), gr.update(value=to_failure_text(to_failure(error)), visible=True)
-        names = [name for _, name in choices]
-        value = chosen if chosen in names else next(iter(names), None)
-        return gr.update(choices=choices, value=value), gr.update(visible=False)
+                return [], gr.update(value=to_failure_text(to_failure(error)), visible=True)
 
     async def ask(
         self, composed: Any, urls: str | None, photograph: str | None, turns: Turns, model: str | None,

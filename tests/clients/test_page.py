@@ -1,0 +1,295 @@
+"""The page in a real browser: what a person does there, and what they read."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.clients.chromium import CHROMIUM, Browser, Page, chromium
+
+pytest.importorskip("gradio")
+pytestmark = [
+    pytest.mark.clients,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here"),
+]
+ROOT = Path(__file__).parent.parent.parent
+PICTURES = ROOT / "examples" / "pictures"
+RED, STAR, BLUE = (PICTURES / name for name in ("red-circle.png", "yellow-star.png", "blue-square.jpg"))
+CONFIGURATION = """
+models:
+  - {name: peek}
+  - {name: fake, engine: fake}
+ui: true
+"""
+
+
+@contextmanager
+def command(*arguments: str, state: Path) -> Iterator[str]:
+    """A `sightline` command that listens; its address."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "XDG_STATE_HOME": str(state)}
+    environment.pop("SIGHTLINE_API_KEY", None)
+    line = [sys.executable, "-m", "sightline.cli", *arguments, "--port", str(port), "--log-level", "error"]
+    with subprocess.Popen(line, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL) as process:
+        try:
+            until(lambda: status(f"http://127.0.0.1:{port}/ready") in (200, 404), process)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+def until(what: Any, process: subprocess.Popen[bytes] | None = None, timeout_s: float = 90) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not what():
+        assert process is None or process.poll() is None, "the server ended"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def status(url: str, **headers: str) -> int:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as reply:
+            return int(reply.status)
+    except urllib.error.HTTPError as error:
+        error.close()
+        return error.code
+    except OSError:
+        return 0
+
+
+@pytest.fixture(scope="module")
+def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("state")
+
+
+@pytest.fixture(scope="module")
+def server(state: Path) -> Iterator[str]:
+    file = state / "sightline.yaml"
+    file.write_text(CONFIGURATION)
+    with command("serve", str(file), state=state) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with chromium(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(browser: Browser, server: str) -> Iterator[Page]:
+    with browser.page() as page:
+        opened(page, f"{server}/ui/")
+        yield page
+
+
+def opened(page: Page, url: str) -> None:
+    page.open(url)
+    page.until("!!document.querySelector('#composer textarea')")
+    page.until("document.querySelector('#model input')?.value.length > 0")
+
+
+def answers(page: Page) -> list[str]:
+    script = "[...document.querySelectorAll('#conversation .bot-row')].map(row => row.innerText)"
+    return list(page.run(script))
+
+
+def ask(page: Page, question: str, *pictures: Path) -> str:
+    """What stands under the question when all is known of it."""
+    before = len(answers(page))
+    if pictures:
+        page.drop("#composer textarea", *pictures)
+        page.until(f"document.querySelectorAll('#composer .thumbnail-image').length == {len(pictures)}")
+    page.write("#composer textarea", question)
+    page.press_enter()
+    page.until(f"document.querySelectorAll('#conversation .bot-row').length == {before + 1}")
+    page.until("[...document.querySelectorAll('#conversation .bot-row')].at(-1).innerText.includes(' in all')")
+    page.until("!document.querySelector('#composer .stop-button')")
+    return answers(page)[-1]
+
+
+def choose(page: Page, model: str) -> None:
+    page.click("#model input")
+    option = f"[...document.querySelectorAll('[role=option]')].find(o => o.innerText.includes({json.dumps(model)}))"
+    page.until(f"!!{option}")
+    page.run(f"{option}.dispatchEvent(new MouseEvent('mousedown', {{bubbles: true}}))")
+    page.until(f"document.querySelector('#model input').value.startsWith({json.dumps(model)})")
+
+
+def test_a_picture_is_dropped_and_seen(page: Page) -> None:
+    assert page.run("document.querySelector('#model input').value") == "peek · sees pictures"
+    said = ask(page, "What colour is the circle?", RED)
+    assert said.startswith("red")
+    assert re.search(r"1 picture, 48 tokens · \d+ tokens in, \d out · first after .* in all", said)
+    assert "circle" in ask(page, "What shape is it?"), "a follow-up, about the same picture"
+    said = ask(page, "What is in the second picture?", STAR, BLUE)
+    assert "3 pictures" in said
+
+
+def test_the_report_tells_sizes_and_code(page: Page) -> None:
+    ask(page, "What colour is the circle?", RED)
+    assert "224 × 168" not in page.text()
+    page.run("document.querySelector('#conversation .thought-group .title').click()")
+    page.until("document.body.innerText.includes('224 × 168')")
+    text = page.text()
+    assert "480 × 360" in text
+    assert re.search(r"request req_\w+", text)
+    assert "$(base64 < ./red-circle.png" in text
+    assert "picture('red-circle.png')" in text
+    assert page.run("document.querySelectorAll('#conversation .thought-group .code_wrap button').length") >= 2, (
+        "to copy"
+    )
+
+
+def test_two_pictures_in_one_question(page: Page) -> None:
+    choose(page, "fake")
+    said = ask(page, "hello", RED, BLUE)
+    assert re.search(r"I see 2 pictures: 480x360 .*; 400x400 ", said)
+
+
+def test_an_example_is_a_click(page: Page) -> None:
+    page.run("[...document.querySelectorAll('#conversation button')].find(b => b.innerText.includes('colour')).click()")
+    page.until("document.body.innerText.includes(' in all')")
+    assert answers(page)[-1].startswith("red")
+
+
+def test_parameters_reach_the_model(page: Page) -> None:
+    choose(page, "fake")
+    page.click(".sidebar .toggle-button")
+    page.write("#max-tokens input", "3")
+    page.run("document.activeElement.blur()")
+    assert ", 3 out" in ask(page, "hello")
+
+
+def test_an_address_is_the_servers_to_refuse(page: Page) -> None:
+    fetched: list[str] = []
+
+    class Elsewhere(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            fetched.append(self.path)
+            self.send_response(404)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None: ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as elsewhere:
+        threading.Thread(target=elsewhere.serve_forever, daemon=True).start()
+        page.click("#more > button")
+        page.write("#urls textarea", f"http://127.0.0.1:{elsewhere.server_port}/secret.png")
+        said = ask(page, "What is it?")
+        elsewhere.shutdown()
+    assert "invalid_image_url" in said
+    assert re.search(r"status 400 .* request req_\w+", said)
+    assert not fetched, "neither by the page nor by the browser"
+    assert page.run("document.querySelector('#urls textarea').value") == ""
+    assert "red" in ask(page, "What colour is the circle?", RED), "and the conversation goes on"
+
+
+def test_stop_ends_the_engines_work(page: Page, server: str) -> None:
+    def running() -> bool:
+        with urllib.request.urlopen(f"{server}/metrics", timeout=10) as reply:
+            return 'sightline_requests_running{model="fake"} 1.0' in reply.read().decode()
+
+    choose(page, "fake")
+    page.write("#composer textarea", "[[fake: slow 0.2]] " + "word " * 200)
+    page.press_enter()
+    page.until("document.querySelector('#conversation .bot-row')?.innerText.length > 20")
+    until(running)
+    page.click("#composer .stop-button")
+    page.until("document.body.innerText.includes('Stopped')")
+    until(lambda: not running(), timeout_s=5)
+    assert "480x360" in ask(page, "hello", RED), "and the next question is answered"
+
+
+def test_a_closed_tab_ends_the_engines_work(browser: Browser, server: str) -> None:
+    def running() -> bool:
+        with urllib.request.urlopen(f"{server}/metrics", timeout=10) as reply:
+            return 'sightline_requests_running{model="fake"} 1.0' in reply.read().decode()
+
+    with browser.page() as page:
+        opened(page, f"{server}/ui/")
+        choose(page, "fake")
+        page.write("#composer textarea", "[[fake: slow 0.2]] " + "word " * 200)
+        page.press_enter()
+        until(running)
+    until(lambda: not running(), timeout_s=10)
+
+
+def test_nothing_is_asked_of_anybody_else(page: Page, server: str) -> None:
+    choose(page, "fake")
+    ask(page, "[[fake: say ![a](http://192.0.2.1/a.png) <img src=http://192.0.2.1/b.png>]]", RED)
+    foreign = [url for url in page.requests if not url.startswith((server, "data:", "blob:"))]
+    assert not [url for url in foreign if "192.0.2.1" not in url], "nor for fonts, scripts, statistics"
+    assert page.run("[...document.images].every(i => !i.src.includes('192.0.2.1') || i.naturalWidth == 0)")
+    assert "Content Security Policy" in "".join(page.problems) or not foreign
+
+
+def test_dark_and_light(browser: Browser, server: str) -> None:
+    def brightness(page: Page) -> float:
+        script = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g)"
+        return sum(map(float, page.run(script)[:3]))
+
+    for scheme, is_bright in (("dark", False), ("light", True)):
+        with browser.page() as page:
+            page.prefer(scheme)
+            opened(page, f"{server}/ui/")
+            assert (brightness(page) > 380) is is_bright
+
+
+def test_on_a_phone(browser: Browser, server: str) -> None:
+    with browser.page() as page:
+        page.resize(360, 640, phone=True)
+        opened(page, f"{server}/ui/")
+        assert ask(page, "What colour is the circle?", RED).startswith("red")
+        page.run("document.querySelector('#conversation .thought-group .title').click()")
+        page.until("document.body.innerText.includes('224 × 168')")
+        assert page.run("document.documentElement.scrollWidth") <= 360, "nothing is cut off at the side"
+        assert page.run("document.querySelector('#composer').getBoundingClientRect().bottom") <= 640
+
+
+def test_with_keys_the_page_asks_for_one(browser: Browser, state: Path) -> None:
+    keys = state / "keys.db"
+    create = [sys.executable, "-m", "sightline.cli", "keys", "create", "reader", "--keys", str(keys)]
+    said = subprocess.run(create, capture_output=True, text=True, timeout=60, check=True, cwd=ROOT).stdout
+    key = re.search(r"^sl-\S+", said, re.MULTILINE)
+    assert key is not None, said
+    with command("serve", "--engine", "fake", "--model", "fake", "--ui", "--keys", str(keys), state=state) as url:
+        for path in ("/ui/config", "/ui/gradio_api/startup-events", "/ui/assets/x.js", "/ui/"):
+            assert status(url + path) == 401
+        with command("ui", "--url", url, state=state) as standalone:
+            for place in (url, standalone):
+                with browser.page() as page:
+                    sign_in(page, f"{place}/ui/", key[0])
+
+
+def sign_in(page: Page, url: str, key: str) -> None:
+    page.open(url)
+    page.until("!!document.querySelector('input[name=key]')")
+    page.write("input[name=key]", "sl-wrong")
+    page.press_enter()
+    page.until("document.body.innerText.includes('not taken')")
+    page.write("input[name=key]", key)
+    page.press_enter()
+    page.until("document.querySelector('#model input')?.value.length > 0")
+    assert "480x360" in ask(page, "hello", RED)
+    assert page.run("document.cookie") == "", "out of reach of scripts"
+    page.run("document.querySelector('#conversation .thought-group .title').click()")
+    page.until("document.body.innerText.includes('$SIGHTLINE_API_KEY')")
+    assert key not in page.run("document.documentElement.outerHTML")
