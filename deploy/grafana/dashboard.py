@@ -211,7 +211,7 @@ def queues() -> list[Panel]:
         Panel("Waiting for a slot", "Of requests that had one.", "s", quantiles("queue_seconds")),
         Panel(
             "Predicted wait",
-            "What a refused request would be told in Retry-After.",
+            "Of a request that came now, by the queue and the measured rate.",
             "s",
             [(f"max by (model) (sightline_predicted_wait_seconds{{{MODEL}}})", "{{model}}")],
         ),

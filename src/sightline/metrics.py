@@ -121,7 +121,7 @@ RUNNING = _gauge("requests_running", "Requests that hold an engine slot.", "mode
 WAITING = _gauge("requests_waiting", "Requests that wait for a slot.", "model")
 PREDICTED_WAIT_SECONDS = _gauge(
     "predicted_wait_seconds",
-    "What a refused request would be told to wait: the queue over the measured rate; 0 while nobody waits.",
+    "How long a request would wait that came now, by the queue and the measured rate; 0: not at all.",
     "model",
 )
 ENGINE_PROCESS_RSS_BYTES = _gauge(

@@ -276,9 +276,7 @@ class ServedModel:
         metrics.SLOTS.labels(own).set_function(lambda: self.admission.slots)
         metrics.RUNNING.labels(own).set_function(lambda: self.admission.running)
         metrics.WAITING.labels(own).set_function(lambda: self.admission.waiting)
-        metrics.PREDICTED_WAIT_SECONDS.labels(own).set_function(
-            lambda: self.admission.retry_after_s() if self.admission.waiting else 0.0
-        )
+        metrics.PREDICTED_WAIT_SECONDS.labels(own).set_function(self.admission.predicted_wait_s)
         metrics.BREAKER.labels(own).set_function(lambda: _OPENNESS[self.breaker.state])
         for state in get_args(EngineState):
             metrics.MODEL_STATE.labels(own, state).set_function(partial(self._is, state))
