@@ -270,7 +270,6 @@ class Service:
         """
         items: asyncio.Queue[Item | _End] = asyncio.Queue(_BUFFERED_EVENTS)
         work = asyncio.create_task(self._work(request, timeout_s, items))
-        work.add_done_callback(permits.current().hold())
         try:
             while not isinstance(item := await items.get(), _End):
                 yield item

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
+import base64
+import io
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,12 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from starlette.types import ASGIApp
 
 from sightline.access.keyfile import KeyFile
 from sightline.access.keys import Key, new_id, new_secret, to_digest
 from sightline.api.app import create_app
-from sightline.config import KeyLimits, ModelConfig, Settings
+from sightline.api.lifespan import running
+from sightline.config import ImageLimits, KeyLimits, ModelConfig, Settings
 from sightline.service import Service
 
 MODELS = (
@@ -31,6 +34,13 @@ def add_key(file: KeyFile, name: str = "me", **more: Any) -> str:
     values: dict[str, Any] = {"tenant": key_id, "created_at": int(time.time()), **more}
     file.create(Key(id=key_id, name=name, digest=to_digest(secret.encode()), limits=limits, **values))
     return secret
+
+
+def picture() -> str:
+    """A red one, in base64."""
+    file = io.BytesIO()
+    Image.new("RGB", (64, 48), "red").save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
 
 
 def bearer(secret: str) -> dict[str, str]:
@@ -52,30 +62,14 @@ class Keyed:
         return add_key(self.file, name, **more)
 
     def make(self) -> tuple[Service, ASGIApp]:
-        settings = Settings(models=self.models, data_dir=str(self.directory), **self.settings)
+        images = ImageLimits(decoders=1)  # each is a process to start
+        settings = Settings(models=self.models, data_dir=str(self.directory), images=images, **self.settings)
         service = Service(settings)
-        return service, create_app(service, settings)
+        return service, create_app(service, settings, wait=True)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[ASGIApp]:
         """With its lifespan, as a server runs it."""
-        service, app = self.make()
-        async with lifespan(app):
-            await service.start()
+        _, app = self.make()
+        async with running(app):
             yield app
-
-
-@asynccontextmanager
-async def lifespan(app: ASGIApp) -> AsyncIterator[None]:
-    asked: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-    told: asyncio.Queue[Any] = asyncio.Queue()
-    task = asyncio.create_task(app({"type": "lifespan", "state": {}}, asked.get, told.put))  # type: ignore[arg-type]
-    await asked.put({"type": "lifespan.startup"})
-    started = await told.get()
-    assert started["type"] == "lifespan.startup.complete", started
-    try:
-        yield
-    finally:
-        await asked.put({"type": "lifespan.shutdown"})
-        assert (await told.get())["type"] == "lifespan.shutdown.complete"
-        await task

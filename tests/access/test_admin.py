@@ -8,9 +8,10 @@ import pytest
 
 from sightline.access.gate import Gate, keys_path
 from sightline.api.app import create_admin_app, create_app
+from sightline.api.lifespan import running
 from sightline.config import AdminEndpoint, ModelConfig, Settings
 from sightline.service import Service
-from tests.access.keyed import Keyed, bearer, lifespan
+from tests.access.keyed import Keyed, bearer
 from tests.api.standin import Call, Reply, chat, get, post
 
 pytestmark = pytest.mark.anyio
@@ -71,8 +72,8 @@ async def test_on_a_listener_of_their_own_metrics_need_no_key_and_control_does(t
     admin, user = keyed.key("admin", admin=True), keyed.key("user")
     settings = Settings(models=MODELS, data_dir=str(tmp_path), admin=AdminEndpoint())
     service, gate = Service(settings), Gate(settings.access, keys_path(settings))
-    app, own = create_app(service, settings, gate=gate), create_admin_app(service, settings, gate)
-    async with lifespan(app), lifespan(own):
+    app, own = create_app(service, settings, wait=True, gate=gate), create_admin_app(service, settings, gate)
+    async with running(app), running(own):
         assert b"sightline_ttft_seconds" in (await get(own, "/metrics")).body
         assert (await get(own, "/health")).status == 200
         assert (await get(own, "/admin/status")).status == 401

@@ -85,7 +85,8 @@ class Permit:
         return self.key.admin
 
     def hold(self) -> Callable[[object], None]:
-        """By one more, who leaves it by what is returned (a callback for the end of a task)."""
+        """By one more, before others leave it: by what goes on when the request has its answer. What is returned leaves
+        it, and is a callback for the end of a task."""
         self._holders += 1
         return lambda _: self.leave()
 
@@ -93,6 +94,7 @@ class Permit:
         self._holders -= 1
         day, entered = self._entered
         if self._holders == 0 and entered != Cost():
+            self._entered = (day, Cost())
             self._settle(day, entered, Cost(requests=entered.requests))
 
     @asynccontextmanager

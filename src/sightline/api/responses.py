@@ -184,6 +184,7 @@ class _Responses:
     async def _begin_in_background(self, request: Request, asked: _Asked) -> Response:
         if all(status.name != asked.body.model for status in self._exchange.service.models()):
             with self._exchange.reading(request.scope):
+                self._exchange.service.refuse_foreign(asked.body.model)
                 raise ModelNotFound(
                     f"The model {asked.body.model[:128]!r} does not exist. GET /v1/models lists what is served."
                 )

@@ -9,6 +9,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from sightline import logs
+from sightline.access import permit as permits
 from sightline.api.errors import is_bug
 from sightline.api.responses_answer import Answer, to_frame
 from sightline.api.responses_objects import WireEvent
@@ -75,6 +76,7 @@ class Background:
         run.add(run.answer.create())
         self._runs[run.answer.id] = run
         run.task = asyncio.create_task(self._run(run, items))
+        run.task.add_done_callback(permits.current().hold())
 
     def find(self, response_id: str, tenant: str) -> Run | None:
         """A run that has not ended; None for one of another tenant."""
