@@ -225,7 +225,7 @@ class Guarded(HttpToolsProtocol):
         if self._head_bytes > self._limits.max_head_bytes or len(self.headers) >= self._limits.max_headers:
             self._stop(_OVERLONG)
         if self._reading == "head":  # what stands behind a body was not there when the request was let in
-            super().on_header(name, value)
+            super().on_header(name, value.rstrip(b" \t"))  # no part of it (RFC 9110, section 5.5), but llhttp leaves it
 
     def on_url(self, url: bytes) -> None:
         self._head_bytes += len(url)
