@@ -8,8 +8,12 @@ from sightline.config import Settings
 
 
 def front_end_share(settings: Settings, processes: int) -> Settings:
-    """Of one of so many front ends: its part of the picture cache, of decoders and downloads (one at least). Batches
-    are worked on by the core."""
+    """Of one of so many front ends: its part of the picture cache, of decoders and downloads (one at least), of the
+    bodies in memory (the largest at least). Batches are worked on by the core.
+
+    Numbers of connections are not divided: whose connections come to which front end is chance, and nobody is to be
+    refused by it.
+    """
     replace = msgspec.structs.replace
     return replace(
         settings,
@@ -19,6 +23,10 @@ def front_end_share(settings: Settings, processes: int) -> Settings:
             decoders=_part(settings.images.decoders, processes),
         ),
         fetch=replace(settings.fetch, max_at_once=_part(settings.fetch.max_at_once, processes)),
+        http=replace(
+            settings.http,
+            max_held_bytes=max(settings.http.max_body_bytes, settings.http.max_held_bytes // processes),
+        ),
         batches=replace(settings.batches, max_concurrent=0),
     )
 
