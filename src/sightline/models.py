@@ -88,6 +88,16 @@ class ServedModel:
         self._phase: Literal["serving", "closing", "closed"] = "serving"
         self._tell_metrics()
 
+    @property
+    def engine(self) -> Engine:
+        return self._engine
+
+    @engine.setter
+    def engine(self, engine: Engine) -> None:
+        self._engine = engine
+        # Asked once: a protocol that can be checked at run time takes as long as the rest of `status`.
+        self._supervised = engine if isinstance(engine, Supervised) else None
+
     # --- loading -------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
@@ -230,7 +240,7 @@ class ServedModel:
             return "loading"
         if self._has_failed:
             return "failed"
-        return self.engine.state if isinstance(self.engine, Supervised) else "ready"
+        return "ready" if self._supervised is None else self._supervised.state
 
     @property
     def available(self) -> bool:
@@ -283,7 +293,7 @@ class ServedModel:
         if isinstance(self.engine, Measures):
             for measure, gauge in _MEASURED.items():
                 gauge.labels(own).set_function(partial(self._measure, measure))
-        if isinstance(self.engine, Supervised):
+        if self._supervised is not None:
             metrics.ENGINE_RESTARTS.labels(own).set_function(self._restarts)
             metrics.ENGINE_PROCESS_RSS_BYTES.labels(own).set_function(lambda: self._process().rss_bytes)
             metrics.ENGINE_PROCESS_CPU_SECONDS.labels(own).set_function(lambda: self._process().cpu_s)
@@ -292,7 +302,7 @@ class ServedModel:
         return float(self.state == state)
 
     def _restarts(self) -> float:
-        return self.engine.restarts if isinstance(self.engine, Supervised) else 0
+        return 0 if self._supervised is None else self._supervised.restarts
 
     def _measure(self, name: str) -> float:
         return self.engine.measures.get(name, 0.0) if isinstance(self.engine, Measures) else 0.0

@@ -149,6 +149,8 @@ async def _drive(case: Case, target: Target, warm_s: float, measured_s: float, s
         some = range(begin, min(begin + _CONNECT_AT_ONCE, case.clients))
         await asyncio.gather(*(loop.create_connection(lambda: Client(run), "127.0.0.1", target.port) for _ in some))
     await asyncio.sleep(warm_s)
+    while len(run.told.latencies_s) + run.told.errors < case.warm_answers:
+        await asyncio.sleep(0.05)
     say("begin")
     run.told = told = Told()
     began, cpu_s = time.perf_counter(), time.process_time()
