@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import signal
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
-
-from starlette.types import ASGIApp
 
 from sightline.access.gate import Gate, keys_path
 from sightline.api.app import create_app
+from sightline.api.lifespan import running
 from sightline.api.responses_store import MemoryStore, ResponseStore
 from sightline.api.shared import Shared
 from sightline.frontends import frames
@@ -54,27 +49,3 @@ async def _serve(start: frames.Start, control: socket.socket) -> None:
         parent.send(frames.Up())
         await ended.wait()
         await core.close()
-
-
-@asynccontextmanager
-async def running(app: ASGIApp) -> AsyncIterator[None]:
-    """An application's lifespan, without a server around it. Raises what kept it from starting."""
-    to_app: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-    told: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-
-    async def send(message: Any) -> None:
-        await told.put(message)
-
-    living = asyncio.ensure_future(app({"type": "lifespan", "asgi": {"version": "3.0"}}, to_app.get, send))
-    living.add_done_callback(lambda _: told.put_nowait({"type": "ended"}))
-    await to_app.put({"type": "lifespan.startup"})
-    first = await told.get()
-    if first["type"] != "lifespan.startup.complete":
-        await living
-        raise RuntimeError(first.get("message", "The application did not start."))
-    try:
-        yield
-    finally:
-        await to_app.put({"type": "lifespan.shutdown"})
-        with contextlib.suppress(Exception):
-            await living
