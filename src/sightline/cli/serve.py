@@ -168,13 +168,7 @@ def run(args: argparse.Namespace) -> int:
                 "the server: sightline ui --url URL.",
                 param="ui",
             )
-        if settings.admin is not None:
-            raise InvalidRequest(
-                f"A listener for admins is for a server of one process, and this one has {settings.workers}. Leave "
-                "`admin` out: /metrics and /admin are on the one listener then, for admin keys.",
-                param="admin",
-            )
-        return _run_workers(args, settings, [listener])
+        return _run_workers(args, settings, [listener, *_listen_for_admins(settings, certificate)])
     service, gate = Service(settings), Gate(settings.access, keys_path(settings))
     app, drain = _to_app(service, settings, gate)
     endpoints = [Endpoint(app, [listener], certificate), *_to_admin(service, settings, gate, certificate)]
@@ -183,15 +177,20 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _to_admin(service: Service, settings: Settings, gate: Gate, certificate: Certificate | None) -> Iterator[Endpoint]:
-    """The listener for admins, where there is one. On loopback it is plain HTTP."""
-    if settings.admin is None:
-        return
-    host = settings.admin.host
-    listener = _listen(host, settings.admin.port)
-    certificate = None if is_loopback(host) else certificate
-    scheme, port = "http" if certificate is None else "https", listener.getsockname()[1]
-    print(f"Metrics and control: {scheme}://{host}:{port}/metrics and /admin", flush=True)
-    yield Endpoint(create_admin_app(service, settings, gate), [listener], certificate)
+    """What answers on the listener for admins, where there is one. On loopback it is plain HTTP."""
+    for listener in _listen_for_admins(settings, certificate):
+        assert settings.admin is not None
+        own = None if is_loopback(settings.admin.host) else certificate
+        yield Endpoint(create_admin_app(service, settings, gate), [listener], own)
+
+
+def _listen_for_admins(settings: Settings, certificate: Certificate | None) -> Iterator[socket.socket]:
+    if settings.admin is not None:
+        host = settings.admin.host
+        listener = _listen(host, settings.admin.port)
+        scheme = "http" if certificate is None or is_loopback(host) else "https"
+        print(f"Metrics and control: {scheme}://{host}:{listener.getsockname()[1]}/metrics and /admin", flush=True)
+        yield listener
 
 
 def _to_app(service: Service, settings: Settings, gate: Gate) -> tuple[ASGIApp, Drain]:
