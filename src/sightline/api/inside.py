@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from starlette.types import ASGIApp, Message
 
-from sightline.api import caller
+from sightline.api import access, caller
 from sightline.api.caller import Caller
+from sightline.errors import RateLimited
 from sightline.jobs import Lease
 from sightline.jobs.runner import Answer
 from sightline.routing import BACKGROUND
@@ -47,7 +48,10 @@ async def execute(app: ASGIApp, lease: Lease) -> Answer:
     }
     caller.put(scope, Caller(lease.tenant, BACKGROUND, is_inside=True, key_id=lease.key_id))
     await app(scope, exchange.receive, exchange.send)
-    return to_answer(exchange.status, exchange.headers, bytes(exchange.reply))
+    answer = to_answer(exchange.status, exchange.headers, bytes(exchange.reply))
+    error = access.of(scope).error
+    # Exactly, and for longer than clients would wait: so the lines behind a rate come back one after the other.
+    return replace(answer, retry_after_s=error.retry_after_s) if isinstance(error, RateLimited) else answer
 
 
 @dataclass(slots=True)
