@@ -603,3 +603,21 @@ async def test_a_whole_answer_comes_with_all_its_choices() -> None:
     assert isinstance(items[0], Prepared)
     events = [(item.index, type(item.event).__name__) for item in items if isinstance(item, ChoiceEvent)]
     assert sorted(events) == [(i, kind) for i in range(3) for kind in ("Finish", "TextDelta")]
+
+
+async def test_all_requests_of_a_process_that_died_are_tried_again_whatever_the_budget() -> None:
+    class Dying(Engine):
+        async def generate(self, request: EngineRequest) -> AsyncGenerator[Event, None]:
+            if request.request_id not in {before.request_id for before in self.asked}:
+                self.asked.append(request)
+                error = EngineUnavailable("died")
+                error.died = 4711
+                raise error
+            async for event in super().generate(request):
+                yield event
+
+    local = Dying("local")
+    async with serving(local, max_concurrent=40) as service:
+        asked = [asyncio.create_task(ask(service, request(request_id=f"r{i}"))) for i in range(30)]
+        assert [text for _, text in await asyncio.gather(*asked)] == ["local"] * 30
+    assert len(local.asked) == 60

@@ -2,8 +2,9 @@
 
 The load is open: a request every 1/rate seconds, whether or not those before it have been answered; each with a picture
 that nobody has sent before, in all dialects, streamed or not, on new connections and kept ones. One client in twenty
-leaves before its answer. Memory, descriptors and tasks are those of the gateway's process: decoders and engines are
-processes of their own.
+leaves before its answer. The pictures have 800 x 600 pixels, so that a machine that does other things too keeps up with
+decoding them: what is asked here is what stays in memory, of the gateway's process. Decoders and engines have their
+own.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ async def _watch(served: Served, sending: asyncio.Task[None]) -> list[Sample]:
 
 
 async def _send(port: int, load: Load, seconds: float) -> None:
-    file, chance, numbers = photograph(load.num_bytes), random.Random(13), itertools.count()
+    file, chance, numbers = photograph(load.num_bytes, 800, 600), random.Random(13), itertools.count()
     bodies = [(name, to_body(name, file, tokens=8, stream=s), s) for name in SEEING for s in (True, False)]
     kept: asyncio.Queue[Connection] = asyncio.Queue()
     under_way: set[asyncio.Task[None]] = set()

@@ -32,6 +32,7 @@ from sightline.server.accepting import Accepting
 from sightline.server.connections import Connections
 from sightline.server.protocol import Guarded
 from sightline.server.proxies import BehindProxies
+from sightline.server.memory import give_back_large_blocks
 from sightline.server.tls import Certificate, TlsListener
 
 log = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ class Server:
 
     def run(self) -> None:
         """In an event loop of its own. Returns after `stop` or a signal."""
+        give_back_large_blocks()
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(self.serve())
 
