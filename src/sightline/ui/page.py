@@ -42,7 +42,15 @@ CSS = (Path(str(files("sightline.ui"))) / "page.css").read_text("utf-8")
 
 def theme() -> Any:
     """With the fonts of the reader's machine: Gradio's own would be asked of a server elsewhere."""
-    return gr.themes.Soft(primary_hue="teal", neutral_hue="slate", font=_FONT, font_mono=_MONO)
+    base = gr.themes.Soft(primary_hue="teal", neutral_hue="slate", font=_FONT, font_mono=_MONO)
+    return base.set(
+        background_fill_primary="*neutral_50",  # Soft's own, which `set` takes back
+        block_title_background_fill="transparent",
+        block_title_background_fill_dark="transparent",
+        block_title_padding="0",
+        block_title_text_color="*neutral_700",
+        block_title_text_color_dark="*neutral_200",
+    )
 
 
 def to_page(connect: Connect) -> Any:
