@@ -19,7 +19,7 @@ _STATES = {"ready": "green", "loading": "yellow", "unloaded": "dim", "failed": "
 _ROUTES = 6
 _SIDE_BY_SIDE = 96
 """Columns of a terminal from which the panels stand in one row, not in two."""
-_WIDE = 132
+_WIDE = 148
 """From which each model has all its columns."""
 
 
@@ -69,7 +69,7 @@ def _head(frame: Frame, url: str) -> Text:
 
 def _models(models: Sequence[Model], *, wide: bool) -> Table:
     table = _table()
-    table.add_column("model", no_wrap=True, overflow="ellipsis", ratio=1)
+    table.add_column("model", no_wrap=True, overflow="ellipsis", ratio=1, min_width=12)
     table.add_column("state", no_wrap=True)
     for name in ("run", "wait", "req/s", "tok/s", "TTFT p50", "p99"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -89,7 +89,7 @@ def _row(model: Model) -> list[RenderableType]:
         name.append(f" {escape(model.engine)}", "dim")
     full = model.slots and model.running >= model.slots
     waiting = f"{model.waiting:.0f}"
-    if model.waiting:
+    if model.waiting and model.predicted_wait_s:
         waiting += f" ~{duration(model.predicted_wait_s)}"
     return [
         name,
