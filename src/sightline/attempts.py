@@ -88,8 +88,8 @@ async def before_retry(
     again = not begun and retry < _RETRIES and error.retryable and allowed.valid
     # Where its process only dies, it has been given up for now.
     again = again and model.state != "failed" and not model.is_closed
-    # A process that dies takes all its requests along at once. They have their second try beside the budget, which is for
-    # engines that fail one request after the other; how often processes may die is the supervisor's to say.
+    # A process that dies takes all its requests along at once. They have their second try beside the budget, which is
+    # for engines that fail one request after the other; how often processes may die is the supervisor's to say.
     if not again or (error.died is None and not model.retries.spend()):
         raise error
     log.warning("model %s: %s; request %s is tried once more", model.name, error, way.request_id)

@@ -22,8 +22,8 @@ from tests.reliability.serving import Served, fake, serving, until
 
 PROMISE = (
     "kill -9 of the engine under 16 requests: the gateway stays up, requests of which nothing was sent are run again "
-    "and succeed, the others end with an error event; the engine is back within 2 s (fake) or 1.2 cold starts (peek); at "
-    "most 5 restarts in 60 s, then it is left alone"
+    "and succeed, the others end with an error event; the engine is back within 2 s (fake) or 1.2 cold starts (peek); "
+    "at most 5 restarts in 60 s, then it is left alone"
 )
 _CHAT = DIALECTS["chat"]
 _LONG = " ".join(["word"] * 300)

@@ -30,9 +30,9 @@ from sightline.config import HttpLimits
 from sightline.logs import to_trace
 from sightline.server.accepting import Accepting
 from sightline.server.connections import Connections
+from sightline.server.memory import give_back_large_blocks
 from sightline.server.protocol import Guarded
 from sightline.server.proxies import BehindProxies
-from sightline.server.memory import give_back_large_blocks
 from sightline.server.tls import Certificate, TlsListener
 
 log = logging.getLogger(__name__)
