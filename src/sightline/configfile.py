@@ -216,6 +216,9 @@ def _to_field(reading: _Reading, value: Any, kind: Any, path: str) -> Any:
         return _to_struct(reading, value, kind, path)
     try:
         return msgspec.convert(value, kind)
+    except InvalidRequest as error:
+        reading.wrong(path, error.message)
+        return None
     except msgspec.ValidationError as error:
         quote = " Quote it, if it is text." if kind is str and isinstance(value, int | float) else ""
         reading.wrong(path, f"{_plain(error)}.{_allowed(kind)}{quote}")

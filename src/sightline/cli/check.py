@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from sightline.access.keys import to_key
 from sightline.cli.serve import refuse_open_bind
-from sightline.config import ModelConfig
+from sightline.config import ModelConfig, Settings
 from sightline.configfile import check
 from sightline.errors import InvalidRequest
 
@@ -21,11 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     settings, problems = check(args.file)
     lines = [problem.show(str(args.file)) for problem in problems]
-    if settings is not None and not args.open_to_anyone:
-        try:
-            refuse_open_bind(settings)
-        except InvalidRequest as error:
-            lines.append(f"{args.file}: host: {error.message}")
+    if settings is not None:
+        lines += [f"{args.file}: {problem}" for problem in _of_access(settings, is_open=args.open_to_anyone)]
     if settings is None or lines:
         print("\n".join(lines), file=sys.stderr)
         return 1
@@ -33,6 +31,16 @@ def run(args: argparse.Namespace) -> int:
     print(to_table([header, *(_to_row(model) for model in settings.models)]))
     print(f"on http://{settings.host}:{settings.port}/v1")
     return 0
+
+
+def _of_access(settings: Settings, *, is_open: bool) -> Iterator[str]:
+    """What would keep a server with these settings from starting, as far as keys go."""
+    try:
+        list(map(to_key, settings.access.keys))
+        if not is_open:
+            refuse_open_bind(settings)
+    except InvalidRequest as error:
+        yield f"{error.param}: {error.message}"
 
 
 def _to_row(model: ModelConfig) -> tuple[str, ...]:

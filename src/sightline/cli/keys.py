@@ -142,9 +142,6 @@ _HEADER: Final = ("ID", "NAME", "STATE", "TENANT", "MODELS", "LIMITS", "TODAY", 
 def _rows(file: KeyFile, settings: Settings) -> Iterator[tuple[str, ...]]:
     used = file.used(today())
     for key in (*file.load(), *map(to_key, settings.access.keys)):
-        expires = (
-            "never" if key.expires_at is None else f"{datetime.datetime.fromtimestamp(key.expires_at, datetime.UTC):%F}"
-        )
         yield (
             key.id,
             key.name + (" (admin)" if key.admin else ""),
@@ -153,8 +150,12 @@ def _rows(file: KeyFile, settings: Settings) -> Iterator[tuple[str, ...]]:
             ", ".join(key.models) or "any",
             _to_text(key.limits),
             _to_usage(used.get(key.id, Used())),
-            f"{expires:%Y-%m-%d}" if expires else "never",
+            _to_day(key.expires_at),
         )
+
+
+def _to_day(moment: int | None) -> str:
+    return "never" if moment is None else f"{datetime.datetime.fromtimestamp(moment, datetime.UTC):%Y-%m-%d}"
 
 
 def _to_text(limits: KeyLimits) -> str:
