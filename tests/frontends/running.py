@@ -30,6 +30,7 @@ def digest(key: str) -> str:
 CONFIG = f"""
 workers: 2
 port: 0
+admin: {{port: 0}}
 log_level: info
 data_dir: DATA_DIR
 models:
@@ -54,6 +55,7 @@ access:
 class Running:
     process: subprocess.Popen[str]
     url: str
+    admin_url: str
     file: Path
     log: Path
 
@@ -89,9 +91,9 @@ def running(directory: Path, config: str = CONFIG) -> Iterator[Running]:
         )  # fmt: skip
     try:
         assert process.stdout is not None
-        line = process.stdout.readline()
-        url = line.split()[-1].removesuffix("/v1")
-        server = Running(process, url, file, log)
+        url = process.stdout.readline().split()[-1].removesuffix("/v1")
+        admin_url = process.stdout.readline().split()[3].removesuffix("/metrics")
+        server = Running(process, url, admin_url, file, log)
         wait_for(lambda: is_ready(url), 30)
         yield server
     finally:

@@ -15,10 +15,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sightline import metrics
 from sightline.access.gate import Gate, keys_path
-from sightline.api.app import create_app
+from sightline.api.app import create_admin_app, create_app
 from sightline.api.responses_store import ResponseStore
 from sightline.api.shared import Shared
-from sightline.config import Settings
+from sightline.config import Settings, is_loopback
 from sightline.frontends import frames
 from sightline.frontends.calls import Far
 from sightline.frontends.core import Counts
@@ -43,7 +43,8 @@ _LOOK_S: Final = 0.05
 
 
 class FrontEnd:
-    """Life: made -> `run`, which returns when it has retired, drained, or lost its core."""
+    """Life: made -> `run`, which returns when it has retired, drained, or lost its core. The first listener is for all,
+    the second, where the settings have `admin`, for admins."""
 
     def __init__(
         self, settings: Settings, control: socket.socket, link: socket.socket, listeners: Sequence[socket.socket]
@@ -53,13 +54,20 @@ class FrontEnd:
         self._settings = settings
         self._retiring = False
         self._is_lost = False
+        self._is_up = False
         # It has the same methods, which a test sees to.
         service = cast(Service, self.service)
         gate = Gate(settings.access, keys_path(settings), FarMeter(self.service.call, self.service.settle))
-        app = create_app(service, settings, gate=gate, shared=self._to_shared())
+        shared = self._to_shared()
+        app = create_app(service, settings, gate=gate, shared=shared)
         certificate = None if settings.tls is None else Certificate(settings.tls)
+        endpoints = [Endpoint(self._around(app), listeners[:1], certificate, shared=True)]
+        if settings.admin is not None:
+            certificate = None if is_loopback(settings.admin.host) else certificate
+            app = create_admin_app(service, settings, gate, shared)
+            endpoints.append(Endpoint(self._around(app), listeners[1:], certificate, shared=True))
         self._server = Server(
-            [Endpoint(self._around(app), listeners, certificate, shared=True)],
+            endpoints,
             self._drain,
             settings.drain_s,
             settings.http,
@@ -121,7 +129,8 @@ class FrontEnd:
     def _around(self, app: ASGIApp) -> ASGIApp:
         async def around(scope: Scope, receive: Receive, send: Send) -> None:
             async def sent(message: Message) -> None:
-                if message["type"] == "lifespan.startup.complete":
+                if message["type"] == "lifespan.startup.complete" and not self._is_up:
+                    self._is_up = True
                     self._parent.open(self._receive, lambda: os._exit(1))
                     self._parent.send(frames.Up())
                 elif message["type"] == "http.response.start" and self._retiring:

@@ -146,7 +146,8 @@ class Supervisor:
         async with self._reloading:
             if self._core is None or self._stopping.is_set():
                 return
-            self._take_over()
+            if not self._takes_over():
+                return
             core = self._core
             for index in range(self._processes):
                 new = await self._start(core, index)
@@ -165,13 +166,13 @@ class Supervisor:
         old.send(frames.Retire())
         await old.ends(self._settings.request_timeout_s + _OVERTIME_S)
 
-    def _take_over(self) -> None:
-        """What can change, of a configuration that is whole; else everything stays as it was."""
+    def _takes_over(self) -> bool:
+        """What can change, of a configuration that is whole; else everything stays as it was, and False."""
         try:
             new = self._reload()
         except SightlineError as error:
-            log.error("the configuration stays as it was: %s", error.message)
-            return
+            log.error("the configuration stays as it was, and nothing is replaced: %s", error.message)
+            return False
         changed = [
             name for name in Settings.__struct_fields__ if getattr(new, name) != getattr(self._settings, name)
         ]  # fmt: skip
@@ -181,6 +182,7 @@ class Supervisor:
         now = {name: getattr(new, name) for name in changed if name in RELOADED}
         log.info("front ends are replaced; settings that change: %s", ", ".join(now) or "none")
         self._settings = msgspec.structs.replace(self._settings, **now)
+        return True
 
     # --- the end -------------------------------------------------------------------------------------------------
 
