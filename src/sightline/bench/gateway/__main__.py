@@ -6,12 +6,11 @@ import argparse
 import multiprocessing
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 from sightline.bench.gateway import load, processes, report
 from sightline.bench.gateway.cases import Case, cases, many_streams
-from sightline.bench.gateway.gateways import STUB, Gateway, Running, gateways, running
+from sightline.bench.gateway.gateways import SIGHTLINE, STUB, TWO_WORKERS, Gateway, Running, gateways, running
 from sightline.bench.gateway.load import Told
 from sightline.bench.gateway.report import Measured
 
@@ -63,9 +62,9 @@ def main(args: argparse.Namespace) -> None:
                     for case in chosen:
                         run(gateway, at, case, args.seconds)
             if not args.only or args.only in many_streams().name:
-                ours = gateways(args.peers)[0]
-                with running(ours, upstream.target.port, folder, cores.all) as at:
-                    run(replace(ours, name=f"{ours.name}, two cores"), at, many_streams(), 20.0)
+                for gateway in (SIGHTLINE, TWO_WORKERS):
+                    with running(gateway, upstream.target.port, folder, cores.all) as at:
+                        run(gateway, at, many_streams(), 0.0)
     print(report.to_text(rows))
     if args.out is not None:
         report.write(rows, args.out)

@@ -40,6 +40,8 @@ class Case:
     """Requests a second of all clients together, at random times; None: each sends its next when it has its answer."""
     warm_answers: int = 32
     """Before anything is measured: pictures that are sent again have been decoded by then."""
+    once: bool = False
+    """Each client sends one request, all at the same time; all of it is measured."""
 
 
 def body(num_bytes: int, pictures: int, model: str, *, stream: bool = False, new: bool = False) -> Body:
@@ -87,4 +89,4 @@ def cases() -> tuple[Case, ...]:
 
 
 def many_streams() -> Case:
-    return Case("1,000 streams", body(500, 0, "words-64-ms-250", stream=True), 64, clients=1000, warm_answers=0)
+    return Case("1,000 streams", body(500, 0, "words-64-ms-250", stream=True), 64, clients=1000, once=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -82,15 +83,18 @@ def configuration(port: int, upstream: int, folder: Path) -> Mapping[str, object
         {"name": name, "engine": "remote", "options": options, "max_concurrent": 1024, "max_queue": 1024}
         for name in stub.MODELS
     ]
-    return {"port": port, "data_dir": str(folder / "data"), "models": models}
+    key = {"name": "benchmark", "sha256": hashlib.sha256(_KEY.encode()).hexdigest(), "requests_per_minute": 10**9}
+    return {"port": port, "data_dir": str(folder / "data"), "access": {"keys": [key]}, "models": models}
 
 
 STUB = Gateway("the stub itself", _stub)
+SIGHTLINE = Gateway("Sightline", _sightline(), _KEY)
+TWO_WORKERS = Gateway("Sightline, --workers 2", _sightline("--workers", "2"), _KEY)
 
 
 def gateways(python_of_peers: str) -> tuple[Gateway, ...]:
     return (
-        Gateway("Sightline", _sightline()),
+        SIGHTLINE,
         Gateway("LiteLLM's proxy", _litellm_proxy(python_of_peers), _KEY),
         Gateway("LiteLLM's SDK", _peer(python_of_peers, "peer_litellm.py")),
         Gateway("FastAPI + httpx", _peer(python_of_peers, "peer_plain.py")),

@@ -10,6 +10,7 @@ import random
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import cast
@@ -23,6 +24,7 @@ from sightline.bench.gateway.stub import WORD
 _LENGTH = re.compile(rb"\r\ncontent-length:\s*(\d+)", re.IGNORECASE)
 _ENDS = (b"0\r\n\r\n", b"\r\n0\r\n\r\n")
 _CONNECT_AT_ONCE = 64
+_MOST_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class Run:
         self.number = 0
         self.random = random.Random(7)
         self.going = True
+        self._wanted = 1 << 62
+        self._reached = asyncio.Event()
         key = f"Authorization: Bearer {target.key}\r\n" if target.key else ""
         self._head = (
             f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:{target.port}\r\n{key}"
@@ -70,6 +74,21 @@ class Run:
             return self._repeated
         self.number += 1
         return self._head + self.case.body.numbered(self.number)
+
+    @property
+    def answered(self) -> int:
+        """Of what `told` is about."""
+        return len(self.told.latencies_s) + self.told.errors
+
+    async def until(self, answers: int) -> None:
+        self._wanted = answers
+        self.look()
+        await self._reached.wait()
+
+    def look(self) -> None:
+        """Whether there are as many answers as are waited for."""
+        if self.answered >= self._wanted:
+            self._reached.set()
 
     def pause_s(self) -> float:
         """Before a client's next request."""
@@ -135,7 +154,9 @@ class Client(asyncio.Protocol):
             told.errors += 1
             told.wrong = told.wrong or answer[:2000].decode("latin-1")
         self._asking = False
-        self._ask_later()
+        self._run.look()
+        if not self._run.case.once:
+            self._ask_later()
 
     def connection_lost(self, error: Exception | None) -> None:
         if self._asking and self._run.going:
@@ -144,22 +165,33 @@ class Client(asyncio.Protocol):
 
 async def _drive(case: Case, target: Target, warm_s: float, measured_s: float, say: Callable[[object], None]) -> None:
     run = Run(case, target)
-    loop = asyncio.get_running_loop()
-    for begin in range(0, case.clients, _CONNECT_AT_ONCE):
-        some = range(begin, min(begin + _CONNECT_AT_ONCE, case.clients))
-        await asyncio.gather(*(loop.create_connection(lambda: Client(run), "127.0.0.1", target.port) for _ in some))
-    await asyncio.sleep(warm_s)
-    while len(run.told.latencies_s) + run.told.errors < case.warm_answers:
-        await asyncio.sleep(0.05)
+    if not case.once:
+        await _connect(run, target)
+        await asyncio.sleep(warm_s)
+        await run.until(case.warm_answers)
+        run.told = Told()
     say("begin")
-    run.told = told = Told()
+    told = run.told
     began, cpu_s = time.perf_counter(), time.process_time()
-    await asyncio.sleep(measured_s)
+    if case.once:
+        await _connect(run, target)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(run.until(case.clients), _MOST_S)
+        told.errors += case.clients - run.answered
+    else:
+        await asyncio.sleep(measured_s)
     told.wall_s, told.cpu_s = time.perf_counter() - began, time.process_time() - cpu_s
     run.told = Told()
     say("end")
     run.going = False
     say(told)
+
+
+async def _connect(run: Run, target: Target) -> None:
+    loop = asyncio.get_running_loop()
+    for begin in range(0, run.case.clients, _CONNECT_AT_ONCE):
+        some = range(begin, min(begin + _CONNECT_AT_ONCE, run.case.clients))
+        await asyncio.gather(*(loop.create_connection(lambda: Client(run), "127.0.0.1", target.port) for _ in some))
 
 
 def drive(case: Case, target: Target, warm_s: float, measured_s: float, said: Connection, cores: set[int]) -> None:
