@@ -35,6 +35,7 @@ before it was refused. Were the connection closed at once, TCP would reset it, a
 because they look for it only after they have sent everything."""
 
 _CONTROLS = re.compile(rb"[\x00-\x1f\x7f]")
+_CHECKED = frozenset({b"host", b"content-length", b"transfer-encoding"})
 _ABSOLUTE = re.compile(rb"https?://([^/?#]*)", re.IGNORECASE)
 
 _OVERLONG = Refusal(431, "The first line and the headers of the request are too long or too many.")
@@ -76,7 +77,7 @@ class Guarded(HttpToolsProtocol):
         """When that began."""
         self._is_fresh = True
         """No request has come yet."""
-        self._head_bytes = self._body_bytes = self._framing_bytes = 0
+        self._body_bytes = self._framing_bytes = 0
         self._messages = 0
         self._live: deque[RequestResponseCycle] = deque()
         """Requests whose answer is not complete; the first is being answered."""
@@ -213,25 +214,24 @@ class Guarded(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        if self._reading != "head":
+        if self._reading != "head":  # it came in one piece with the one before
             self._since = self.loop.time()
             self._reading = "head"
         self._is_fresh = False
         self._messages += 1
-        self._head_bytes = self._body_bytes = self._framing_bytes = 0
+        self._body_bytes = self._framing_bytes = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._head_bytes += len(name) + len(value) + 4
-        if self._head_bytes > self._limits.max_head_bytes or len(self.headers) >= self._limits.max_headers:
+        """uvicorn's, without what stands behind a body: it was not there when the request was let in."""
+        if self._reading == "head":
+            name = name.lower()
+            if name == b"expect" and value.lower() == b"100-continue":
+                self.expect_100_continue = True
+            self.headers.append((name, value.rstrip(b" \t")))  # no part of it (RFC 9110, 5.5), but llhttp leaves it
+            return
+        self._framing_bytes += len(name) + len(value) + 4
+        if self._framing_bytes > self._limits.max_head_bytes + FRAMING_PER_BYTE * self._body_bytes:
             self._stop(_OVERLONG)
-        if self._reading == "head":  # what stands behind a body was not there when the request was let in
-            super().on_header(name, value.rstrip(b" \t"))  # no part of it (RFC 9110, section 5.5), but llhttp leaves it
-
-    def on_url(self, url: bytes) -> None:
-        self._head_bytes += len(url)
-        if self._head_bytes > self._limits.max_head_bytes:
-            self._stop(_OVERLONG)
-        super().on_url(url)
 
     def on_headers_complete(self) -> None:
         self._check_head()
@@ -242,36 +242,47 @@ class Guarded(HttpToolsProtocol):
 
     def _check_head(self) -> None:
         version = self.parser.get_http_version()
-        if version not in ("1.1", "1.0"):
+        if version != "1.1" and version != "1.0":
             self._stop(MALFORMED if version == "0.9" else _VERSION)
-        if self.parser.get_method() == b"CONNECT":
-            self._stop(_CONNECT)
-        hosts, has_body = [], False
+        host, hosts, has_body, size = b"", 0, False, len(self.url)
         for name, value in self.headers:
+            size += len(name) + len(value) + 4
+            if name not in _CHECKED:
+                continue
             if name == b"host":
-                hosts.append(value)
-            elif name == b"transfer-encoding":
+                host = value
+                hosts += 1
+            elif name == b"content-length":
+                has_body = has_body or value.strip(b"0") != b""
+            else:
                 has_body = True
                 if version == "1.0":
                     self._stop(_CODING_1_0)
-                if value.strip().lower() != b"chunked":
+                if value.lower() != b"chunked":
                     self._stop(_CODING)
-            elif name == b"content-length":
-                has_body = has_body or value.strip(b" \t0") != b""
-        if len(hosts) > 1 or (not hosts and version == "1.1"):
+        if size > self._limits.max_head_bytes or len(self.headers) > self._limits.max_headers:
+            self._stop(_OVERLONG)
+        if hosts != 1 and (hosts or version == "1.1"):
             self._stop(_HOST)
-        if has_body and self.parser.should_upgrade():
-            self._stop(_UPGRADE)
-        self._check_target(hosts[0] if hosts else b"")
+        if self.parser.should_upgrade():  # CONNECT is one, to llhttp
+            self._check_upgrade(has_body)
+        self._check_target(host)
         if len(self._live) > MAX_AHEAD:
             self._stop(_AHEAD)
+
+    def _check_upgrade(self, has_body: bool) -> None:
+        if self.parser.get_method() == b"CONNECT":
+            self._stop(_CONNECT)
+        if has_body:
+            self._stop(_UPGRADE)
 
     def _check_target(self, host: bytes) -> None:
         """A path; or a whole URL, of the host that the Host header names (RFC 9112, section 3.2.2)."""
         url = self.url
-        absolute = _ABSOLUTE.match(url)
-        if not url.startswith(b"/") and (absolute is None or absolute[1].lower() != host.strip().lower()):
-            self._stop(_TARGET)
+        if not url.startswith(b"/"):
+            absolute = _ABSOLUTE.match(url)
+            if absolute is None or absolute[1].lower() != host.lower():
+                self._stop(_TARGET)
         if b"#" in url or (b"%" in url and _CONTROLS.search(unquote_to_bytes(url.partition(b"?")[0]))):
             self._stop(_TARGET)
 
