@@ -22,7 +22,7 @@ from sightline.ui.sign_in import ROOT
 PORT = 7860
 _DRAIN_S = 2.0
 """An answer that is half shown when the page's server is stopped."""
-_OF_THE_PAGE = {"url", "host", "port", "allowed_host", "open_to_anyone", "log_level", "log_format"}
+_OF_THE_PAGE = {"help", "url", "host", "port", "allowed_host", "open_to_anyone", "log_level", "log_format"}
 """What has its meaning without a server inside."""
 
 
@@ -34,21 +34,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "set, is used for everybody who opens the page; else it asks for a key if the server wants one",
     )
     serving.add_arguments(parser)
-    known = {action.dest: action.default for action in parser._actions if action.dest not in _OF_THE_PAGE | {"help"}}
-    parser.set_defaults(port=None, ui=True, server_defaults=known)
+    server = {action.dest: action for action in parser._actions if action.dest not in _OF_THE_PAGE}
+    # None until it is said: `--model peek` is the default, and asks for a server all the same.
+    unsaid = {name: (action.default, action.type or str) for name, action in server.items()}
+    parser.set_defaults(port=None, **dict.fromkeys(server), unsaid=unsaid)
 
 
 def run(args: argparse.Namespace) -> int:
-    given = [name for name, default in args.server_defaults.items() if getattr(args, name) != default and name != "ui"]
+    said = [name for name in args.unsaid if getattr(args, name) is not None]
     args.port = PORT if args.port is None else args.port
-    if not given:
+    if not said:
         return _run_page(args)
     if args.url is not None:
+        what = "FILE" if said[0] == "file" else f"--{said[0].replace('_', '-')}"
         raise InvalidRequest(
-            f"--url names a server that runs, and --{given[0].replace('_', '-')} is about one that is started here. "
-            "Leave one of them out.",
-            param=given[0],
+            f"--url names a server that runs, and {what} is about one that is started here. Leave one of them out.",
+            param=said[0],
         )
+    for name, (default, read) in args.unsaid.items():
+        if name not in said:  # what the environment says is text, as argparse knows
+            setattr(args, name, read(default) if isinstance(default, str) else default)
+    args.ui = True
     return serving.run(args)
 
 

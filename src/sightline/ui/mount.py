@@ -76,16 +76,18 @@ def to_standalone(url: str | None, api_key: str | None, allowed_hosts: Sequence[
         async with application.lifespan():
             yield
 
-    router = Router(_routes(application), redirect_slashes=False, lifespan=lifespan)
+    routes = [Route("/", _to_page), *_routes(application)]
+    router = Router(routes, redirect_slashes=False, lifespan=lifespan)
     return Page(TrustedHostMiddleware(SignIn(router, admits), list(allowed_hosts)), shown, application)
 
 
 def _routes(application: Application) -> list[Route]:
-    async def to_page(_: HTTPConnection) -> RedirectResponse:
-        return RedirectResponse(f"{ROOT}/")
-
     pages = [Route(path, application, methods=_METHODS) for path in (f"{ROOT}/", f"{ROOT}/{{path:path}}")]
-    return [Route("/", to_page), Route(ROOT, to_page), *pages]
+    return [Route(ROOT, _to_page), *pages]
+
+
+async def _to_page(_: HTTPConnection) -> RedirectResponse:
+    return RedirectResponse(f"{ROOT}/")
 
 
 def _inside(edge: ASGIApp, reader: HTTPConnection, key: str | None = None) -> Server:
