@@ -83,11 +83,10 @@ test-clients: $(CLIENTS)/.installed
 	$(CLIENTS)/bin/python -m pytest tests/clients -m clients -rs
 
 reliability-jobs: $(VENV)/.installed
-	$(BIN)/python -m tests.jobs.kill --lines 1000 --kills 20
-	$(BIN)/python -m tests.jobs.kill --lines 1000 --kills 20 --victim engine
+	$(BIN)/python -m tests.jobs.report --into docs/reliability-jobs.md
 	$(BIN)/python -m tests.batch.kill --rows 1000 --kills 20
-	$(BIN)/python -m tests.jobs.syncs
 	$(BIN)/python -m tests.jobs.beside
+	$(BIN)/python -m tests.jobs.beside --store redis
 
 fuzz-images: $(VENV)/.installed
 	$(BIN)/python -m tests.images.damage --mutations $(MUTATIONS)

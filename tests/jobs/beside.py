@@ -16,6 +16,7 @@ from pathlib import Path
 import openai
 
 from tests.jobs.kill import Server, submit
+from tests.jobs.redis_server import RedisServer
 
 CONFIG = """\
 models:
@@ -58,11 +59,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--store", choices=["sqlite", "redis"], default="sqlite")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "sightline.yaml"
         file.write_text(CONFIG)
-        server = Server(Path(folder) / "data", config=file)
+        redis = RedisServer(Path(folder) / "redis").start() if args.store == "redis" else None
+        server = Server(Path(folder) / "data", config=file, jobs=None if redis is None else redis.url)
         server.start()
         try:
             url = f"http://127.0.0.1:{server.port}/v1"
@@ -77,6 +80,8 @@ def main() -> None:
             rate = done / (time.monotonic() - began)
         finally:
             server.kill(signal.SIGTERM)
+            if redis is not None:
+                redis.stop()
     for share in (0.5, 0.99):
         alone, with_batch = at(bare, share), at(beside, share)
         print(

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from sightline.config import Settings
 from sightline.errors import StorageUnavailable
@@ -35,35 +36,56 @@ class Backend:
     """By which another machine wakes this one; None: whoever has work looks by itself."""
     where: str
     """For people."""
-    directory: Path
-    files_url: str | None
+    place: FilesPlace
     index: Index
 
     async def start(self) -> None:
         """Raises `StorageUnavailable`, `StorageFull`."""
         await self.store.start()
-        await self.index.settle(await asyncio.to_thread(self._name) if self.files_url is None else self.files_url)
-        if self.bell is not None and self.files_url is None:
+        await self.index.settle(await asyncio.to_thread(self.place.name))
+        if self.bell is not None and self.place.is_of_this_machine:
             log.warning(
                 "The bytes of files are kept in %s, where only servers and workers of this machine find them. For "
                 "several machines set files.url to a place that all of them reach, such as s3://bucket/prefix.",
-                self.directory,
+                self.place.directory,
             )
-
-    def _name(self) -> str:
-        try:
-            return name_of(self.directory)
-        except OSError:
-            raise StorageUnavailable("The server cannot write its data directory.") from None
 
     async def close(self) -> None:
         await self.store.close()
 
 
+@dataclass(frozen=True, slots=True)
+class FilesPlace:
+    """Where the bytes of files are."""
+
+    url: str | None
+    """None: `directory`."""
+    directory: Path
+    is_of_this_machine: bool
+
+    def name(self) -> str:
+        """The same for all who see the same files. Raises `StorageUnavailable`."""
+        try:
+            return name_of(self.directory) if self.url is None else self.url
+        except OSError:
+            raise StorageUnavailable("The server cannot write the directory of its files.") from None
+
+    def blobs(self) -> Blobs:
+        """Raises `InvalidRequest` for a kind of storage that cannot be had here."""
+        return LocalBlobs(self.directory / "files") if self.url is None else RemoteBlobs(self.url)
+
+
+def files_place(url: str | None, data_dir: Path) -> FilesPlace:
+    """`file:///mnt/shared` is a directory as any other, synced before anybody is told."""
+    if url is not None and url.startswith("file://"):
+        return FilesPlace(None, Path(urlsplit(url).path), is_of_this_machine=False)
+    return FilesPlace(url, data_dir, is_of_this_machine=url is None)
+
+
 def backend(settings: Settings, directory: Path) -> Backend:
     """Raises `InvalidRequest` for a `jobs` or `files.url` that cannot be had here."""
     quota = Quota(settings.files.max_bytes, settings.files.max_tenant_bytes)
-    blobs = _blobs(settings.files.url, directory)
+    place = files_place(settings.files.url, directory)
     kept_s = settings.batches.kept_s
     if settings.jobs is None:
         database = Database(directory / "sightline.db", SCHEMA)
@@ -75,8 +97,4 @@ def backend(settings: Settings, directory: Path) -> Backend:
         store = RedisStore(connection, directory, kept_s=kept_s, bell=bell)
         index = RedisIndex(connection)
         where = describe(settings.jobs)
-    return Backend(store, Files(index, blobs, quota), bell, where, directory, settings.files.url, index)
-
-
-def _blobs(url: str | None, directory: Path) -> Blobs:
-    return LocalBlobs(directory / "files") if url is None else RemoteBlobs(url)
+    return Backend(store, Files(index, place.blobs(), quota), bell, where, place, index)
