@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import os
 import signal
 from collections import Counter
@@ -160,6 +161,35 @@ async def test_what_runs_in_the_background_is_found_from_everywhere(server: Runn
         assert (await client.get(f"/v1/responses/{begun['id']}")).status_code == 404
 
 
+async def test_files_and_batches_are_everybodys(server: Running) -> None:
+    picture = base64.b64decode(PICTURE.partition(",")[2])
+    async with server.client() as client:
+        sent = await client.post("/v1/files", data={"purpose": "vision"}, files={"file": ("red.png", picture)})
+    part = {"type": "input_image", "file_id": sent.json()["id"]}
+    content = [{"type": "input_text", "text": "what is this?"}, part]
+    body = {"model": "fake", "input": [{"role": "user", "content": content}]}
+    for _ in range(4):
+        async with server.client() as client:
+            reply = await client.post("/v1/responses", json=body)
+            assert "480x360" in reply.text
+    lines = [
+        {"custom_id": str(number), "method": "POST", "url": "/v1/chat/completions", "body": chat(f"line {number}")}
+        for number in range(5)
+    ]
+    text = "\n".join(map(json.dumps, lines)).encode()
+    async with server.client() as client:
+        file = await client.post("/v1/files", data={"purpose": "batch"}, files={"file": ("lines.jsonl", text)})
+        batch = {"input_file_id": file.json()["id"], "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+        made = (await client.post("/v1/batches", json=batch)).json()
+    async with asyncio.timeout(10):
+        while made["status"] != "completed":
+            async with server.client() as client:
+                made = (await client.get(f"/v1/batches/{made['id']}")).json()
+    async with server.client() as client:
+        output = (await client.get(f"/v1/files/{made['output_file_id']}/content")).text
+    assert sorted(json.loads(line)["custom_id"] for line in output.splitlines()) == [str(n) for n in range(5)]
+
+
 async def test_a_front_end_that_is_killed_takes_only_its_own_streams(server: Running) -> None:
     async with server.client() as asking:
         async with server.client() as client:
@@ -227,6 +257,10 @@ async def test_front_ends_are_replaced_with_the_new_configuration_and_nobody_not
         assert (await client.get("/v1/models", headers=host)).status_code == 200
     assert not failed
     assert answered > 100
+    # Those that were replaced may still wait for clients; those in their place are looked after all the same.
+    (first, second) = set(server.of("front")) - before
+    kill(first)
+    wait_for(lambda: len(set(server.of("front")) - before - {first, second}) == 1, 5)
     server.file.write_text(whole)
 
 

@@ -334,8 +334,9 @@ class _Pictures:
     stream: int
 
     async def resolve(self, budgets: Sequence[VisionBudget], room: Room | None) -> tuple[ResolvedImage, ...]:
+        trace = tracing.outgoing()
         resolved: tuple[ResolvedImage, ...] = await self.front_end.ask(
-            lambda number: frames.Resolve(number, self.stream, tuple(budgets), room), give_up=True
+            lambda number: frames.Resolve(number, self.stream, tuple(budgets), room, trace), give_up=True
         )
         return resolved
 

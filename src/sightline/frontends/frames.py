@@ -359,6 +359,8 @@ class Resolve(_Frame, frozen=True):
     stream: int
     budgets: tuple[VisionBudget, ...]
     room: Room | None
+    trace: dict[str, str] = {}
+    """As `Asker.trace`, of the core's side."""
 
 
 class GiveUp(_Frame, frozen=True):

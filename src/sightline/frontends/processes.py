@@ -81,6 +81,7 @@ class Process:
         return by_itself
 
     async def kill(self) -> None:
+        """Returns when it has ended, by itself or otherwise."""
         if not self.exited.done():
             # Not `Process.kill`, which polls first and may reap a child that asyncio's watcher waits for.
             with contextlib.suppress(ProcessLookupError):

@@ -288,7 +288,10 @@ class FrontService:
             return  # the client has left, and the core is about to hear of it
         request = stream.request
         try:
-            resolved = await self._intake.resolve(request.images, frame.budgets, tenant=request.tenant, room=frame.room)
+            with tracing.continued(frame.trace):
+                resolved = await self._intake.resolve(
+                    request.images, frame.budgets, tenant=request.tenant, room=frame.room
+                )
             arrays = [r.image.pixels for r in resolved]
             offsets, size = frames.laid_out(arrays)
             fd = await asyncio.to_thread(_share, arrays, offsets)

@@ -11,7 +11,7 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 import msgspec
@@ -57,7 +57,9 @@ class Supervisor:
         self._reloading = asyncio.Lock()
         self._core: Process | None = None
         self._fronts: dict[int, Process] = {}
-        """Those in whose place nobody is; one that retires is in none."""
+        """Each in its place; one that retires is in none."""
+        self._moved = asyncio.Event()
+        """Set, and replaced by another, when one has taken another's place."""
         self._retiring: set[asyncio.Task[None]] = set()
 
     def run(self) -> None:
@@ -80,9 +82,10 @@ class Supervisor:
             began = time.monotonic()
             try:
                 await self._run_once()
+            except OSError as error:
+                log.error("a process could not be started: %s", error)
             finally:
-                for task in replacing:
-                    task.cancel()
+                await _cancelled(replacing)
                 await self._end_all()
             if not self._stopping.is_set():
                 now = time.monotonic()
@@ -109,7 +112,7 @@ class Supervisor:
             await asyncio.wait(keeping)
         for task in keeping:
             if not task.cancelled():
-                task.result()  # a bug
+                task.result()  # raises what ended it
         if self._stopping.is_set():
             await self._drain()
 
@@ -119,13 +122,10 @@ class Supervisor:
         """Starts a front end again whenever the one in this place ends without having been replaced."""
         policy = RestartPolicy()
         while True:
-            front = self._fronts[index] = await self._start(core, index)
+            self._fronts[index] = await self._start(core, index)
             began = time.monotonic()
-            while self._fronts[index] is front:
-                await asyncio.wait([front.exited])
-                if self._fronts[index] is front:
-                    break
-                front = self._fronts[index]
+            while not (front := self._fronts[index]).exited.done():
+                await _first_of(_done(front), self._moved.wait())
             front.close()
             now = time.monotonic()
             restart = policy.died(now, served=front.up.is_set(), up_s=now - began if front.up.is_set() else 0.0)
@@ -150,21 +150,36 @@ class Supervisor:
                 return
             core = self._core
             for index in range(self._processes):
-                new = await self._start(core, index)
-                if not await new.is_up(_FRONT_UP_S):
-                    log.error("%s was to be replaced, and its successor did not start (%s)", new.name, _how(new))
-                    await new.kill()
+                if not await self._replace(core, index):
                     return
-                old, self._fronts[index] = self._fronts.get(index), new
-                if old is not None:
-                    retiring = asyncio.create_task(self._retire(old))
-                    self._retiring.add(retiring)
-                    retiring.add_done_callback(self._retiring.discard)
             log.info("%d front ends have been replaced", self._processes)
 
+    async def _replace(self, core: Process, index: int) -> bool:
+        """Whether it has been."""
+        new = await self._start(core, index)
+        try:
+            if not await new.is_up(_FRONT_UP_S):
+                log.error("%s was to be replaced, and its successor did not start (%s)", new.name, _how(new))
+                return False
+            old, self._fronts[index] = self._fronts.get(index), new
+        finally:
+            if self._fronts.get(index) is not new:
+                await new.kill()
+        self._moved.set()
+        self._moved = asyncio.Event()
+        if old is not None:
+            retiring = asyncio.create_task(self._retire(old))
+            self._retiring.add(retiring)
+            retiring.add_done_callback(self._retiring.discard)
+        return True
+
     async def _retire(self, old: Process) -> None:
-        old.send(frames.Retire())
-        await old.ends(self._settings.request_timeout_s + _OVERTIME_S)
+        """It goes in its own time, or is killed when the server ends."""
+        try:
+            old.send(frames.Retire())
+            await old.ends(self._settings.request_timeout_s + _OVERTIME_S)
+        finally:
+            await old.kill()
 
     def _takes_over(self) -> bool:
         """What can change, of a configuration that is whole; else everything stays as it was, and False."""
@@ -191,7 +206,7 @@ class Supervisor:
         log.info("the server is being stopped")
         for front in self._fronts.values():
             front.send(frames.Drain())
-        exits = [_done(front) for front in self._fronts.values()]
+        exits = [*map(_done, self._fronts.values()), *map(_done_task, self._retiring)]
         if exits:
             drained = asyncio.gather(*exits)
             await _first_of(drained, self._hurrying.wait(), timeout_s=self._settings.drain_s + _OVERTIME_S)
@@ -205,8 +220,7 @@ class Supervisor:
         for front in list(self._fronts.values()):
             await front.kill()
         self._fronts.clear()
-        for task in list(self._retiring):
-            task.cancel()
+        await _cancelled(self._retiring)
         if self._core is not None:
             self._core.close()
             await self._core.ends(0.0 if self._hurrying.is_set() else _CORE_CLOSES_S)
@@ -218,6 +232,14 @@ async def _first_of(*works: object, timeout_s: float | None = None) -> None:
     await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
     for task in tasks:
         task.cancel()
+
+
+async def _cancelled(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Returns when they have cleaned up."""
+    if waiting := list(tasks):
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
 
 
 async def _done(process: Process) -> None:
