@@ -77,7 +77,7 @@ class Server:
     def run(self) -> None:
         """In an event loop of its own. Returns after `stop` or a signal."""
         give_back_large_blocks()
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(self.serve())
 
     def stop(self) -> None:
@@ -243,7 +243,8 @@ def _log_loss(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     log.error("something failed that nobody waited for%s", where)
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    """Of uvloop's event loops where it is installed, else of asyncio's."""
     if find_spec("uvloop") is None:
         return asyncio.new_event_loop
     import uvloop
