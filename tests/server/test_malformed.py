@@ -170,6 +170,14 @@ def test_plain_requests_follow_each_other_on_one_connection(port: int) -> None:
     assert received.endswith(b'{"status":"ok"}')
 
 
+def test_an_answer_comes_in_one_piece(port: int) -> None:
+    """In one system call: in two, a client would wake twice, and Nagle's algorithm could hold the second back."""
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        for _ in range(20):
+            connection.sendall(GET + b"\r\n")
+            assert connection.recv(65536).endswith(b'{"status":"ok"}')
+
+
 def test_a_request_may_come_byte_by_byte(port: int) -> None:
     request = POST + LENGTH + b"\r\n" + BODY + SMUGGLED
     assert exchange(port, *(request[i : i + 1] for i in range(len(request))))[0] == [200, 200]

@@ -172,7 +172,7 @@ class _Uvicorn(uvicorn.Server):
 
     def __init__(self, endpoint: Endpoint, connections: Connections) -> None:
         config = uvicorn.Config(
-            BehindProxies(endpoint.app, connections),
+            BehindProxies(endpoint.app, connections) if connections.limits.trusted_proxies else endpoint.app,
             ws="none",
             lifespan="on",
             access_log=False,

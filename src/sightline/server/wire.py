@@ -22,10 +22,24 @@ class Wire:
         self.resume_reading = transport.resume_reading
         self.is_over = False
         """Closed, as far as requests and answers go."""
+        self._head: bytes | None = None
+        """Of an answer, kept back until something of its body comes, or the event loop's next turn."""
 
     def write(self, data: bytes) -> None:
         self._written += len(data)
-        self._transport.write(data)
+        if self._head is not None:
+            head, self._head = self._head, None
+            self._transport.writelines((head, data))  # one system call, one segment: the client wakes once
+        elif data.startswith(b"HTTP/1.1 "):
+            self._head = data
+            asyncio.get_running_loop().call_soon(self._flush)
+        else:
+            self._transport.write(data)
+
+    def _flush(self) -> None:
+        if self._head is not None:
+            head, self._head = self._head, None
+            self._transport.write(head)
 
     def close(self) -> None:
         if not self.is_over:
@@ -48,10 +62,12 @@ class Wire:
 
     def end(self) -> None:
         """Closes, when what waits has been sent."""
+        self._flush()
         self._transport.close()
 
     def end_sending(self) -> bool:
         """Closes our half, when what waits has been sent. False: this kind of connection has no halves."""
+        self._flush()
         if not self._transport.can_write_eof():
             return False
         self._transport.write_eof()
