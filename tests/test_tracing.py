@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import gzip
 import io
+import json
+import re
 import subprocess
 import sys
 import threading
@@ -233,6 +235,7 @@ async def test_streams_choices_and_other_dialects(collector: Collector) -> None:
     assert message.find("chat m")
     assert completion.find("text_completion m").attributes["gen_ai.operation.name"] == "text_completion"
     assert embedding.find("embeddings m").find("queue")
+    assert embedding.find("embeddings m").attributes["gen_ai.usage.input_tokens"] > 0
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -278,6 +281,29 @@ async def test_the_trace_goes_on_in_a_remote_engine(collector: Collector) -> Non
     upstream = [span for span in generated.walk() if span.kind == WireSpan.SPAN_KIND_SERVER]
     assert [span.name for span in upstream] == ["POST /v1/chat/completions"]
     assert upstream[0].find("chat up")
+
+
+def test_front_ends_and_their_core_make_one_trace(collector: Collector, tmp_path: Path) -> None:
+    """`--workers`: HTTP and pictures are of one process, the model of another."""
+    file = tmp_path / "sightline.yaml"
+    traced = {"otlp_endpoint": collector.url}
+    file.write_text(json.dumps({"models": [{"name": "m", "engine": "fake"}], "tracing": traced}))
+    command = [sys.executable, "-m", "sightline.cli", "serve", str(file), "--port", "0", "--workers", "2"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        assert server.stdout is not None
+        found = re.search(r"http://127\.0\.0\.1:\d+", server.stdout.readline())
+        assert found
+        try:
+            with httpx.Client(base_url=found[0], timeout=60) as client:
+                reply = client.post("/v1/chat/completions", json=body(picture(), max_tokens=4))
+        finally:
+            server.terminate()
+            server.wait(30)
+    assert reply.status_code == 200, reply.text
+    (root,) = [tree for tree in collector.trees() if tree.name == "POST /v1/chat/completions"]
+    prepared = root.find("chat m").find("prepare")
+    assert {"picture.fetch", "picture.decode", "picture.resize"} <= prepared.names()
+    assert root.find("generate").find("engine.decode")
 
 
 async def test_sampling(collector: Collector) -> None:

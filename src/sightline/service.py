@@ -295,7 +295,9 @@ class Service:
 
         async def run(engine: Engine) -> Embeddings:
             assert isinstance(engine, Embeds), "an engine whose work it is has the method"
-            return await engine.embed(request)
+            embeddings = await engine.embed(request)
+            tracing.used(embeddings.prompt_tokens)
+            return embeddings
 
         call = Call(request.request_id, request.model, "embeddings", run, request.priority)
         async with permits.current().spending(_estimate(request.inputs)) as spent:

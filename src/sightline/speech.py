@@ -13,7 +13,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, fields
 from typing import Any, Final, Protocol
 
-from sightline import metrics
+from sightline import metrics, tracing
 from sightline.audio.mel import SAMPLE_RATE
 from sightline.engines import Engine, Transcribes
 from sightline.types import AudioRef, Samples, SpeechRequest, TranscriptionEvent, TranscriptionRequest
@@ -57,6 +57,7 @@ async def written_down(
         samples = await decode(request.audio)
         decode_s = time.perf_counter() - started
         metrics.AUDIO_DECODE_SECONDS.observe(decode_s)
+        tracing.stage("audio.decode", decode_s)
         wanted = to_transcription_request(request, samples)
 
         async def run(engine: Engine) -> None:

@@ -305,6 +305,12 @@ def call(work: str, model: str) -> AbstractContextManager[object]:
     return _OFF if _tracer is None else Inference(_tracer, work, model, {})
 
 
+def used(input_tokens: int) -> None:
+    """What a call took in: texts to embed."""
+    if _tracer is not None and (inference := _inference.get()) is not None:
+        inference.set({"gen_ai.usage.input_tokens": input_tokens})
+
+
 def first_event() -> None:
     """The engine has begun to answer."""
     if _tracer is not None and (inference := _inference.get()) is not None:
