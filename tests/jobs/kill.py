@@ -64,7 +64,8 @@ class Process:
     def kill(self, number: int = signal.SIGKILL) -> None:
         """The server and its engine, in the middle of whatever they do."""
         assert self._process is not None
-        os.killpg(self._process.pid, number)
+        with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+            os.killpg(self._process.pid, number)
         self._process.wait(60)
 
     def kill_engine(self) -> None:

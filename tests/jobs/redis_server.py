@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import socket
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -33,7 +35,7 @@ class RedisServer:
         return f"redis://127.0.0.1:{self.port}/0"
 
     def start(self, *prefix: str) -> RedisServer:
-        self.process = subprocess.Popen([*prefix, *self._command], stdout=subprocess.DEVNULL)
+        self.process = subprocess.Popen([*prefix, *self._command], stdout=subprocess.DEVNULL, start_new_session=True)
         deadline = time.monotonic() + 20
         while not self._answers():
             assert self.process.poll() is None, "redis-server ended"
@@ -57,7 +59,8 @@ class RedisServer:
 
     def _end(self, number: int) -> None:
         if self.process is not None:
-            self.process.send_signal(number)
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, number)
             self.process.wait(20)
             self.process = None
 

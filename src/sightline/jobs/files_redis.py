@@ -32,6 +32,8 @@ class RedisIndex:
             raise _elsewhere()
 
     async def insert(self, file: File, digest: str, quota: int | None) -> File:
+        if not self._place:
+            raise StorageUnavailable("The server cannot reach its queue yet; nothing was kept. Try again soon.")
         rest = msgspec.json.encode({**asdict(file), "blob": ""})
         reply = await self._run(
             "insert",
