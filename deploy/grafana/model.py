@@ -67,7 +67,7 @@ def _variables() -> Iterator[dict[str, Any]]:
     }
     for name, query in of.items():
         yield {
-            "name": name, "label": name.capitalize(), "type": "query", "datasource": DATASOURCE, "definition": query,
+            "name": name, "label": name.capitalize(), "type": "query", "datasource": DATASOURCE,
             "query": {"query": query, "refId": name, "qryType": 1}, "refresh": 2, "sort": 1, "hide": 0, "regex": "",
             "multi": True, "includeAll": True, "allValue": ".*", "options": [],
             "current": {"selected": True, "text": ["All"], "value": ["$__all"]},

@@ -64,7 +64,7 @@ def expressions() -> Iterator[tuple[str, str]]:
         yield rule["alert"], rule["expr"]
     for variable in DASHBOARD["templating"]["list"]:
         if variable["type"] == "query":
-            yield variable["name"], re.sub(r"^label_values\((.*), \w+\)$", r"\1", variable["definition"])
+            yield variable["name"], re.sub(r"^label_values\((.*), \w+\)$", r"\1", variable["query"]["query"])
 
 
 def filled(expression: str) -> str:
@@ -136,6 +136,28 @@ def test_the_dashboard_is_one_that_grafana_reads() -> None:
     assert variables["datasource"]["type"] == "datasource"
     used = set(re.findall(r"\$\{?(\w+)", json.dumps(PANELS))) - {"__rate_interval"}
     assert used == set(variables)
+
+
+def test_grafanas_own_library_reads_it_and_writes_it_back_unchanged() -> None:
+    models = pytest.importorskip("grafana_foundation_sdk.models.dashboard", reason="pip install grafana-foundation-sdk")
+    from grafana_foundation_sdk.cog.encoder import JSONEncoder
+    from grafana_foundation_sdk.cog.plugins import register_default_plugins
+
+    register_default_plugins()
+    read = models.Dashboard.from_json(json.loads((GRAFANA / "sightline.json").read_text()))
+    assert list(lost(DASHBOARD, json.loads(JSONEncoder().encode(read)))) == [], "it only fills in what was left out"
+
+
+def lost(written: Any, read: Any, where: str = "") -> Iterator[str]:
+    """Where the second lacks or changes what the first says."""
+    if isinstance(written, dict) and isinstance(read, dict):
+        for key, value in written.items():
+            yield from lost(value, read.get(key), f"{where}.{key}")
+    elif isinstance(written, list) and isinstance(read, list) and len(written) == len(read):
+        for index, (one, other) in enumerate(zip(written, read, strict=True)):
+            yield from lost(one, other, f"{where}[{index}]")
+    elif written != read:
+        yield where
 
 
 def test_panels_have_their_own_places_and_ids() -> None:
