@@ -90,6 +90,7 @@ def to_line(scope: Scope, record: Record, dialect: str) -> Facts:
     fields: dict[str, Any] = {
         "id": record.request_id,
         "key": caller.of(scope).key_id or None,
+        "client": (scope.get("client") or (None,))[0],
         "method": scope["method"],
         "route": route,
         "dialect": dialect,
