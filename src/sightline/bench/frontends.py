@@ -2,8 +2,8 @@
 
 Starts `sightline serve` with the engine `fake` and one front end, then with two, and prints for each
 
-    requests a second, and CPU of all server processes for each: questions of 2 KB, with a picture of 200 KB that is
-    known, streams of 64 chunks
+    requests a second, and CPU of all server processes for each: questions of 2 KB, with a picture of 200 KB or
+    2 MB that is known, streams of 64 chunks
     1,000 streams at once of 64 chunks, a chunk every half second: how many were whole, the 99th percentile of the time
     between two chunks beside the half second, of `/health` meanwhile, and of all front ends' event loops
 
@@ -64,6 +64,15 @@ _HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 # --- the server ------------------------------------------------------------------------------------------------------
 
 
+_ROLES = {
+    "front ends": " front ",
+    "core": " core ",
+    "engine": "sightline.engines.worker",
+    "decoders": "decoder_process",
+}
+"""By a part of the command line; `server` is the process that was started."""
+
+
 @dataclass
 class Server:
     process: psutil.Process
@@ -78,18 +87,17 @@ class Server:
         found = [child for child in self.process.children() if " front " in _command(child)]
         return found or [self.process]
 
-    def cpu_s(self) -> float:
-        """Used by all its processes so far, those that have ended among them."""
-        total = 0.0
+    def cpu_s(self) -> Counter[str]:
+        """Used so far by its processes that live, by what they are."""
+        used: Counter[str] = Counter()
         for process in self.family():
             try:
-                times = process.cpu_times()
+                times, command = process.cpu_times(), _command(process)
             except psutil.Error:
                 continue
-            total += times.user + times.system
-            if process == self.process:
-                total += times.children_user + times.children_system
-        return total
+            role = next((role for role, mark in _ROLES.items() if mark in command), "server")
+            used[role] += times.user + times.system
+        return used
 
 
 def _command(process: psutil.Process) -> str:
@@ -235,10 +243,11 @@ class Case:
 def cases() -> list[Case]:
     words = "[[fake: say " + "word " * 16 + "]]"
     chunks = "[[fake: length 64]]"
-    known = noise(200_000)
+    known, large = noise(200_000), noise(2_000_000)
     return [
         Case("2 KB", post(question("x" * 1800 + words)), 16, b"word word"),
         Case("200 KB, a known picture", post(question(words, picture=known)), 8, b"word word"),
+        Case("2 MB, a known picture", post(question(words, picture=large)), 8, b"word word"),
         Case("stream of 64 chunks", post(question(chunks, stream=True)), 16, b"[DONE]"),
     ]
 
@@ -246,7 +255,8 @@ def cases() -> list[Case]:
 @dataclass
 class Rate:
     requests_per_s: float
-    cpu_ms: float
+    cpu_ms: dict[str, float]
+    """For each, by what the process is."""
     p99_ms: float
 
 
@@ -266,7 +276,8 @@ async def measure(server: Server, case: Case, seconds: float) -> Rate:
     cpu, began = server.cpu_s(), time.perf_counter()
     await asyncio.gather(*(client() for _ in range(case.clients)))
     wall = time.perf_counter() - began
-    return Rate(len(took) / wall, (server.cpu_s() - cpu) / len(took) * 1e3, quantile(took, 0.99) * 1e3)
+    used = {role: seconds / len(took) * 1e3 for role, seconds in (server.cpu_s() - cpu).items()}
+    return Rate(len(took) / wall, used, quantile(took, 0.99) * 1e3)
 
 
 def quantile(values: list[float], q: float) -> float:
@@ -317,7 +328,7 @@ async def stream_many(server: Server, count: int, chunks: int) -> Streams:
     watching = asyncio.create_task(watch())
     await asyncio.gather(*(one() for _ in range(count)))
     watching.cancel()
-    told.wall_s, told.cpu_s = time.perf_counter() - began, server.cpu_s() - cpu
+    told.wall_s, told.cpu_s = time.perf_counter() - began, (server.cpu_s() - cpu).total()
     return told
 
 
@@ -407,7 +418,9 @@ async def _report(server: Server, args: argparse.Namespace, workers: int) -> Non
     for case in cases():
         await measure(server, case, 1.0)  # warm
         rate = await measure(server, case, args.seconds)
-        print(f"| {case.name} | {rate.requests_per_s:.0f} | {rate.cpu_ms:.2f} | {rate.p99_ms:.1f} |", flush=True)
+        parts = ", ".join(f"{role} {ms:.2f}" for role, ms in sorted(rate.cpu_ms.items()) if ms >= 0.005)
+        total = sum(rate.cpu_ms.values())
+        print(f"| {case.name} | {rate.requests_per_s:.0f} | {total:.2f} ({parts}) | {rate.p99_ms:.1f} |", flush=True)
     print()
     if args.streams:
         told = await stream_many(server, args.streams, args.chunks)

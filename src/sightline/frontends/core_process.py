@@ -16,6 +16,7 @@ from sightline.frontends import frames
 from sightline.frontends.core import Core
 from sightline.frontends.link import Link
 from sightline.frontends.shares import core_share
+from sightline.server import loop_factory
 from sightline.service import Service
 
 log = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 
 def run(start: frames.Start, control: socket.socket) -> None:
     """Until the parent closes `control`."""
-    with asyncio.Runner() as runner:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(_serve(start, control))
 
 
