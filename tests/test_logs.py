@@ -155,3 +155,12 @@ def test_warnings_are_records_too() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     (line,) = done.stderr.splitlines()
     assert json.loads(line)["logger"] == "py.warnings"
+
+
+@pytest.mark.parametrize("value", ["é", "\x7f", "\ud800", 2**70, float("nan"), b"x", {1: 2}, object])
+def test_any_field_can_be_written(value: Any) -> None:
+    line = Formatter("json").format(record(Facts("m", {"value": value})))
+    assert line.isascii()
+    assert line.isprintable()
+    assert "value" in json.loads(line)
+    assert "value=" in Formatter("human").format(record(Facts("m", {"value": value})))

@@ -15,7 +15,10 @@ import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final, Literal, TextIO
+
+import msgspec
 
 LogFormat = Literal["json", "human"]
 
@@ -96,12 +99,24 @@ def _to_human_lines(record: logging.LogRecord, message: str) -> str:
 
 def escape(text: str) -> str:
     """With every character that a terminal or a reader of lines would obey in its escaped form: `\\u001b`."""
+    if text.isprintable():  # none of them is, and nearly every text is
+        return text
     return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def to_json(value: Any) -> str:
     """One line of ASCII, whatever the texts in it hold."""
+    try:
+        line = _ENCODER.encode(value)
+    except (TypeError, ValueError, OverflowError, RecursionError):  # lone surrogates, numbers of many digits
+        line = b""
+    if line and line.isascii() and b"\x7f" not in line:
+        return line.decode("ascii")
     return json.dumps(value, separators=(",", ":"), default=str).replace("\x7f", "\\u007f")
+
+
+_ENCODER: Final = msgspec.json.Encoder(enc_hook=str)
+"""Ten times as fast as `json`, and right for nearly every record: it escapes nothing above ASCII."""
 
 
 def to_trace(error: BaseException) -> str:
@@ -123,12 +138,18 @@ def _to_trace(record: logging.LogRecord) -> str:
 
 def _to_time(record: logging.LogRecord, separator: str) -> str:
     """RFC 3339, in UTC, to the millisecond."""
-    day = time.strftime(f"%Y-%m-%d{separator}%H:%M:%S", time.gmtime(record.created))
-    return f"{day}.{int(record.msecs):03d}"
+    return f"{_to_second(int(record.created), separator)}.{int(record.msecs):03d}"
+
+
+@lru_cache(maxsize=4)
+def _to_second(second: int, separator: str) -> str:
+    return time.strftime(f"%Y-%m-%d{separator}%H:%M:%S", time.gmtime(second))
 
 
 def _to_word(value: Any) -> str:
     """A field's value without a space in it that is not quoted: `key=value` can be told apart by eye and by `awk`."""
     if isinstance(value, str) and _PLAIN.fullmatch(value) and '"' not in value:
         return value
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
+    if isinstance(value, int | float):
+        return str(value)
+    return to_json(value)
