@@ -5,6 +5,7 @@
 #   make test-engines    engines against their references (installs torch into .venv-reference)   (ALL=1: vllm, easydel and litellm too, 9 GB)
 #   make test-clients    other people's clients: LiteLLM, LangChain, OpenAI's JavaScript SDK (npm)
 #   make reliability-jobs    batches killed again and again; what is synced; how long people wait beside a batch
+#   make reliability     drain, clients that leave, overload, dying engines, a soak, hostile bodies   ONLY=4,6 SOAK_MINUTES=20
 #   make fuzz-images     10,000 damaged pictures through the decoders, then a server   MUTATIONS=10000
 #   make chaos           broken networks, outages, deadlines: promise, measured, met     REQUESTS=10000 CHAOS="--only 9"
 #   make bench-images    speed and closeness of decoding, side by side with Pillow's own
@@ -33,10 +34,12 @@ RUN ?= runs/peek
 PER_TASK ?= 200
 MUTATIONS ?= 10000
 REQUESTS ?= 10000
+SOAK_MINUTES ?= 20
+FUZZ_MINUTES ?= 10
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 LOCKED := requirements/dev.txt
 
-.PHONY: demo test test-engines test-clients reliability-jobs fuzz-images chaos bench-images train-peek check-training package train-whisper eval-peek bench-health bench-gateway lint lock clean
+.PHONY: demo test test-engines test-clients reliability reliability-jobs fuzz-images chaos bench-images train-peek check-training package train-whisper eval-peek bench-health bench-gateway lint lock clean
 
 $(VENV)/.installed: pyproject.toml $(LOCKED)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Sightline needs Python 3.11 or newer; name one with PYTHON=python3.12"; exit 1; }
@@ -87,6 +90,9 @@ reliability-jobs: $(VENV)/.installed
 	$(BIN)/python -m tests.batch.kill --rows 1000 --kills 20
 	$(BIN)/python -m tests.jobs.beside
 	$(BIN)/python -m tests.jobs.beside --store redis
+
+reliability: $(VENV)/.installed
+	$(BIN)/python -m tests.reliability --only "$(ONLY)" --soak-minutes $(SOAK_MINUTES) --fuzz-minutes $(FUZZ_MINUTES) --json runs/reliability.json --into docs/reliability.md
 
 fuzz-images: $(VENV)/.installed
 	$(BIN)/python -m tests.images.damage --mutations $(MUTATIONS)

@@ -26,7 +26,7 @@ PROMISE = (
     "at most 5 restarts in 60 s, then it is left alone"
 )
 _CHAT = DIALECTS["chat"]
-_LONG = " ".join(["word"] * 300)
+_LONG = " ".join(["word"] * 500)
 _READY = re.compile(r"model m is ready after ([0-9.]+) s")
 
 
@@ -79,9 +79,9 @@ async def _under_requests(kills: int) -> dict[str, Any]:
 
 async def _kill_once(served: Served, counts: Counter[str]) -> float:
     """Streams in decode in every dialect, whole answers in decode, and streams in prefill; then the kill."""
-    decoding = [_Asked(served.port, d, d.body("[[fake: length 200]]", tokens=200)) for d in DIALECTS.values()]
+    decoding = [_Asked(served.port, d, d.body("[[fake: length 400]]", tokens=400)) for d in DIALECTS.values()]
     whole = [
-        _Asked(served.port, d, d.body("[[fake: length 30]]", tokens=30, stream=False), stream=False)
+        _Asked(served.port, d, d.body("[[fake: length 120]]", tokens=120, stream=False), stream=False)
         for d in DIALECTS.values()
     ]
     await asyncio.gather(*(asked.begin() for asked in decoding))
@@ -94,7 +94,7 @@ async def _kill_once(served: Served, counts: Counter[str]) -> float:
     async def all_running() -> bool:
         return await served.metric("sightline_requests_running") >= 16
 
-    await until(all_running, 10.0)
+    await until(all_running, 30.0)
     assert not any(asked.reply.status for asked in prefill), "still in prefill"
     engine = served.engine()
     assert engine is not None

@@ -63,7 +63,7 @@ async def measure(*, count: int = 200) -> Result:
             )
             for stage, dialect, stream in itertools.islice(cells, count):
                 late_s[f"{stage}, {'streamed' if stream else 'whole'}"].append(await stages[stage](dialect, stream))
-                await until(bench.is_idle, 10.0)
+                await until(bench.is_idle, 30.0)
             held = await served.busy()
     everything = [value for values in late_s.values() for value in values]
     p99_s = quantile(everything, 0.99)
@@ -99,7 +99,7 @@ class _Bench:
             running = await self._served.metric("sightline_requests_running")
             return running >= count and await self._served.metric("sightline_requests_waiting") >= waiting
 
-        await until(so, 10.0, every_s=0.005)
+        await until(so, 30.0, every_s=0.005)
 
     async def _leaves(self, connection: Connection) -> float:
         connection.leave(reset=self._chance.random() < 0.5)
@@ -130,7 +130,7 @@ class _Bench:
             await connection.send("POST", dialect.path, dialect.body("hi", stream=stream))
             await self._running(waiting=1)
             left = await self._leaves(connection)
-            await until(lambda: self._nobody_waits(), 10.0, every_s=0.002)
+            await until(lambda: self._nobody_waits(), 30.0, every_s=0.002)
             return time.perf_counter() - left
 
     async def _nobody_waits(self) -> bool:
@@ -142,13 +142,13 @@ class _Bench:
 
     async def decoding(self, dialect: Dialect, stream: bool) -> float:
         async def busy() -> None:
-            await until(lambda: self._served.metric("sightline_decoders_busy"), 10.0, every_s=0.002)
+            await until(lambda: self._served.metric("sightline_decoders_busy"), 30.0, every_s=0.002)
 
         async def free() -> None:
             async def so() -> bool:
                 return not await self._served.metric("sightline_decoders_busy")
 
-            await until(so, 10.0, every_s=0.002)
+            await until(so, 30.0, every_s=0.002)
 
         return await self._with_picture(picture_part(self._slow_picture, "image/png"), stream, busy, free)
 
@@ -169,9 +169,9 @@ class _Bench:
         async with Connection(self._served.port) as connection:
             body = dialect.body("x" * 100_000, stream=stream)
             await connection.send("POST", dialect.path, body[:50_000], length=len(body))
-            await until(lambda: self._in_flight(2), 10.0)
+            await until(lambda: self._in_flight(2), 30.0)
             left = await self._leaves(connection)
-            await until(lambda: self._nobody_is_served(), 10.0, every_s=0.002)
+            await until(lambda: self._nobody_is_served(), 30.0, every_s=0.002)
             return time.perf_counter() - left
 
     async def _in_flight(self, count: int) -> bool:
@@ -190,7 +190,7 @@ class _Drip:
         self._begun, self._ended = asyncio.Event(), asyncio.Event()
 
     async def begun(self) -> None:
-        await asyncio.wait_for(self._begun.wait(), 10.0)
+        await asyncio.wait_for(self._begun.wait(), 30.0)
 
     async def ended(self) -> None:
         await asyncio.wait_for(self._ended.wait(), 15.0)

@@ -56,7 +56,7 @@ async def _all_running(served: Served, count: int) -> None:
     async def running() -> bool:
         return await served.metric("sightline_requests_running") >= count
 
-    await until(running, 10.0)
+    await until(running, 30.0)
 
 
 async def _ends_what_it_has(streams: int, answer_s: float) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import copy
 import io
 import json
 import random
@@ -157,8 +158,9 @@ def _hostile(draw: st.DrawFn, valid: Json) -> bytes:
 def _mutated(draw: st.DrawFn, value: Any) -> Any:
     """With one of its values, wherever it lies, made another."""
     places = list(_places(value))
+    odd = copy.deepcopy(draw(_ODD))  # what is drawn is Hypothesis's, and would be changed by the next mutation
     if not places:
-        return draw(_ANYTHING)
+        return odd
     container, key = draw(st.sampled_from(places))
     match draw(st.integers(0, 6)):
         case 0:
@@ -166,7 +168,7 @@ def _mutated(draw: st.DrawFn, value: Any) -> Any:
         case 1:
             container[key] = draw(_ANYTHING)
         case 2:
-            container[key] = draw(_ODD)
+            container[key] = odd
         case 3:
             container[key] = [container[key]] * draw(st.integers(0, 5))
         case 4:
@@ -174,7 +176,7 @@ def _mutated(draw: st.DrawFn, value: Any) -> Any:
         case 5 if isinstance(container, dict):
             container[draw(st.text(max_size=8))] = draw(_ANYTHING)
         case _ if isinstance(container, dict):
-            container[draw(st.sampled_from(_KNOWN))] = draw(st.one_of(_ODD, _ANYTHING))
+            container[draw(st.sampled_from(_KNOWN))] = odd
         case _:
             container[key] = None
     return value
@@ -199,9 +201,10 @@ _ODD = st.sampled_from(
     [
         None, True, False, 0, -1, 1, 2**31, 2**63, -(2**63) - 1, 10**19, 0.0, -0.5, 1e308, 1e-320, "", " ", "null", "0",
         "\x00", "\ud800", "\u202e", "a" * 100_000, "../../etc/passwd", "file:///etc/passwd", "http://127.0.0.1/",
-        "data:", "data:image/png;base64,", "data:image/png;base64,!!!!", _URL[:-20], "m", "M", [], {}, [[]], [{}], [None],
-        {"": None}, "[[fake: error 0]]", "[[fake: length 3]]", "[[fake: say ]]", "[[fake: tool x {}]]", "<|image_pad|>",
-        "%s%n", "${jndi}", {"type": "object", "properties": {"a": {"$ref": "#"}}}, {"$ref": "#/a"}, "(a+)+$",
+        "data:", "data:image/png;base64,", "data:image/png;base64,!!!!", _URL[:-20], "m", "M", [], {}, [[]], [{}],
+        [None], {"": None}, "[[fake: error 0]]", "[[fake: length 3]]", "[[fake: say ]]", "[[fake: tool x {}]]",
+        "<|image_pad|>", "%s%n", "${jndi}",
+        {"type": "object", "properties": {"a": {"$ref": "#"}}}, {"$ref": "#/a"}, "(a+)+$",
         {"type": "json_schema"},
     ]
 )  # fmt: skip

@@ -26,8 +26,13 @@ class Result:
     def row(self) -> str:
         return f"| {self.figure} | {self.promise} | {self.measured} | {'yes' if self.met else '**no**'} |"
 
+    def page_row(self) -> str:
+        """With the load, which the reader of a page cannot look up."""
+        return f"{self.row()} {self.load:g} |"
+
 
 HEADER = "| # | promise | measured | met |\n|---|---|---|---|"
+PAGE_HEADER = "| # | promise | measured | met | load |\n|---|---|---|---|---|"
 
 
 def quantile(values: Sequence[float], share: float) -> float:

@@ -72,7 +72,8 @@ class Served:
         try:
             return await asyncio.wait_for(self.process.wait(), timeout_s)
         except TimeoutError:
-            self.process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                self.process.kill()
             return await self.process.wait()
 
 

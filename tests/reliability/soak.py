@@ -73,7 +73,7 @@ async def measure(*, minutes: float = 20.0, rate: float = 20.0, num_bytes: int =
         f"{minutes:g} min at {rate:g}/s: {sum(load.ends.values())} requests, {sum(wrong.values())} failed; RSS "
         f"{slope:+.2f} MiB in 10 min, descriptors {fds:+.1f}, tasks {tasks:+.1f}; peak {peak:.0f} MiB"
     )
-    span = (warm[-1].at_s - warm[0].at_s) / 600
+    span = (samples[-1].at_s - warm[0].at_s if warm else 0.0) / 600
     flat = abs(fds) * span < 10 and abs(tasks) * span < 10
     details: dict[str, Any] = {
         "ends": dict(load.ends),
