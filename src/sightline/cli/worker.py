@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from sightline import logs
+from sightline import logs, tracing
 from sightline.api.app import create_app
 from sightline.api.elsewhere import Elsewhere
 from sightline.api.lifespan import running
@@ -62,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     settings = to_settings(args)
     logs.set_up(settings.log_level, settings.log_format)
+    tracing.verify(settings.tracing)
     where = describe(settings.jobs or "")
     doing = _asking(settings, args.server) if args.server else _serving(settings)
     with asyncio.Runner() as runner:
