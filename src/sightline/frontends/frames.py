@@ -547,8 +547,6 @@ class Start(_Frame, frozen=True):
 class Join(_Frame, frozen=True):
     """To the core: a front end's end of the link comes beside it."""
 
-    index: int
-
 
 class Retire(_Frame, frozen=True):
     """To a front end: another takes its place; no client is to notice."""
@@ -558,17 +556,11 @@ class Drain(_Frame, frozen=True):
     """To a front end: the server ends."""
 
 
-class Reload(_Frame, frozen=True):
-    """To the core: what of the settings can change while it runs."""
-
-    settings: Settings
-
-
 class Up(_Frame, frozen=True):
     """From both: requests are answered from now on."""
 
 
-FromParent: TypeAlias = Start | Join | Retire | Drain | Reload
+FromParent: TypeAlias = Start | Join | Retire | Drain
 ToParent: TypeAlias = Up
 
 

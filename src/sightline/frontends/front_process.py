@@ -128,6 +128,10 @@ class FrontEnd:
 
     def _around(self, app: ASGIApp) -> ASGIApp:
         async def around(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] == "http" and not self._retiring:
+                await app(scope, receive, send)
+                return
+
             async def sent(message: Message) -> None:
                 if message["type"] == "lifespan.startup.complete" and not self._is_up:
                     self._is_up = True

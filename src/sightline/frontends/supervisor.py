@@ -138,7 +138,7 @@ class Supervisor:
             front = await Process.start(
                 "front", f"front end {index}", self._settings, self._processes, [theirs, *self._listeners]
             )
-            core.send(frames.Join(index), ours.detach())
+            core.send(frames.Join(), ours.detach())
         return front
 
     async def _replace_all(self) -> None:
