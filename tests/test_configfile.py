@@ -35,6 +35,15 @@ def test_a_file_without_models_is_the_embedded_one(tmp_path: Path) -> None:
     assert load(tmp_path / "s.yaml") == Settings(port=9000)
 
 
+def test_files_of_tls_are_found_from_the_file_that_names_them(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text("tls:\n  certificate: own/cert.pem\n  key: /etc/key.pem\n")
+    tls = load(tmp_path / "s.yaml").tls
+    assert tls is not None
+    assert (tls.certificate, tls.key) == (str(tmp_path / "own/cert.pem"), "/etc/key.pem")
+    (tmp_path / "s.yaml").write_text("tls: null\n")
+    assert load(tmp_path / "s.yaml").tls is None
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -46,6 +55,10 @@ def test_a_file_without_models_is_the_embedded_one(tmp_path: Path) -> None:
         ("log_level: loud\n", "s.yaml:1: log_level: Invalid enum value 'loud'. Allowed: debug, info, warning, error."),
         ("images:\n  max_byte: 1\n", "s.yaml:2: images.max_byte: there is no such key. Did you mean max_bytes?"),
         ("fetch:\n  max_redirects: 9\n", "s.yaml:1: fetch: The fetch policy: 9 redirects are not followed"),
+        ("tls:\n  certificate: a.pem\n", "s.yaml:1: tls.key: is missing, and must be given."),
+        ("tls:\n  certificat: a.pem\n  key: b.pem\n", "s.yaml:2: tls.certificat: there is no such key. Did you mean"),
+        ("tls: true\n", "s.yaml:1: tls: must be a mapping with the keys certificate, key."),
+        ("http:\n  trusted_proxies: [10.0.0.1/8]\n", "s.yaml:1: http: '10.0.0.1/8' is no network."),
         ("models: []\n", "s.yaml:1: models: must be a list of one model or more"),
         ("models:\n- engine: fake\n", "s.yaml:2: models[0].name: is missing"),
         (

@@ -144,3 +144,18 @@ def test_flags_go_before_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert settings(str(file)).port == 9002
     with pytest.raises(InvalidRequest, match="--engine is about one model"):
         settings(str(file), "--engine", "fake")
+
+
+def test_https_needs_both_of_its_files() -> None:
+    tls = settings("--tls-certificate", "cert.pem", "--tls-key", "key.pem").tls
+    assert tls is not None
+    assert (tls.certificate, tls.key) == ("cert.pem", "key.pem")
+    assert settings().tls is None
+    for flag in ("--tls-certificate", "--tls-key"):
+        with pytest.raises(InvalidRequest, match="needs both"):
+            settings(flag, "file.pem")
+
+
+def test_a_certificate_that_cannot_be_used_is_told_before_anything_starts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--port", "0", "--tls-certificate", "none.pem", "--tls-key", "none.pem"]) != 0
+    assert "The certificate none.pem and the key none.pem cannot be used" in capsys.readouterr().err

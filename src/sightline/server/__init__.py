@@ -33,7 +33,7 @@ from sightline.server.connections import Connections
 from sightline.server.memory import give_back_large_blocks
 from sightline.server.protocol import Guarded
 from sightline.server.proxies import BehindProxies
-from sightline.server.tls import Certificate, TlsListener
+from sightline.server.tls import Certificate, Handshakes
 
 log = logging.getLogger(__name__)
 
@@ -75,10 +75,13 @@ class Server:
     _servers: list[_Uvicorn] = field(default_factory=list)
 
     def run(self) -> None:
-        """In an event loop of its own. Returns after `stop` or a signal."""
+        """In an event loop of its own. Returns after `stop` or a signal. Raises `SystemExit` where an application could
+        not start; the log has said why."""
         give_back_large_blocks()
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            runner.run(self.serve())
+            is_started = runner.run(self.serve())
+        if not is_started:
+            sys.exit(STARTUP_FAILURE)
 
     def stop(self) -> None:
         """What a signal does; from any thread. The second time: at once."""
@@ -105,7 +108,8 @@ class Server:
     def connections(self) -> int:
         return sum(len(server.server_state.connections) for server in self._servers)
 
-    async def serve(self) -> None:
+    async def serve(self) -> bool:
+        """`run`, in the running event loop. False: an application could not start."""
         self._loop = asyncio.get_running_loop()
         self._loop.set_exception_handler(_log_loss)
         connections = Connections(self.limits)
@@ -121,12 +125,15 @@ class Server:
                 self.started.set()
                 await _first(*tasks, self._stopping.wait())
                 await self._drain()
+            except _NotStarted:
+                return False
             finally:
                 for server, task in reversed(list(zip(self._servers, tasks, strict=False))):
                     server.should_exit = True
-                    await task
+                    await asyncio.wait([task])
                 for work in beside:
                     work.cancel()
+        return True
 
     async def _drain(self) -> None:
         deadline = asyncio.get_running_loop().time() + self.drain_s
@@ -167,6 +174,11 @@ def serve(
     Server(endpoints, drain, drain_s, limits or HttpLimits()).run()
 
 
+class _NotStarted(Exception):
+    """An application's lifespan failed. In place of uvicorn's SystemExit, which would tear down the event loop before
+    the other applications had ended."""
+
+
 class _Uvicorn(uvicorn.Server):
     """One endpoint's."""
 
@@ -195,7 +207,7 @@ class _Uvicorn(uvicorn.Server):
         """uvicorn's, with a protocol of ours, under TLS of ours."""
         await self.lifespan.startup()
         if self.lifespan.should_exit:
-            sys.exit(STARTUP_FAILURE)
+            raise _NotStarted
         self.servers = []
         for listener in sockets or []:
             _tell_gone_clients(listener)
@@ -203,15 +215,14 @@ class _Uvicorn(uvicorn.Server):
         self.started = True
         self.answers.set()
 
-    async def _to_server(self, listener: socket.socket) -> asyncio.Server | TlsListener | Accepting:
-        certificate, backlog = self.endpoint.certificate, self.config.backlog
-        if certificate is None and self.endpoint.shared:
-            return Accepting(listener, self._to_protocol, backlog=backlog)
-        if certificate is None:
-            return await asyncio.get_running_loop().create_server(self._to_protocol, sock=listener, backlog=backlog)
-        return TlsListener(
-            listener, certificate, self._connections, partial(self._to_protocol, is_counted=True), backlog
-        )
+    async def _to_server(self, listener: socket.socket) -> asyncio.Server | Accepting:
+        loop, certificate, backlog = asyncio.get_running_loop(), self.endpoint.certificate, self.config.backlog
+        if certificate is not None:
+            handshakes = Handshakes(certificate, self._connections, partial(self._to_protocol, is_counted=True))
+            return Accepting(listener, handshakes.shake, backlog=backlog)
+        if self.endpoint.shared:
+            return Accepting(listener, partial(loop.connect_accepted_socket, self._to_protocol), backlog=backlog)
+        return await loop.create_server(self._to_protocol, sock=listener, backlog=backlog)
 
     def _to_protocol(self, *, is_counted: bool = False) -> Guarded:
         return Guarded(self.config, self.server_state, self.lifespan.state, self._connections, is_counted=is_counted)

@@ -1,4 +1,4 @@
-"""Connections taken one at a time, from a socket on which other processes wait, too.
+"""Connections taken one at a time: from a socket on which other processes wait, too, and before TLS.
 
 asyncio's servers take all that there is whenever they wake, so that of two idle processes the first to wake has the
 whole of a burst. Here each takes one and looks after what it has before it takes the next: who has less to do takes
@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
 
 log = logging.getLogger(__name__)
 
@@ -19,14 +19,16 @@ _AGAIN_S: Final = 1.0
 """After the process had no descriptor or memory for another connection; asyncio waits as long."""
 
 
+Opened = Callable[[socket.socket], Coroutine[Any, Any, object]]
+
+
 class Accepting:
     """What `loop.create_server` gives, as far as a server needs it. Runs from when it is made until `close`."""
 
-    def __init__(
-        self, listener: socket.socket, protocol: Callable[[], asyncio.BaseProtocol], *, backlog: int
-    ) -> None:
+    def __init__(self, listener: socket.socket, opened: Opened, *, backlog: int) -> None:
+        """`opened` makes what it likes of each connection, which does not block."""
         self._listener = listener
-        self._protocol = protocol
+        self._opened = opened
         self._loop = asyncio.get_running_loop()
         self._opening: set[asyncio.Task[object]] = set()
         self._closed = False
@@ -58,7 +60,7 @@ class Accepting:
         connection.setblocking(False)
         if self._listener.family != socket.AF_UNIX:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        task = self._loop.create_task(self._loop.connect_accepted_socket(self._protocol, connection))
+        task = self._loop.create_task(self._opened(connection))
         self._opening.add(task)
         task.add_done_callback(self._opening.discard)
 

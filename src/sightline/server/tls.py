@@ -20,9 +20,6 @@ WATCH_S = 1.0
 """How often the files are looked at."""
 _SHUTDOWN_S = 5.0
 """For a client to answer TLS's own goodbye."""
-_MAX_ACCEPTED = 64
-"""Connections, before anything else has its turn."""
-_PAUSE_S = 1.0
 
 _Stamp = tuple[tuple[int, int, int], ...]
 
@@ -65,67 +62,23 @@ class Certificate:
             log.info("the certificate was renewed")
 
 
-class TlsListener:
-    """Accepts connections and shakes hands. An `asyncio.Server` would do so unseen: here a connection counts from the
-    start, and each gets the certificate of the moment."""
+class Handshakes:
+    """What a socket's connections go through first. They count from the start, and each is shown the certificate of the
+    moment. An `asyncio.Server` would shake hands unseen, and with one certificate for good."""
 
-    def __init__(
-        self,
-        listener: socket.socket,
-        certificate: Certificate,
-        connections: Connections,
-        to_protocol: Callable[[], Guarded],
-        backlog: int,
-    ) -> None:
-        self._listener = listener
+    def __init__(self, certificate: Certificate, connections: Connections, to_protocol: Callable[[], Guarded]) -> None:
         self._certificate = certificate
         self._connections = connections
         self._to_protocol = to_protocol
-        self._loop = asyncio.get_running_loop()
-        self._handshakes: set[asyncio.Task[None]] = set()
-        listener.setblocking(False)
-        listener.listen(backlog)
-        self._resume()
 
-    def close(self) -> None:
-        if self._listener.fileno() >= 0:
-            self._loop.remove_reader(self._listener.fileno())
-            self._listener.close()
-        for handshake in self._handshakes:
-            handshake.cancel()
-
-    async def wait_closed(self) -> None:
-        """What is expected of servers: `close` has done all."""
-
-    def _resume(self) -> None:
-        if self._listener.fileno() >= 0:
-            self._loop.add_reader(self._listener.fileno(), self._accept)
-
-    def _accept(self) -> None:
-        for _ in range(_MAX_ACCEPTED):
-            try:
-                accepted, address = self._listener.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
-            except OSError as error:  # no more files, say: as asyncio's own servers do
-                log.error("no connection can be accepted for %g s: %s", _PAUSE_S, error.strerror)
-                self._loop.remove_reader(self._listener.fileno())
-                self._loop.call_later(_PAUSE_S, self._resume)
-                return
-            protocol = self._to_protocol()
-            if self._connections.open(protocol, address[0] if isinstance(address, tuple) else None) is not None:
-                self._connections.close(protocol)
-                accepted.close()  # a handshake only to be told no would be more work than an answer
-                continue
-            task = self._loop.create_task(self._shake_hands(accepted, protocol))
-            self._handshakes.add(task)
-            task.add_done_callback(self._handshakes.discard)
-
-    async def _shake_hands(self, accepted: socket.socket, protocol: Guarded) -> None:
+    async def shake(self, accepted: socket.socket) -> None:
+        """Ends when the protocol has the connection, or when nobody has."""
+        protocol = self._to_protocol()
         is_done = False
         try:
-            accepted.setblocking(False)
-            await self._loop.connect_accepted_socket(
+            if self._connections.open(protocol, _to_address(accepted)) is not None:
+                return  # a handshake only to be told no would be more work than an answer
+            await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: protocol,
                 accepted,
                 ssl=self._certificate.context,
@@ -139,6 +92,11 @@ class TlsListener:
             if not is_done:  # the protocol never heard of it
                 self._connections.close(protocol)
                 accepted.close()
+
+
+def _to_address(accepted: socket.socket) -> str | None:
+    peer = accepted.getpeername()
+    return peer[0] if isinstance(peer, tuple) else None
 
 
 def _to_context(tls: Tls) -> ssl.SSLContext:
