@@ -26,6 +26,7 @@ from starlette.routing import Route
 from sightline import __version__
 from sightline.access.gate import Gate
 from sightline.api.app import to_dialects
+from sightline.api.entrance import KEYLESS
 from sightline.api.fields import Schema, to_rules, to_schema
 from sightline.api.openapi_operations import APIS, Api, Operation
 from sightline.api.ovms import ALIASES
@@ -74,8 +75,15 @@ def to_document(routes: Iterable[Route]) -> Json:
         "paths": paths,
         "components": {
             "schemas": schemas.components,
-            "responses": {api.error_name: _to_error_response(api, schemas) for api in APIS},
-            "headers": {"x-request-id": _REQUEST_ID},
+            "responses": {
+                name: response
+                for api in APIS
+                for name, response in (
+                    (api.error_name, _to_error_response(api, schemas)),
+                    (f"{api.error_name}Limited", _to_limited_response(api, schemas)),
+                )
+            },
+            "headers": {"x-request-id": _REQUEST_ID, **_RATE_HEADERS},
             "securitySchemes": _KEYS,
         },
     }
@@ -85,6 +93,18 @@ _LICENSE = {"name": "Apache-2.0", "identifier": "Apache-2.0"}
 _REQUEST_ID = {
     "description": "The request's id: the client's own, if it sent one; else a new one.",
     "schema": {"type": "string"},
+}
+_RATE_HEADERS = {
+    "retry-after": {"description": "Seconds. Not there where waiting does not help.", "schema": {"type": "integer"}},
+    **{
+        name: {
+            "description": f"Of the key: {what} of {kind} in a minute. Not there where it has no such limit.",
+            "schema": {"type": "string"},
+        }
+        for kind in ("requests", "tokens")
+        for what, suffix in (("the limit", "limit"), ("what is left", "remaining"), ("when all is back", "reset"))
+        for name in (f"x-ratelimit-{suffix}-{kind}", f"anthropic-ratelimit-{kind}-{suffix}")
+    },
 }
 _KEYS = {
     "bearer": {"type": "http", "scheme": "bearer"},
@@ -136,10 +156,15 @@ def _to_operation(key: str, api: Api, operation: Operation, schemas: Schemas) ->
             "required": True,
             "content": _content("multipart/form-data", _with_files(operation, schemas)),
         }
+    own_error = {"$ref": f"#/components/responses/{api.error_name}"}
+    limited = {"$ref": f"#/components/responses/{api.error_name}Limited"}
+    if path in KEYLESS:
+        shown["security"] = [{}]
     shown["responses"] = {
         **({} if operation.is_refused else {str(operation.status): _to_response(operation, schemas)}),
-        "4XX": {"$ref": f"#/components/responses/{api.error_name}"},
-        "5XX": {"$ref": f"#/components/responses/{api.error_name}"},
+        **({} if path in KEYLESS else {"401": own_error, "403": own_error, "429": limited}),
+        "4XX": own_error,
+        "5XX": own_error,
     }
     return shown
 
@@ -188,6 +213,18 @@ def _to_error_response(api: Api, schemas: Schemas) -> Json:
         "description": description,
         "headers": _HEADERS,
         "content": _content("application/json", schemas.of_written(api.error)),
+    }
+
+
+def _to_limited_response(api: Api, schemas: Schemas) -> Json:
+    prefix = "anthropic-ratelimit" if api.name == "Anthropic" else "x-ratelimit"
+    headers = {name: {"$ref": f"#/components/headers/{name}"} for name in _RATE_HEADERS if name.startswith(prefix)}
+    waits = {"retry-after": {"$ref": "#/components/headers/retry-after"}}
+    error = _to_error_response(api, schemas)
+    return {
+        **error,
+        "description": "The key's rate or its budget of the day is used up, or too much runs.",
+        "headers": {**error["headers"], **waits, **headers},
     }
 
 
