@@ -245,9 +245,10 @@ class ServedModel:
     @property
     def available(self) -> bool:
         """Whether a request would be served: at once, or when it has loaded the model."""
-        if self.state == "ready" or self._closed:
-            return self.state == "ready"
-        loads = self.state == "unloaded" or (self._has_failed and self._again is None)
+        state = self.state
+        if state == "ready" or self._closed:
+            return state == "ready"
+        loads = state == "unloaded" or (self._has_failed and self._again is None)
         return loads and self._loads_on_demand
 
     @property

@@ -15,7 +15,7 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
@@ -400,9 +400,7 @@ class Service:
                 run = _Run(model, ticket, allowed, stream, understood.token_count, admitted, spent)
                 try:
                     with tracing.span("generate"):
-                        async with asyncio.TaskGroup() as group:
-                            for index, choice in enumerate(choices):
-                                group.create_task(self._run_choice(run, choice, index))
+                        await _together([self._run_choice(run, choice, i) for i, choice in enumerate(choices)])
                     self._quarantine.clear(image.digest for image in images)
                 finally:
                     for process in run.dead:
@@ -546,6 +544,16 @@ class _Run:
 @dataclass(frozen=True, slots=True)
 class _End:
     error: BaseException | None
+
+
+async def _together(choices: Sequence[Coroutine[object, object, None]]) -> None:
+    """The first that fails ends the others. One alone, as most requests have, needs no task of its own."""
+    if len(choices) == 1:
+        await choices[0]
+        return
+    async with asyncio.TaskGroup() as group:
+        for choice in choices:
+            group.create_task(choice)
 
 
 async def _watch_event_loop() -> None:

@@ -146,6 +146,7 @@ class Answer:
         self.cut = False
         """Done because we met a stop: the server has more to say."""
         self._request_id = request_id
+        self._watches = bool(stops)
         self._stops = StopStrings(stops)
         self._min_tokens = min_tokens
         self._held: list[_Held] = []
@@ -252,6 +253,8 @@ class Answer:
         if self.done:  # the rest of a chunk in which we have met a stop
             return []
         self.num_tokens += delta.num_tokens
+        if not self._watches:
+            return [delta]
         if not isinstance(delta, TextDelta):
             return [*self._flushed(), delta]
         self._held.append(_Held(self._num_chars, delta.logprobs, delta.num_tokens))

@@ -7,7 +7,7 @@ clients that connect again, are ignored: a broken answer is never continued here
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 MAX_EVENT_BYTES = 4 * 1024 * 1024
 """Of one event's lines together: a server that goes on without an end must not fill our memory."""
@@ -19,8 +19,7 @@ class MalformedStream(Exception):
     """What came is no event stream. The message is for the log."""
 
 
-@dataclass(frozen=True, slots=True)
-class ServerEvent:
+class ServerEvent(NamedTuple):
     data: str
     event: str = "message"
 
@@ -46,37 +45,42 @@ class ServerEvents:
     def feed(self, piece: bytes) -> Iterator[ServerEvent]:
         """The events that are whole with this piece. Raises `MalformedStream`."""
         for line in self._lines(piece):
-            self._size += len(line) + 1
-            if self._size > self._max_event_bytes:
-                raise MalformedStream(f"an event of more than {self._max_event_bytes} bytes")
+            self._grow(len(line) + 1)
             if line:
                 self._take(line)
             elif (event := self._dispatch()) is not None:
                 yield event
+        self._grow(0)
 
-    def _lines(self, piece: bytes) -> Iterator[bytes]:
+    def _grow(self, by: int) -> None:
+        self._size += by
+        if self._size + len(self._rest) > self._max_event_bytes:
+            raise MalformedStream(f"an event of more than {self._max_event_bytes} bytes")
+
+    def _lines(self, piece: bytes) -> list[bytes]:
         if self._skip_newline and piece:
             self._skip_newline = False
             piece = piece.removeprefix(b"\n")
         if not self._begun:  # a byte order mark, which may come in pieces too
             self._rest += piece
             if len(self._rest) < len(_BOM) and _BOM.startswith(self._rest):
-                return
+                return []
             self._begun, piece, self._rest = True, self._rest.removeprefix(_BOM), b""
-        self._skip_newline = piece.endswith(b"\r")
-        # A CR ends a line like LF does; those of CRLF would end one more, which is empty and would end the event.
-        first, *others = piece.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
-        if self._size + len(self._rest) + len(first) > self._max_event_bytes:
-            raise MalformedStream(f"an event of more than {self._max_event_bytes} bytes")
-        self._rest += first
-        for line in others:
-            whole, self._rest = self._rest, line
-            yield whole
+        if b"\r" in piece:
+            self._skip_newline = piece.endswith(b"\r")
+            # A CR ends a line like LF does; those of CRLF would end one more, which is empty and would end the event.
+            piece = piece.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        *lines, rest = piece.split(b"\n")
+        if lines:
+            lines[0], self._rest = self._rest + lines[0], rest
+        else:
+            self._rest += rest
+        return lines
 
     def _take(self, line: bytes) -> None:
         """A line `field: value`; one that begins with a colon is a comment."""
         field, _, value = line.partition(b":")
-        if field not in (b"data", b"event"):
+        if field != b"data" and field != b"event":
             return
         try:
             text = value.removeprefix(b" ").decode()
