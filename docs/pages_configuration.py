@@ -16,16 +16,20 @@ from sightline.config import (
     AccessPolicy,
     AdminEndpoint,
     AudioLimits,
+    BatchLimits,
     CorsPolicy,
     FetchPolicy,
+    FileLimits,
     HttpLimits,
     ImageLimits,
     KeyConfig,
     ModelConfig,
     OptimizedPictures,
     PictureSize,
+    ResponseLimits,
     Settings,
     Tls,
+    Tracing,
 )
 from sightline.configfile import options_type, schema
 from sightline.engines import ENGINES
@@ -108,7 +112,11 @@ def configuration_page() -> str:
         ("`access`", AccessPolicy),
         ("A key, in `access.keys`", KeyConfig),
         ("`admin`", AdminEndpoint),
+        ("`responses`", ResponseLimits),
+        ("`files`", FileLimits),
+        ("`batches`", BatchLimits),
         ("`optimized`", OptimizedPictures),
+        ("`tracing`", Tracing),
     )
     return PAGE.format(
         example=EXAMPLE.read_text(),
