@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -11,7 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
-from sightline.errors import InvalidRequest, StorageFull, StorageUnavailable
+from sightline.errors import InvalidRequest, SightlineError, StorageFull, StorageUnavailable
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -103,21 +106,21 @@ class RemoteBlobs:
 
     async def put(self, key: str, chunks: AsyncIterator[bytes]) -> None:
         path = self._at(key)
-        await _off_loop(lambda: self._fs.makedirs(self._root, exist_ok=True))
-        file = await _off_loop(lambda: self._fs.open(path, "wb"))
+        await _asked(lambda: self._fs.makedirs(self._root, exist_ok=True))
+        file = await _asked(lambda: self._fs.open(path, "wb"))
         try:
             async for chunk in chunks:
-                await _off_loop(lambda chunk=chunk: file.write(chunk))  # type: ignore[misc]
-            await _off_loop(file.close)
+                await _asked(lambda chunk=chunk: file.write(chunk))  # type: ignore[misc]
+            await _asked(file.close)
         except BaseException:
-            await _off_loop(lambda: _abandon(file))
+            await _asked(lambda: _abandon(file))
             await self.delete(key)
             raise
 
     async def read(self, key: str) -> AsyncIterator[bytes]:
-        file = await _off_loop(lambda: self._fs.open(self._at(key), "rb"))
+        file = await _asked(lambda: self._fs.open(self._at(key), "rb"))
         try:
-            while chunk := await _off_loop(lambda: file.read(CHUNK_BYTES)):
+            while chunk := await _asked(lambda: file.read(CHUNK_BYTES)):
                 yield chunk
         finally:
             file.close()
@@ -127,7 +130,7 @@ class RemoteBlobs:
             with suppress(FileNotFoundError):
                 self._fs.rm_file(self._at(key))
 
-        await _off_loop(gone)
+        await _asked(gone)
 
     async def old_keys(self, age_s: float) -> Iterable[str]:
         def found() -> list[str]:
@@ -137,7 +140,7 @@ class RemoteBlobs:
             entries: list[dict[str, Any]] = self._fs.ls(self._root, detail=True)
             return [entry["name"].rpartition("/")[2] for entry in entries if _changed(entry) <= before]
 
-        return await _off_loop(found)
+        return await _asked(found)
 
 
 def _abandon(file: Any) -> None:
@@ -173,6 +176,17 @@ def _settle(file: Any, path: Path) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+async def _asked(work: Callable[[], T]) -> T:
+    """Of what speaks to another machine, by libraries with errors of their own."""
+    try:
+        return await _off_loop(work)
+    except SightlineError:
+        raise
+    except Exception as error:
+        log.warning("files cannot be reached: %s", type(error).__name__)
+        raise StorageUnavailable("The server cannot reach where its files are now. Try again later.") from None
 
 
 async def _off_loop(work: Callable[[], T]) -> T:
