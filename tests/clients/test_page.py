@@ -164,10 +164,18 @@ def test_two_pictures_in_one_question(page: Page) -> None:
     assert re.search(r"I see 2 pictures: 480x360 .*; 400x400 ", said)
 
 
-def test_an_example_is_a_click(page: Page) -> None:
-    page.run("[...document.querySelectorAll('#conversation button')].find(b => b.innerText.includes('colour')).click()")
-    page.until("document.body.innerText.includes(' in all')")
-    assert answers(page)[-1].startswith("red")
+def test_examples_are_a_click_and_right(browser: Browser, server: str) -> None:
+    right = {"colour": "red", "Where": "centre", "triangles": "3", "Describe": "A blue square."}
+    for word, answer in right.items():
+        with browser.page() as page:
+            opened(page, f"{server}/ui/")
+            example = (
+                f"[...document.querySelectorAll('#conversation button')].find(b => b.innerText.includes('{word}'))"
+            )
+            page.until(f"!!{example}")
+            page.run(f"{example}.click()")
+            page.until("document.body.innerText.includes(' in all')")
+            assert answers(page)[-1].startswith(answer)
 
 
 def test_parameters_reach_the_model(page: Page) -> None:
@@ -239,6 +247,75 @@ def test_nothing_is_asked_of_anybody_else(page: Page, server: str) -> None:
     assert not [url for url in foreign if "192.0.2.1" not in url], "nor for fonts, scripts, statistics"
     assert page.run("[...document.images].every(i => !i.src.includes('192.0.2.1') || i.naturalWidth == 0)")
     assert "Content Security Policy" in "".join(page.problems) or not foreign
+
+
+def test_a_photograph_is_taken_and_seen(page: Page) -> None:
+    choose(page, "fake")
+    page.click("#more > button")
+    page.click("#camera button:not(.upload-container)")  # Chromium's stand-in for a camera is green
+    page.until("document.querySelector('#camera video')?.videoWidth > 0")
+    page.click("#camera [aria-label='capture photo']")
+    page.until("!!document.querySelector('#camera img')")
+    assert re.search(r"I see 1 picture: \d+x\d+ mostly", ask(page, "hello"))
+    page.until("!document.querySelector('#camera img[src]')")
+
+
+def test_a_file_that_is_too_large_is_refused_before_it_is_asked(page: Page, tmp_path: Path) -> None:
+    large = tmp_path / "large.png"
+    large.write_bytes(RED.read_bytes() + bytes(21 * 2**20))
+    page.drop("#composer textarea", large)
+    page.until("document.body.innerText.includes('exceed the maximum allowed size of 20')")
+
+
+def test_gradio_does_no_more_than_the_page_needs(server: str) -> None:
+    for path in (
+        "docs", "openapi.json", "monitoring", "login", "info", "gradio_api/info", "gradio_api/openapi.json",
+        "gradio_api/proxy=http://127.0.0.1/", "gradio_api/vibe-code", "gradio_api/runs", "gradio_api/mcp",
+        "gradio_api/run/ask", "gradio_api/call/ask", "custom_component/a", "gradio_api/deep_link", "assets/../config",
+    ):  # fmt: skip
+        assert status(f"{server}/ui/{path}") == 404, path
+    for path in ("/etc/passwd", str(ROOT / "pyproject.toml"), "/proc/self/environ", "http://127.0.0.1/"):
+        assert status(f"{server}/ui/gradio_api/file={path}") in (403, 404), path
+    assert status(f"{server}/ui/", Host="rebound.example") == 421
+
+
+def test_no_address_is_fetched_for_a_made_up_request(server: str) -> None:
+    """A browser's request may name a file by its URL, and Gradio would download it."""
+    with urllib.request.urlopen(f"{server}/ui/config", timeout=10) as reply:
+        config = json.load(reply)
+    kinds = {component["id"]: component["type"] for component in config["components"]}
+    tried = 0
+    for event in config["dependencies"]:
+        if not event["inputs"] or not event["backend_fn"]:
+            continue
+        for place, component in enumerate(event["inputs"]):
+            if kinds[component] == "state":
+                continue
+            file = {"path": "http://192.0.2.1/x.png", "meta": {"_type": "gradio.FileData"}}
+            data: list[Any] = [None] * len(event["inputs"])
+            data[place] = {"text": "", "files": [file]} if kinds[component] == "multimodaltextbox" else file
+            session = f"s{event['id']}x{place}"
+            body = {"data": data, "fn_index": event["id"], "session_hash": session}
+            headers = {"content-type": "application/json"}
+            request = urllib.request.Request(f"{server}/ui/gradio_api/queue/join", json.dumps(body).encode(), headers)
+            urllib.request.urlopen(request, timeout=10).close()
+            with urllib.request.urlopen(
+                f"{server}/ui/gradio_api/queue/data?session_hash={session}", timeout=20
+            ) as told:
+                said = told.read().decode()
+            assert '"success":false' in said, (kinds[component], said)
+            if place == 0:
+                assert "downloads nothing" in said
+                tried += 1
+    assert tried >= 1
+
+
+def test_a_server_that_is_stopped_does_not_wait_for_open_pages(browser: Browser, state: Path) -> None:
+    with browser.page() as page, command("ui", "--engine", "fake", "--model", "fake", state=state) as url:
+        opened(page, f"{url}/ui/")
+        until(lambda: any("/heartbeat/" in request for request in page.requests))
+        stopped = time.monotonic()
+    assert time.monotonic() - stopped < 15
 
 
 def test_dark_and_light(browser: Browser, server: str) -> None:

@@ -27,9 +27,9 @@ from sightline.ui.conversation import (
 _PICTURES = Path(str(files("sightline.ui").joinpath("pictures")))
 EXAMPLES = (
     ("What colour is the circle?", ("red-circle.png",)),
-    ("Describe the picture.", ("yellow-star.png",)),
+    ("Where is the star?", ("yellow-star.png",)),
     ("How many triangles are there?", ("three-triangles.png",)),
-    ("What shape is it?", ("blue-square.jpg",)),
+    ("Describe the picture.", ("blue-square.jpg",)),
 )
 _FONT = ["system-ui", "sans-serif"]
 _MONO = ["ui-monospace", "monospace"]
