@@ -45,17 +45,18 @@ class ServerEvents:
     def feed(self, piece: bytes) -> Iterator[ServerEvent]:
         """The events that are whole with this piece. Raises `MalformedStream`."""
         for line in self._lines(piece):
-            self._grow(len(line) + 1)
+            self._size += len(line) + 1
+            if self._size > self._max_event_bytes:
+                raise self._too_large()
             if line:
                 self._take(line)
             elif (event := self._dispatch()) is not None:
                 yield event
-        self._grow(0)
-
-    def _grow(self, by: int) -> None:
-        self._size += by
         if self._size + len(self._rest) > self._max_event_bytes:
-            raise MalformedStream(f"an event of more than {self._max_event_bytes} bytes")
+            raise self._too_large()
+
+    def _too_large(self) -> MalformedStream:
+        return MalformedStream(f"an event of more than {self._max_event_bytes} bytes")
 
     def _lines(self, piece: bytes) -> list[bytes]:
         if self._skip_newline and piece:
