@@ -151,6 +151,18 @@ def test_no_message_repeats_what_came_from_the_environment(
     assert "sk-12345" not in told
 
 
+def test_a_password_in_an_address_is_named_and_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = "\n".join(problems(tmp_path, "jobs: redis://:sk-12345@queue:6379/0\n"))
+    assert "a secret must not stand in this file" in told
+    assert "sk-12345" not in told
+    monkeypatch.setenv("REDIS_PASSWORD", "sk-12345")
+    for jobs in ("redis://:${REDIS_PASSWORD}@queue:6379/0", "redis://queue:6379/0", "rediss://queue"):
+        assert problems(tmp_path, f"jobs: {jobs}\n") == []
+    (tmp_path / "s.yaml").write_text("jobs: redis://:${REDIS_PASSWORD}@queue:6379/0\n")
+    assert load(tmp_path / "s.yaml").jobs == "redis://:sk-12345@queue:6379/0"
+    assert "jobs" in "\n".join(problems(tmp_path, "jobs: queue:6379\n"))
+
+
 def test_names_of_variables_and_numbers_of_tokens_are_no_secrets(tmp_path: Path) -> None:
     text = "models: [{name: a, engine: fake, options: {min_image_tokens: 4, prefill_s_per_token: 0.1}}]\n"
     assert problems(tmp_path, text) == []

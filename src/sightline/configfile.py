@@ -33,6 +33,8 @@ _VARIABLE = re.compile(r"\$(\$\{)|\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _ONLY_VARIABLE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}")
 _SECRET = re.compile(r"(?i)(?!.*_per_token$)(?:.*[_-])?(?:api[_-]?key|token|secret|secret[_-]access[_-]key|password)")
 """Names of what must not be written down; `api_key_env`, `step_tokens` and `prefill_s_per_token` are none."""
+_PASSWORD = re.compile(r"[a-z0-9+]+://[^/@]*:(?!\$\{[A-Za-z_][A-Za-z0-9_]*\}@)[^/@]+@")
+"""A URL with a password that is written out, not named: `redis://:secret@host`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +161,9 @@ def _holds_secret(path: str, key: str, node: yaml.Node) -> bool:
     literal = any(
         isinstance(each, yaml.ScalarNode) and each.value and not _ONLY_VARIABLE.fullmatch(each.value) for each in values
     )
-    return bool(literal and ".options" in path and _SECRET.fullmatch(key))
+    return bool(literal and ".options" in path and _SECRET.fullmatch(key)) or any(
+        isinstance(each, yaml.ScalarNode) and _PASSWORD.match(each.value) for each in values
+    )
 
 
 def _fill_in(reading: _Reading, text: str, path: str) -> str:
