@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
-import sys
 from contextlib import aclosing
 from pathlib import Path
 from uuid import uuid4
 
+from sightline import logs
 from sightline.batch.tasks import SUFFIXES
 from sightline.cli.models import add_model_arguments, to_model_config
 from sightline.config import ModelConfig, Settings
@@ -30,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    logging.basicConfig(level="WARNING", stream=sys.stderr)
+    logs.set_up("warning", "human")
     model = to_model_config(args)
     sampling = SamplingParams(max_tokens=args.max_tokens, temperature=args.temperature, seed=args.seed)
     asyncio.run(_answer(model, to_chat_request(model.name, args.pictures, args.question, sampling)))

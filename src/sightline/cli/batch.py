@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import logging
 import sys
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
+from sightline import logs
 from sightline.batch import Batch
 from sightline.batch.results import Results
 from sightline.batch.tasks import count_tasks, read_tasks
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def run_batch(args: argparse.Namespace) -> int:
-    logging.basicConfig(level="WARNING", stream=sys.stderr)
+    logs.set_up("warning", "human")
     batch, model = _to_batch(args)
     asked = {
         "model": model,

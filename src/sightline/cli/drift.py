@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from sightline import logs
 from sightline.cli.models import to_options
 from sightline.config import PEEK, ModelConfig
 from sightline.drift.answers import Told, ask
@@ -68,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    logging.basicConfig(level="WARNING", stream=sys.stderr)
+    logs.set_up("warning", "human")
     _check_numbers(args)
     engines = to_engines(args.engines, args.engine_option, args.model)
     questions = _questions(args)
