@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from redis import Redis
+from redis.asyncio.connection import AbstractConnection
 
 from sightline.errors import InvalidRequest, StorageFull, StorageUnavailable
 from sightline.jobs import KEPT_S, Clock, Item
@@ -233,6 +234,29 @@ async def _is_told(store: RedisStore) -> None:
     )
     assert time.monotonic() - began < 1.0
     assert {type(end) for end in ends} == {StorageUnavailable}
+
+
+async def test_a_connection_that_is_found_closed_is_made_anew_also_in_uvloops_words(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = 2
+
+    async def send(self: Any, *args: Any, **options: Any) -> None:
+        nonlocal closed
+        if closed:
+            closed -= 1
+            raise RuntimeError("unable to perform operation on <TCPTransport closed=True reading=False 0x55>")
+        await send_packed_command(self, *args, **options)
+
+    send_packed_command = AbstractConnection.send_packed_command
+    connection = Connection(redis_url)
+    await connection.start()
+    monkeypatch.setattr(AbstractConnection, "send_packed_command", send)
+    with pytest.raises(StorageUnavailable):
+        await connection.call("GET", "x")
+    closed = 1
+    assert await connection.call("GET", "x") is None
+    await connection.close()
 
 
 async def test_a_password_is_asked_for_and_never_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -53,8 +53,9 @@ class Connection:
             from redis.backoff import NoBackoff
             from redis.exceptions import ConnectionError as Lost
 
-            # Once more, because a connection of before Redis was started anew is only found broken when it is used.
-            retry = redis.retry.Retry(NoBackoff(), 1, (Lost,))
+            # Once more, because a connection of before Redis was started anew is only found broken when it is used;
+            # uvloop says so with a RuntimeError.
+            retry = redis.retry.Retry(NoBackoff(), 1, (Lost, RuntimeError))  # type: ignore[arg-type]
             pool = redis.BlockingConnectionPool.from_url(
                 url,
                 max_connections=_CONNECTIONS,
@@ -163,6 +164,10 @@ class Connection:
             raise _unavailable() from None
         except (exceptions.ConnectionError, exceptions.TimeoutError, TimeoutError, OSError):
             raise _unavailable() from None
+        except RuntimeError as error:
+            if not str(error).startswith(_CLOSED):
+                raise
+            raise _unavailable() from None
         except exceptions.ResponseError as error:
             # A replica, a disk that is full, a user without the right: the log says which, clients are told that it is
             # not their fault.
@@ -174,6 +179,7 @@ class Connection:
             raise _unavailable() from None
 
 
+_CLOSED: Final = "unable to perform operation on <TCPTransport closed=True"
 _OF_THE_OPERATOR: Final = ("MISCONF", "READONLY", "NOAUTH", "WRONGPASS", "NOPERM", "NOREPLICAS", "MASTERDOWN", "BUSY")
 
 
