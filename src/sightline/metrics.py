@@ -75,6 +75,13 @@ HTTP_REQUEST_SECONDS = _histogram(
 HTTP_REQUEST_BYTES = _counter("http_request_bytes", "Bodies of requests, as far as they were read.", "route")
 HTTP_RESPONSE_BYTES = _counter("http_response_bytes", "Bodies of answers.", "route")
 HTTP_IN_FLIGHT = _gauge("http_requests_in_flight", "HTTP requests that are being answered, streams among them.")
+HTTP_CONNECTIONS = _gauge("http_connections", "Open connections of clients, TLS handshakes among them.")
+HTTP_CUT = _counter(
+    "http_connections_cut",
+    "Connections that the server ended, by reason: `malformed`, `overlong` or `unsupported` requests, a `slow` head, "
+    "a `stalled` reader, `too_many`, `too_many_of_one` address, a failed `handshake`. They are in no other count.",
+    "reason",
+)
 
 REQUESTS = _counter("requests", "Requests by how they ended: ok, cancelled or an error's class.", "model", "outcome")
 REQUEST_SECONDS = _histogram("request_seconds", "From admission to the last event.", _LATENCY, "model")

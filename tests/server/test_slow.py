@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
+from sightline import metrics
 from sightline.server import protocol
 from sightline.server.tls import Certificate
 from sightline.service import ChoiceEvent, Item
@@ -241,6 +242,25 @@ def test_the_server_has_so_many_connections_and_no_more() -> None:
         for each in kept + refused:
             each.close()
         assert until_admitted(port) == 200
+
+
+def test_what_is_cut_is_counted() -> None:
+    def count(reason: str) -> float:
+        return metrics.REGISTRY.get_sample_value("sightline_http_connections_cut_total", {"reason": reason}) or 0.0
+
+    reasons = {"malformed": b"GET\r\n\r\n", "overlong": GET[:-2] + b"X: y\r\n" * 200 + b"\r\n", "slow": b"GET"}
+    before = {reason: count(reason) for reason in reasons}
+    with serving(app_of(ScriptedService()), head_s=0.3) as port:
+        for sent in reasons.values():
+            with connect(port) as connection:
+                connection.sendall(sent)
+                until_closed(connection)
+        with connect(port) as connection:
+            connection.sendall(GET)
+            assert connection.recv(65536)
+            assert metrics.REGISTRY.get_sample_value("sightline_http_connections") == 1
+    assert {reason: count(reason) - was for reason, was in before.items()} == dict.fromkeys(reasons, 1)
+    assert metrics.REGISTRY.get_sample_value("sightline_http_connections") == 0
 
 
 def until_admitted(port: int) -> int:

@@ -10,6 +10,7 @@ import resource
 from collections import Counter
 from typing import Protocol
 
+from sightline import metrics
 from sightline.config import HttpLimits
 from sightline.server.networks import Networks, to_client
 from sightline.server.refusal import TOO_MANY, TOO_MANY_OF_ONE, Refusal
@@ -33,7 +34,8 @@ class Connections:
         self.limits = limits
         self.proxies = Networks(limits.trusted_proxies)
         self._uncounted = Networks(limits.uncounted_networks)
-        self._max = min(limits.max_connections, max(_OWN_FILES, _open_files()) - _OWN_FILES // 2)
+        files = _open_files()
+        self._max = min(limits.max_connections, max(files - _OWN_FILES, files // 2))
         self._staying: dict[Connection, str | None] = {}
         """With the address that each is counted under."""
         self._leaving: set[Connection] = set()
@@ -42,6 +44,7 @@ class Connections:
     def open(self, connection: Connection, address: str | None) -> Refusal | None:
         """Takes it in, until `close`. A `Refusal`: it may only be told so. `address` is who connects; None: nobody that
         has one."""
+        metrics.HTTP_CONNECTIONS.inc()
         if len(self._staying) >= self._max:
             refusal: Refusal | None = TOO_MANY
         elif address is None or address in self.proxies or self.enter(address):
@@ -57,10 +60,15 @@ class Connections:
         return len(self._leaving) <= _MAX_LEAVING
 
     def close(self, connection: Connection) -> None:
-        self._leaving.discard(connection)
-        address = self._staying.pop(connection, None)
-        if address is not None and address not in self.proxies:
-            self.leave(address)
+        if connection in self._staying:
+            address = self._staying.pop(connection)
+            if address is not None and address not in self.proxies:
+                self.leave(address)
+        elif connection in self._leaving:
+            self._leaving.discard(connection)
+        else:
+            return
+        metrics.HTTP_CONNECTIONS.dec()
 
     def enter(self, address: str) -> bool:
         """Counts one more of that client's, until `leave`; False: it has as many as it may have."""

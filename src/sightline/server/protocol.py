@@ -8,6 +8,7 @@ connection that is closed only after its client could read why.
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections import deque
 from typing import Any, Literal
@@ -18,9 +19,12 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from sightline import metrics
 from sightline.server.connections import Connections
 from sightline.server.refusal import MALFORMED, Refusal
 from sightline.server.wire import Wire
+
+log = logging.getLogger(__name__)
 
 MAX_AHEAD = 32
 """Requests that a client may send before it has the answer to the first (pipelining)."""
@@ -38,17 +42,21 @@ _CONTROLS = re.compile(rb"[\x00-\x1f\x7f]")
 _CHECKED = frozenset({b"host", b"content-length", b"transfer-encoding"})
 _ABSOLUTE = re.compile(rb"https?://([^/?#]*)", re.IGNORECASE)
 
-_OVERLONG = Refusal(431, "The first line and the headers of the request are too long or too many.")
-_SLOW_HEAD = Refusal(408, "The head of the request took too long to arrive.")
-_FRAMING = Refusal(400, "The body's chunks are far longer than what is in them.")
-_VERSION = Refusal(505, "This server speaks HTTP/1.1 and HTTP/1.0.")
-_HOST = Refusal(400, "The request needs one Host header.")
-_TARGET = Refusal(400, "The request's target must be a path of this server, without a fragment or control characters.")
-_CODING = Refusal(501, "A body is sent with its length or in chunks: no other Transfer-Encoding is known here.")
-_CODING_1_0 = Refusal(400, "HTTP/1.0 has no Transfer-Encoding: send the body's length.")
-_CONNECT = Refusal(400, "This server is no proxy: it takes no CONNECT.")
-_UPGRADE = Refusal(400, "This server speaks HTTP/1.1 alone: send a body without Upgrade.")
-_AHEAD = Refusal(400, "Too many requests were sent ahead of their answers.")
+_OVERLONG = Refusal("overlong", 431, "The first line and the headers of the request are too long or too many.")
+_SLOW_HEAD = Refusal("slow", 408, "The head of the request took too long to arrive.")
+_FRAMING = Refusal("overlong", 400, "The body's chunks are far longer than what is in them.")
+_VERSION = Refusal("unsupported", 505, "This server speaks HTTP/1.1 and HTTP/1.0.")
+_HOST = Refusal("malformed", 400, "The request needs one Host header.")
+_TARGET = Refusal(
+    "malformed", 400, "The request's target must be a path of this server, without a fragment or control characters."
+)
+_CODING = Refusal(
+    "unsupported", 501, "A body is sent with its length or in chunks: no other Transfer-Encoding is known here."
+)
+_CODING_1_0 = Refusal("malformed", 400, "HTTP/1.0 has no Transfer-Encoding: send the body's length.")
+_CONNECT = Refusal("unsupported", 400, "This server is no proxy: it takes no CONNECT.")
+_UPGRADE = Refusal("unsupported", 400, "This server speaks HTTP/1.1 alone: send a body without Upgrade.")
+_AHEAD = Refusal("overlong", 400, "Too many requests were sent ahead of their answers.")
 
 
 class _NotTaken(Exception):
@@ -108,10 +116,12 @@ class Guarded(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def _refuse_connection(self, refusal: Refusal) -> None:
+        """There are too many."""
         if self._all.has_room_to_answer():
             self._fault = refusal
             self._tell_fault()
         else:
+            metrics.HTTP_CUT.labels(refusal.reason).inc()
             self._wire.is_over = True
             self._wire.abort()
 
@@ -138,6 +148,7 @@ class Guarded(HttpToolsProtocol):
         limits = self._limits
         waited = now - self._since
         if self._wire.is_stalled(now, limits.write_stall_s):
+            metrics.HTTP_CUT.labels("stalled").inc()
             self._wire.abort()
         elif self._wire.is_over:
             if waited > LINGER_S or (self._lingering and now - self._last_byte > LINGER_SILENCE_S):
@@ -200,6 +211,7 @@ class Guarded(HttpToolsProtocol):
             cycle.disconnected = True
             cycle.message_event.set()
             if cycle.response_started:  # what has been sent is no answer to this
+                metrics.HTTP_CUT.labels(refusal.reason).inc()
                 self._wire.close()
                 return
         if not self._live:
@@ -207,6 +219,8 @@ class Guarded(HttpToolsProtocol):
 
     def _tell_fault(self) -> None:
         assert self._fault is not None
+        metrics.HTTP_CUT.labels(self._fault.reason).inc()
+        log.debug("a connection of %s is ended: %s", self.client, self._fault.reason)
         self._wire.write(self._fault.to_bytes())
         self._wire.close()
 

@@ -14,6 +14,8 @@ from sightline.api.wire import encode
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
+    reason: str
+    """One of a closed set, for the metrics."""
     status: int
     message: str
     """For the client: what is wrong, and what to do. Never quotes what was sent."""
@@ -48,8 +50,11 @@ class Refusal:
         return headers
 
 
-MALFORMED = Refusal(400, "The bytes on this connection are not a well-formed HTTP/1.1 request.")
-TOO_MANY = Refusal(503, "The server has as many connections as it takes. Try again later.", 1)
+MALFORMED = Refusal("malformed", 400, "The bytes on this connection are not a well-formed HTTP/1.1 request.")
+TOO_MANY = Refusal("too_many", 503, "The server has as many connections as it takes. Try again later.", 1)
 TOO_MANY_OF_ONE = Refusal(
-    429, "There are too many connections from your address. Keep connections open and use them again.", 1
+    "too_many_of_one",
+    429,
+    "There are too many connections from your address. Keep connections open and use them again.",
+    1,
 )

@@ -9,6 +9,7 @@ import socket
 import ssl
 from collections.abc import Callable
 
+from sightline import metrics
 from sightline.config import Tls
 from sightline.errors import InvalidRequest
 from sightline.server.connections import Connections
@@ -74,9 +75,11 @@ class Handshakes:
     async def shake(self, accepted: socket.socket) -> None:
         """Ends when the protocol has the connection, or when nobody has."""
         protocol = self._to_protocol()
-        is_done = False
+        is_done, fault = False, "handshake"
         try:
-            if self._connections.open(protocol, _to_address(accepted)) is not None:
+            refusal = self._connections.open(protocol, _to_address(accepted))
+            if refusal is not None:
+                fault = refusal.reason
                 return  # a handshake only to be told no would be more work than an answer
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: protocol,
@@ -90,6 +93,7 @@ class Handshakes:
             pass
         finally:
             if not is_done:  # the protocol never heard of it
+                metrics.HTTP_CUT.labels(fault).inc()
                 self._connections.close(protocol)
                 accepted.close()
 
