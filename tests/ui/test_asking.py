@@ -111,7 +111,7 @@ async def test_leaving_an_answer_ends_the_engines_work() -> None:
         return watch
 
     async with server(watched) as at:
-        async with aclosing(answer(at, (), Turn("slow " * 2000), Parameters("echo"))) as growing:
+        async with aclosing(answer(at, (), Turn("[[fake: slow 0.1]] " + "word " * 500), Parameters("echo"))) as growing:
             async for turns in growing:
                 if turns[-1].text:
                     break

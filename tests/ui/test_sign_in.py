@@ -114,6 +114,11 @@ async def test_a_key_becomes_a_cookie_out_of_reach_of_scripts_and_other_sites(tm
     cookie = right.headers["set-cookie"]
     assert cookie.startswith(f"{COOKIE}={key};")
     assert {"HttpOnly", "Path=/ui", "SameSite=strict"} <= set(cookie.split("; "))
+    assert (await sign_in(app, key, origin="http://localhost")).status == 303
+    for foreign in ("https://evil.example", "null"):
+        refused = await sign_in(app, key, origin=foreign)
+        assert refused.status == 401
+        assert "set-cookie" not in refused.headers
     for bad in ("", "a b", "ü", "x" * 600, "x" * 9000, '";,'):
         assert (await sign_in(app, bad)).status == 401
 

@@ -28,7 +28,7 @@ _HEADERS = {
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; "
     "frame-ancestors 'none'; base-uri 'none'",
     "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
+    "referrer-policy": "same-origin",  # without one, the form would come from the origin "null"
 }
 
 Admits = Callable[[Scope, str | None], Awaitable[bool]]
@@ -59,7 +59,7 @@ class SignIn:
         return None
 
     async def _sign_in(self, scope: Scope, receive: Receive) -> Response:
-        key = await _read_key(receive)
+        key = None if _is_foreign(scope) else await _read_key(receive)
         if key is None or not await self._admits(scope, key):
             return _form("This key is not taken here.")
         answer = RedirectResponse(f"{ROOT}/", 303, headers=_HEADERS)
@@ -92,6 +92,13 @@ def to_headers(scope: Scope) -> list[tuple[bytes, bytes]]:
     if key is None or any(name == b"authorization" for name, _ in headers):
         return headers
     return [*headers, (b"authorization", f"Bearer {key}".encode("ascii"))]
+
+
+def _is_foreign(scope: Scope) -> bool:
+    """Sent by a page of another site, which would have its reader ask with a key of that site's choice."""
+    headers = {name: value.lower() for name, value in scope["headers"]}
+    origin = headers.get(b"origin")
+    return origin is not None and origin.partition(b"://")[2] != headers.get(b"host")
 
 
 async def _read_key(receive: Receive) -> str | None:
