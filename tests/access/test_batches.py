@@ -11,8 +11,14 @@ from typing import Any
 import pytest
 from starlette.types import ASGIApp
 
+from sightline.api.elsewhere import Elsewhere
+from sightline.api.inside import execute
 from sightline.config import BatchLimits, ModelConfig
+from sightline.errors import ImageFileNotFound
+from sightline.jobs import Item, Lease
+from sightline.jobs.runner import Answer
 from tests.access.keyed import Keyed, bearer
+from tests.api.serving import serving
 from tests.api.standin import Call, get, post
 
 pytestmark = pytest.mark.anyio
@@ -117,3 +123,50 @@ async def test_lines_of_before_there_were_keys_are_done(tmp_path: Path) -> None:
     async with keyed.running() as app:
         told, _ = await ended(app, secret, batch)
         assert told["request_counts"] == {"total": 2, "completed": 2, "failed": 0}
+
+
+async def no_pictures(file_id: str, tenant: str, max_bytes: int) -> bytes:
+    raise ImageFileNotFound("there is none")
+
+
+async def test_a_worker_elsewhere_asks_by_the_rights_of_the_batchs_key(tmp_path: Path) -> None:
+    keyed = Keyed(tmp_path, models=MODELS)
+    admin, plain = keyed.key("worker", admin=True), keyed.key("plain")
+    keyed.key("limited", models=("own",), requests_per_minute=2)
+    keyed.key("gone", revoked_at=1)
+    ids = {key.name: key.id for key in keyed.file.load()}
+    _, app = keyed.make()
+
+    with serving(app) as port:
+
+        async def ask(secret: str, name: str, model: str = "own") -> Answer:
+            worker = Elsewhere(
+                f"http://127.0.0.1:{port}", secret, no_pictures, at_once=1, timeout_s=20, picture_bytes=1000
+            )
+            item = Item(0, "c-0", json.dumps(line(0, model)["body"]).encode())
+            lease = Lease(item, "batch_1", "t", "/v1/chat/completions", 1, 1, key_id=ids.get(name, ""))
+            try:
+                return await worker.execute(lease)
+            finally:
+                await worker.close()
+
+        assert (await ask(admin, "limited")).status_code == 200
+        foreign = await ask(admin, "limited", "foreign")
+        assert (foreign.status_code, foreign.retryable) == (403, False), "it has a right to it, and the batch has not"
+        rate = await ask(admin, "limited")
+        assert (rate.status_code, rate.retryable, rate.is_limited) == (429, True, True)
+        gone = await ask(admin, "gone")
+        assert (gone.status_code, gone.retryable) == (403, False)
+        assert b"was revoked" in gone.body
+        for secret, name in ((plain, "limited"), ("sl-wrong", "limited"), ("sl-wrong", "")):
+            refused = await ask(secret, name)
+            assert (refused.retryable, refused.began) == (True, False), "no line is at fault: they wait"
+
+
+async def test_a_process_without_the_keys_leaves_a_batch_that_came_with_one(tmp_path: Path) -> None:
+    keyed = Keyed(tmp_path, models=MODELS)
+    async with keyed.running() as app:
+        item = Item(0, "c-0", json.dumps(line(0)["body"]).encode())
+        for key_id, status in (("", 200), ("key-of-another-file", 503)):
+            answer = await execute(app, Lease(item, "batch_1", "t", "/v1/chat/completions", 1, 1, key_id=key_id))
+            assert (answer.status_code, answer.began) == (status, status == 200)

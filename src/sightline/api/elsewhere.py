@@ -1,7 +1,7 @@
 """A line of a batch, answered by another server: what `sightline worker --server URL` does.
 
-The server sees a client with a key. It knows nothing of whose line it is, so pictures that the line names by a file's
-id are put into it here, for the tenant who may read them, and not looked up there.
+The server sees a client with an admin key, which asks by the rights and limits of the key that the batch came with. It
+may not have the tenant's files, so pictures that the line names by a file's id are put into it here.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import httpcore2 as http
 import msgspec
 
 from sightline.api import errors
+from sightline.api.entrance import ON_BEHALF
 from sightline.api.inside import to_answer
 from sightline.client.transport import CONNECT_S, NETWORK_ERRORS
 from sightline.client.wire import to_headers
@@ -73,6 +74,8 @@ class Elsewhere:
             told = errors.to_response(error, lease.item.id)
             return Answer(told.status_code, lease.item.id, bytes(told.body))
         headers = {**self._headers, "Content-Length": str(len(body))}
+        if lease.key_id:
+            headers[ON_BEHALF] = lease.key_id
         request = http.Request(
             "POST", self._server + lease.endpoint, headers=headers, content=body, extensions={"timeout": self._timeouts}
         )
@@ -86,8 +89,8 @@ class Elsewhere:
             return _no_answer(error)
         sent = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
         answer = to_answer(response.status, sent, reply)
-        if response.status in (401, 403):
-            log.error("%s refuses this worker's key; SIGHTLINE_API_KEY names the one it sends", self._server)
+        if response.status == 401 or (response.status == 403 and ON_BEHALF in reply):
+            log.error("%s refuses this worker's key; SIGHTLINE_API_KEY must be an admin key of its", self._server)
             return replace(answer, retryable=True, began=False)  # no line is at fault: they wait for the operator
         return answer
 

@@ -22,13 +22,17 @@ from sightline.access.limits import Level, Standing
 from sightline.access.permit import Permit
 from sightline.api import caller
 from sightline.api.caller import Caller
-from sightline.errors import Forbidden
+from sightline.errors import Forbidden, StorageUnavailable, Unauthenticated
+from sightline.routing import BACKGROUND
 
 Header = tuple[bytes, bytes]
 
 KEYLESS: Final = frozenset({"/", "/api/version", "/health", "/ready", "/v2/health/live", "/v2/health/ready"})
 """Paths that need no key: whether the server is there, and ready. Clients of Ollama ask for the first two before they
 know of keys."""
+ON_BEHALF: Final = b"x-sightline-key-id"
+"""The header by which a worker, whose own key is an admin's, asks for a line of a batch: by the rights and limits of
+the key of this id, and as its tenant."""
 METRICS: Final = "/metrics"
 _ADMIN: Final = ("/admin", "/admin/", METRICS)
 _PAGE: Final = "/ui/"
@@ -52,21 +56,46 @@ class Entrance:
         that the answer can say how the key stands.
         """
         path = scope["path"]
-        own = caller.of(scope)
-        if path in self._keyless or self._gate.is_open:
+        if path in self._keyless or (key := self._key(scope)) is None:
             return None
-        if own.is_inside:
-            if not own.key_id:
-                return None  # of a batch from before there were keys
-            key = self._gate.get(own.key_id)
-        else:
-            key = self._gate.identify(_sent(scope))
-            caller.put(scope, Caller(key.tenant, key_id=key.id))
-        _refuse_others(key, path)
+        if not key.admin and (path in _ADMIN or path.startswith("/admin/")):
+            raise Forbidden("This API key may not control the server. An admin key may: sightline keys create --admin.")
         asks = scope["method"] not in _READING and not path.startswith(_PAGE)
-        permit = await self._gate.admit(key, asks=asks, patient=own.is_inside)
+        permit = await self._gate.admit(key, asks=asks, patient=caller.of(scope).priority == BACKGROUND)
         scope[_PERMIT] = permit
         return permit
+
+    def _key(self, scope: Scope) -> Key | None:
+        """By which a request is asked, which is noted; None: it needs none. Raises as `admit`."""
+        own = caller.of(scope)
+        if own.is_inside:
+            return self._key_of_batch(own.key_id)
+        if self._gate.is_open:
+            return None
+        key = self._gate.identify(_sent(scope))
+        other = _header(scope, ON_BEHALF)
+        if other is None:
+            caller.put(scope, Caller(key.tenant, key_id=key.id))
+            return key
+        if not key.admin:
+            raise Forbidden(f"Only admin keys may ask by the rights of others, as {ON_BEHALF.decode()} says.")
+        try:
+            key = self._gate.get(other.decode("latin-1"))
+        except Unauthenticated as error:  # not of who asks
+            raise Forbidden(error.message) from None
+        caller.put(scope, Caller(key.tenant, BACKGROUND, key_id=key.id))
+        return key
+
+    def _key_of_batch(self, key_id: str) -> Key | None:
+        """Raises `StorageUnavailable` where this process knows no keys, so that the batch waits for one that does."""
+        if not key_id:
+            return None  # it is from before there were keys
+        if self._gate.is_open:
+            raise StorageUnavailable(
+                "This batch came with an API key, and this process knows none. Give it the server's: `access` in its "
+                "configuration, or --keys FILE."
+            )
+        return self._gate.get(key_id)
 
 
 _PERMIT: Final = "sightline.permit"
@@ -139,11 +168,10 @@ def _sent(scope: Scope) -> bytes | None:
     return found[0] if len(found) == 1 else b""
 
 
-def _refuse_others(key: Key, path: str) -> None:
-    if not key.admin and (path in _ADMIN or path.startswith("/admin/")):
-        raise Forbidden("This API key may not control the server. An admin key may: sightline keys create --admin.")
+def _header(scope: Scope, wanted: bytes) -> bytes | None:
+    return next((value for name, value in scope["headers"] if name == wanted), None)
 
 
 def _speaks_anthropic(scope: Scope) -> bool:
     """Its clients ask for the list of models on a path that is OpenAI's too."""
-    return scope["path"].startswith("/v1/models") and any(n == b"anthropic-version" for n, _ in scope["headers"])
+    return scope["path"].startswith("/v1/models") and _header(scope, b"anthropic-version") is not None

@@ -39,8 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--server",
         metavar="URL",
-        help="ask this server, such as http://10.0.0.5:8000, and run no engine here; its key is taken from "
-        "SIGHTLINE_API_KEY",
+        help="ask this server, such as http://10.0.0.5:8000, and run no engine here; the key is taken from "
+        "SIGHTLINE_API_KEY, and is an admin's: lines run by the rights of the keys that their batches came with",
     )
     parser.add_argument(
         "--concurrency", type=int, metavar="N", help="lines asked at once (default: batches.max_concurrent, or 16)"
@@ -52,6 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="where the bytes of files are if files.url names no other place (default: below the user's state "
         "directory, by the queue)",
+    )
+    parser.add_argument(
+        "--keys",
+        default=environment("KEYS"),
+        metavar="FILE",
+        help="where the servers' API keys are kept, by whose rights lines run (default: keys.db in the data directory)",
     )
     parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"])
     parser.add_argument("--log-format", choices=["json", "human"])
@@ -94,6 +100,7 @@ def to_settings(args: argparse.Namespace) -> Settings:
         jobs=jobs,
         batches=msgspec.structs.replace(base.batches, max_concurrent=at_once),
         data_dir=args.data_dir or base.data_dir,
+        access=base.access if args.keys is None else msgspec.structs.replace(base.access, file=args.keys),
         log_level=args.log_level or base.log_level,
         log_format=args.log_format or base.log_format,
     )
