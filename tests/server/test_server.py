@@ -6,6 +6,7 @@ import asyncio
 import logging
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -78,6 +79,23 @@ def test_while_it_drains_everything_is_answered() -> None:
         assert draining.wait(20)
         assert [httpx.get(f"http://127.0.0.1:{port}/").text for port in ports] == ["a", "b"]
         drained.set()
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n", b"X\r\n\r\n"]
+)
+def test_who_is_in_the_middle_of_a_sentence_does_not_keep_it(sent: bytes) -> None:
+    with two([]) as (server, ports), socket.create_connection(("127.0.0.1", ports[0]), timeout=20) as connection:
+        connection.sendall(sent)
+        assert httpx.get(f"http://127.0.0.1:{ports[0]}/").text == "a"  # by now it has read what was sent
+        began = time.monotonic()
+        server.stop()
+        try:
+            while connection.recv(65536):
+                pass
+        except ConnectionResetError:
+            pass
+        assert time.monotonic() - began < 5
 
 
 def test_an_application_that_cannot_start_ends_the_server() -> None:

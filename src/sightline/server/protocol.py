@@ -137,9 +137,9 @@ class Guarded(HttpToolsProtocol):
         self._wire.end_sending()
 
     def shutdown(self) -> None:
-        if self._wire.is_over and self._reading != "nothing":
-            self._wire.end()
         super().shutdown()
+        if self._wire.is_over:  # nobody is waited for who is in the middle of a sentence
+            self._wire.end()
 
     def check(self, now: float) -> None:
         """Part of `Connection`."""
