@@ -5,7 +5,7 @@ Starts `sightline serve` with the engine `fake` and one front end, then with two
     requests a second, and CPU of all server processes for each: questions of 2 KB, with a picture of 200 KB or
     2 MB that is known, streams of 64 chunks
     1,000 streams at once of 64 chunks, a chunk every half second: how many were whole, the 99th percentile of the time
-    between two chunks beside the half second, of `/health` meanwhile, and of all front ends' event loops
+    between two chunks (beside the half second), and of `/health` meanwhile
 
 and for two: how connections that come at once are divided, and figure 20 of the safety page: 1,000 requests, half of
 them on connections that are kept, while every front end is replaced three times.
@@ -52,7 +52,7 @@ models:
     engine: fake
     max_concurrent: 1200
     max_queue: 4000
-    options: {{step_s: {step_s}}}
+    options: {{step_s: {step_s}, prefill_chunk: 100000}}
 """
 _READY_S = 60.0
 _LOOK_S = 0.1
@@ -291,26 +291,33 @@ def quantile(values: list[float], q: float) -> float:
 class Streams:
     whole: int = 0
     broken: int = 0
+    at_once: int = 0
     gaps_s: list[float] = field(default_factory=list)
     health_s: list[float] = field(default_factory=list)
     wall_s: float = 0.0
     cpu_s: float = 0.0
 
 
-async def stream_many(server: Server, count: int, chunks: int) -> Streams:
-    """All begin within a second or two, as fast as they can be opened 100 at a time."""
+async def stream_many(server: Server, count: int, chunks: int, step_s: float) -> Streams:
+    """They begin one after the other in a third of the time that each takes, and are all under way in the next."""
     told = Streams()
     request = post(question(f"[[fake: length {chunks}]]", model="paced", stream=True), close=True)
-    gate = asyncio.Semaphore(100)
+    between_s = chunks * step_s / 3 / count
+    under_way = 0
 
-    async def one() -> None:
+    async def one(number: int) -> None:
+        nonlocal under_way
+        await asyncio.sleep(number * between_s)
+        under_way += 1
+        told.at_once = max(told.at_once, under_way)
         try:
-            async with gate:
-                connection = await connect(server.port)
+            connection = await connect(server.port)
             answer = await connection.ask(request)
         except OSError:
             told.broken += 1
             return
+        finally:
+            under_way -= 1
         is_whole = b"[DONE]" in answer[-64:] and answer.count(b'"content":') >= chunks
         told.whole += is_whole
         told.broken += not is_whole
@@ -326,7 +333,7 @@ async def stream_many(server: Server, count: int, chunks: int) -> Streams:
 
     cpu, began = server.cpu_s(), time.perf_counter()
     watching = asyncio.create_task(watch())
-    await asyncio.gather(*(one() for _ in range(count)))
+    await asyncio.gather(*(one(number) for number in range(count)))
     watching.cancel()
     told.wall_s, told.cpu_s = time.perf_counter() - began, (server.cpu_s() - cpu).total()
     return told
@@ -423,9 +430,10 @@ async def _report(server: Server, args: argparse.Namespace, workers: int) -> Non
         print(f"| {case.name} | {rate.requests_per_s:.0f} | {total:.2f} ({parts}) | {rate.p99_ms:.1f} |", flush=True)
     print()
     if args.streams:
-        told = await stream_many(server, args.streams, args.chunks)
+        told = await stream_many(server, args.streams, args.chunks, args.step_s)
         print(
-            f"{args.streams} streams of {args.chunks} chunks, one every {args.step_s} s: {told.whole} whole, "
+            f"{args.streams} streams of {args.chunks} chunks, one every {args.step_s} s, {told.at_once} of them at "
+            f"once: {told.whole} whole, "
             f"{told.broken} broken, in {told.wall_s:.1f} s, {told.cpu_s:.1f} s of CPU; between chunks median "
             f"{statistics.median(told.gaps_s):.3f} s, p99 {quantile(told.gaps_s, 0.99):.3f} s, longest "
             f"{max(told.gaps_s):.3f} s; /health p50 {quantile(told.health_s, 0.5) * 1e3:.1f} ms, "
