@@ -15,6 +15,7 @@ from sightline.errors import EngineFailed, Overloaded
 from sightline.service import ChoiceEvent, Item
 from sightline.types import ChatRequest, TextDelta
 from tests.api.standin import FINISH, JSON_HEADERS, PREPARED, Call, ScriptedService, app_of, chat, post, say
+from tests.reliability.client import DIALECTS, Dialect
 
 pytestmark = pytest.mark.anyio
 
@@ -281,3 +282,12 @@ async def test_a_finished_stream_closed_its_source_before_its_last_byte() -> Non
     reply = await call.run(app_of(service))
     assert reply.complete
     assert open_at_end == [0]
+
+
+@pytest.mark.parametrize("dialect", DIALECTS.values(), ids=list(DIALECTS))
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+async def test_an_answer_in_one_piece_may_be_begun_anew(dialect: Dialect, stream: bool) -> None:
+    service = ScriptedService()
+    reply = await post(app_of(service), dialect.body("hi", stream=stream), dialect.path)
+    assert reply.status == 200
+    assert [asked.whole for asked in service.requests] == [not stream]

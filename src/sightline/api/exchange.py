@@ -109,7 +109,8 @@ class Exchange:
         first = await first_event(request.receive, items)
         assert isinstance(first, Prepared), "the service yields Prepared first"
         record = access.of(request.scope)
-        record.facts["ttft_s"] = record.elapsed_s()
+        if not any(chat.whole for chat in chats):
+            record.facts["ttft_s"] = record.elapsed_s()
         return first, items
 
     async def _measure_all(self, request: Request, chats: Sequence[ChatRequest]) -> None:

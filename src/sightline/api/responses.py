@@ -18,7 +18,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -125,7 +125,7 @@ class _Responses:
         chat = asked.chat
         if asked.body.truncation == "auto":
             chat = await unless_disconnected(request.receive, self._fit(asked))
-        first, rest = await self._exchange.begin(request, chat)
+        first, rest = await self._exchange.begin(request, replace(chat, whole=not asked.body.stream))
         if asked.body.stream:
             frames = Frames(asked.answer)
             return self._exchange.stream(request, first, self._kept(rest, asked, frames), frames)
