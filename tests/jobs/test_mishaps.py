@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.jobs.kill import StoreName
-from tests.jobs.mishaps import can_mount, clock_set, disk_full, read_only, redis_disk_full
+from tests.jobs.mishaps import can_mount, clock_set, disk_full, redis_disk_full
 from tests.jobs.redis_server import needs_redis
 
 needs_small_disk = pytest.mark.skipif(not can_mount(), reason="a small tmpfs needs root, on Linux")
@@ -22,12 +22,6 @@ def test_a_clock_that_is_set_costs_no_lease(tmp_path: Path, store: StoreName) ->
 @pytest.mark.timeout(120)
 def test_a_full_disk_refuses_what_is_new_and_nothing_else(tmp_path: Path) -> None:
     assert "507" in disk_full(tmp_path / "disk", 60)
-
-
-@needs_small_disk
-@pytest.mark.timeout(120)
-def test_a_data_directory_that_cannot_be_written(tmp_path: Path) -> None:
-    assert "503" in read_only(tmp_path / "disk")
 
 
 @needs_redis
