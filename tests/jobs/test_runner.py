@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from sightline.errors import StorageUnavailable
-from sightline.jobs import Batch, Lease
+from sightline.jobs import Batch, Item, Lease
 from sightline.jobs.blobs import LocalBlobs
 from sightline.jobs.database import Database
 from sightline.jobs.files import Files, Quota, new_file_id
 from sightline.jobs.files_sqlite import SqliteIndex
-from sightline.jobs.runner import Answer, Execute, Runner
+from sightline.jobs.runner import Answer, Bell, Execute, Runner
 from sightline.jobs.schema import SCHEMA
 from sightline.jobs.sqlite import SqliteStore
 from sightline.jobs.stages import Stages
@@ -39,7 +39,9 @@ class Server:
         self.stages = Stages(self.store, self.files, max_lines=100, max_bytes=10**6)
         self.asked: list[str] = []
 
-    def runner(self, execute: Callable[[str], Any], at_once: int = 4) -> Runner:
+    def runner(
+        self, execute: Callable[[str], Any], at_once: int = 4, bell: Bell | None = None, poll_s: float = 0.02
+    ) -> Runner:
         async def counted(lease: Lease) -> Answer:
             name = json.loads(lease.item.body)["name"]
             self.asked.append(name)
@@ -48,7 +50,15 @@ class Server:
 
         ask: Execute = counted
         return Runner(
-            self.store, self.files, self.stages, ask, at_once=at_once, heartbeat_s=0.02, poll_s=0.02, lease_s=5
+            self.store,
+            self.files,
+            self.stages,
+            ask,
+            at_once=at_once,
+            bell=bell,
+            heartbeat_s=0.02,
+            poll_s=poll_s,
+            lease_s=5,
         )
 
     async def submit(self, count: int) -> Batch:
@@ -231,3 +241,57 @@ async def test_a_result_waits_until_it_can_be_kept(server: Server, monkeypatch: 
     assert (await server.ended()).counts.completed == 2
     await runner.close()
     assert server.asked == ["c-0", "c-1"], "it is not asked again"
+
+
+async def test_one_that_has_room_is_woken_and_one_that_is_busy_does_not_listen(server: Server) -> None:
+    class Rung:
+        def __init__(self) -> None:
+            self.rung, self.listening = asyncio.Event(), 0
+
+        async def listen(self) -> bool:
+            self.listening += 1
+            await self.rung.wait()
+            self.rung.clear()
+            return True
+
+    async def hang(_: str) -> Answer:
+        begun.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    bell, begun = Rung(), asyncio.Event()
+    runner = server.runner(hang, at_once=1, bell=bell, poll_s=60)
+    await runner.start()
+    async with asyncio.timeout(10):
+        while not bell.listening:
+            await asyncio.sleep(0.001)
+        job = batch("job", kind="analysis", expires_at=2**40)
+        await server.store.create(job, [Item(0, "", b'{"name": "c-0"}')])
+        bell.rung.set()
+        await begun.wait()
+    await asyncio.sleep(0)
+    assert bell.listening == 1, "it has no room"
+    await runner.close()
+
+
+async def test_what_cannot_be_reached_is_told_once(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sweep, asked = server.store.sweep, 0
+
+    async def sometimes() -> None:
+        nonlocal asked
+        asked += 1
+        if asked < 5:
+            raise StorageUnavailable("It is away.")
+        await sweep()
+
+    caplog.set_level("INFO")
+    monkeypatch.setattr(server.store, "sweep", sometimes)
+    runner = server.runner(lambda _: OK)
+    await runner.start()
+    async with asyncio.timeout(10):
+        while asked < 7:
+            await asyncio.sleep(0.01)
+    await runner.close()
+    assert caplog.messages == ["could not sweep: It is away.", "can sweep again"]

@@ -99,6 +99,8 @@ class Runner:
         self._news = asyncio.Event()
         self._hungry = asyncio.Event()
         """Set while it could do more than it has."""
+        self._failing: set[str] = set()
+        """What the store could not do when it was last asked to."""
         self._loops: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -126,12 +128,28 @@ class Runner:
         """There is something to do."""
         self._news.set()
 
+    @contextmanager
+    def _excused(self, what: str) -> Iterator[None]:
+        """What the store cannot do now is tried again later, and told once; so is what met a bug, told each time."""
+        try:
+            yield
+        except CapacityError as error:
+            if what not in self._failing:
+                self._failing.add(what)
+                log.warning("could not %s: %s", what, error.message)
+        except Exception:
+            log.exception("could not %s, because of a bug", what)
+        else:
+            if what in self._failing:
+                self._failing.discard(what)
+                log.info("can %s again", what)
+
     # --- items ------------------------------------------------------------------------------------------------------
 
     async def _work(self) -> None:
         while True:
             self._news.clear()
-            with _excused("lease work"):
+            with self._excused("lease work"):
                 at_once = self._at_once if not self._turned_away else min(1, self._at_once)
                 free = at_once - len(self._under_way)
                 for lease in await self._store.lease(self.name, free, self._lease_s) if free > 0 else ():
@@ -149,7 +167,7 @@ class Runner:
         """Whoever is busy leaves it to others to be woken."""
         while True:
             await self._hungry.wait()
-            with _excused("listen"):
+            with self._excused("listen"):
                 if await bell.listen():
                     self._news.set()
 
@@ -172,7 +190,7 @@ class Runner:
 
     async def _is_kept(self, lease: Lease, answer: Answer) -> bool:
         """Or of no use any more."""
-        with _excused("keep a result"):
+        with self._excused("keep a result"):
             if answer.retryable:
                 failed = Result(request_id=answer.request_id, error_message=to_message(answer.body))
                 tries = lease.attempt if answer.began else max(1, self._turned_away)
@@ -189,7 +207,7 @@ class Runner:
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(self._heartbeat_s)
-            with _excused("renew leases"):
+            with self._excused("renew leases"):
                 await self._end_lost()
 
     async def _end_lost(self) -> None:
@@ -201,7 +219,7 @@ class Runner:
 
     async def _advance(self) -> None:
         while True:
-            with _excused("see to a batch"):
+            with self._excused("see to a batch"):
                 while (batch := await self._store.due(self.name, self._lease_s)) is not None:
                     await self._stages.advance(batch)
                     self._news.set()
@@ -209,7 +227,7 @@ class Runner:
 
     async def _sweep(self) -> None:
         while True:
-            with _excused("sweep"):
+            with self._excused("sweep"):
                 await self._store.sweep()
                 await self._files.sweep()
                 _tell(await self._store.backlog())
@@ -217,7 +235,7 @@ class Runner:
 
     async def _sweep_orphans(self) -> None:
         while True:
-            with _excused("sweep blobs"):
+            with self._excused("sweep blobs"):
                 await self._files.sweep_orphans()
             await asyncio.sleep(_ORPHANS_S)
 
@@ -233,17 +251,6 @@ def _tell(backlog: Backlog) -> None:
     metrics.JOBS_WAITING.set(backlog.waiting)
     metrics.JOBS_RUNNING.set(backlog.under_way)
     metrics.JOBS_OLDEST_SECONDS.set(backlog.oldest_s)
-
-
-@contextmanager
-def _excused(what: str) -> Iterator[None]:
-    """What the store cannot do now is tried again later; so is what met a bug, which the log tells of."""
-    try:
-        yield
-    except CapacityError as error:
-        log.warning("could not %s: %s", what, error.message)
-    except Exception:
-        log.exception("could not %s, because of a bug", what)
 
 
 def _delay_s(attempt: int) -> float:
