@@ -24,7 +24,6 @@ from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.config import STARTUP_FAILURE
 
 from sightline.config import HttpLimits
 from sightline.logs import to_trace
@@ -39,6 +38,8 @@ log = logging.getLogger(__name__)
 
 Drain = Callable[[], Awaitable[None]]
 
+_NOT_STARTED = 3
+"""The exit status, as of uvicorn's own command."""
 _KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
 """Seconds, seconds and probes, until the kernel ends the connection of a client that has gone without a word."""
 
@@ -81,7 +82,7 @@ class Server:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             is_started = runner.run(self.serve())
         if not is_started:
-            sys.exit(STARTUP_FAILURE)
+            sys.exit(_NOT_STARTED)
 
     def stop(self) -> None:
         """What a signal does; from any thread. The second time: at once."""

@@ -273,7 +273,7 @@ class Guarded(HttpToolsProtocol):
                 if version == "1.0":
                     self._stop(_CODING_1_0)
                 if value.lower() != b"chunked":
-                    self._stop(_CODING)
+                    self._stop(_CODING if value else MALFORMED)
         if size > self._limits.max_head_bytes or len(self.headers) > self._limits.max_headers:
             self._stop(_OVERLONG)
         if hosts != 1 and (hosts or version == "1.1"):
