@@ -169,6 +169,7 @@ class Runner:
             await self._hungry.wait()
             with self._excused("listen"):
                 if await bell.listen():
+                    self._hungry.clear()  # until it has looked
                     self._news.set()
 
     def _ended(self, item_id: str) -> None:
