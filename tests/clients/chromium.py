@@ -58,18 +58,21 @@ class Page:
             raise AssertionError(f"{script}: {reply['exceptionDetails']}")
         return reply["result"].get("value")
 
-    def until(self, script: str, timeout_s: float = 30.0) -> Any:
-        """The value of an expression once it is true."""
+    def until(self, script: str, timeout_s: float = 60.0) -> Any:
+        """The value of an expression once it is true. While a page is being loaded it may well fail."""
         deadline = time.monotonic() + timeout_s
         while True:
-            value = self.run(script)
+            try:
+                value = self.run(script)
+            except AssertionError:
+                value = None
             if value:
                 return value
             assert time.monotonic() < deadline, f"never: {script}; the page says:\n{self.text()}\n{self.problems}"
             time.sleep(0.05)
 
     def text(self) -> str:
-        return str(self.run("document.body.innerText"))
+        return str(self.run("document.body?.innerText"))
 
     def at(self, selector: str) -> tuple[float, float]:
         """The middle of an element that can be seen."""

@@ -199,7 +199,8 @@ class _Asking:
             async for turns in growing:
                 yield turns, to_shown(turns), *rest
                 rest = (gr.skip(), gr.skip(), gr.skip())
-        yield gr.skip(), gr.skip(), gr.update(**_IDLE), gr.skip(), gr.skip()
+        # Gradio sends what has changed since the last time, and a busy page may miss one of these; the last, whole.
+        yield turns, to_shown(turns), gr.update(**_IDLE), gr.skip(), gr.skip()
 
 
 def _to_parameters(
