@@ -368,7 +368,10 @@ def processes() -> list[Panel]:
             "Memory",
             "Resident, of the server's own process.",
             "bytes",
-            [(f"process_resident_memory_bytes{{{PROCESS}}}", "{{instance}}")],
+            [
+                (f"process_resident_memory_bytes{{{PROCESS}}}", "{{instance}}"),
+                (gauge("bodies_bytes", "instance", PROCESS), "of these bodies of requests {{instance}}"),
+            ],
             width=6,
         ),
         Panel(
@@ -395,11 +398,28 @@ def processes() -> list[Panel]:
             width=6,
         ),
         Panel(
+            "Tasks",
+            "Of the event loop; steady under a steady load.",
+            "short",
+            [(gauge("event_loop_tasks", "instance", PROCESS), "{{instance}}")],
+            width=6,
+        ),
+        Panel(
+            "Connections",
+            "Open ones, and those a second that the server ended, by why.",
+            "short",
+            [
+                (gauge("http_connections", "instance", PROCESS), "open {{instance}}"),
+                (total("http_connections_cut_total", "reason"), "ended /s {{reason}}"),
+            ],
+            width=12,
+        ),
+        Panel(
             "Versions",
             "Processes by what they run.",
             "short",
             [(f"count by (version) (sightline_build_info{{{PROCESS}}})", "{{version}}")],
-            width=6,
+            width=12,
         ),
     ]
 

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
+import os
+import re
+import signal
 import socket
+import struct
+import sys
+import termios
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -327,3 +334,52 @@ def test_every_model_has_a_row() -> None:
     text = page(frame_of('slots{model="a"} 1', 'slots{model="b"} 2'), 90)
     assert row_of(text, "0/1")[0] == "a"
     assert row_of(text, "0/2")[0] == "b"
+
+
+# --- live ------------------------------------------------------------------------------------------------------------
+
+
+def test_frames_as_lines_of_json_until_it_is_interrupted(
+    port: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    naps = iter([None, None, None])
+
+    def nap(_: float) -> None:
+        if next(naps, "over") == "over":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("sightline.cli.top.time.sleep", nap)
+    status, out, err = shown(capsys, "--json", "--url", f"http://127.0.0.1:{port}")
+    assert (status, err) == (0, "")
+    assert len([json.loads(line) for line in out.splitlines()]) == 3, "the first scrape makes no frame"
+
+
+@pytest.mark.skipif(not hasattr(os, "forkpty"), reason="there are no terminals here")
+def test_live_in_a_terminal_that_changes_its_size(port: int) -> None:
+    command = ["-m", "sightline.cli", "top", "--interval", "0.2", "--url", f"http://127.0.0.1:{port}"]
+    process, terminal = os.forkpty()
+    if process == 0:
+        os.execve(sys.executable, [sys.executable, *command], {**os.environ, "TERM": "xterm-256color"})
+
+    def resize(columns: int) -> None:
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+
+    def read_until(pattern: str) -> None:
+        """Raises `OSError` when it has ended without saying that."""
+        seen = b""
+        while not re.search(pattern, re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", seen).decode(errors="ignore")):
+            seen += os.read(terminal, 65536)
+
+    try:
+        resize(160)
+        read_until("╭[─┬]{158}╮")
+        read_until("restarts")
+        resize(80)
+        read_until("╭[─┬]{78}╮")
+        read_until("topped")
+        os.kill(process, signal.SIGINT)
+        with pytest.raises(OSError, match="Input/output error"):  # the terminal's other end is gone
+            read_until("never said")
+        assert os.waitpid(process, 0)[1] == 0
+    finally:
+        os.close(terminal)
