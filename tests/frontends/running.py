@@ -81,9 +81,10 @@ class Running:
 
 
 @contextmanager
-def running(directory: Path, config: str = CONFIG) -> Iterator[Running]:
+def running(directory: Path, *, ready: bool = True) -> Iterator[Running]:
+    """`ready`: it is waited for."""
     file, log = directory / "sightline.yaml", directory / "log"
-    file.write_text(config.replace("DATA_DIR", str(directory / "data")))
+    file.write_text(CONFIG.replace("DATA_DIR", str(directory / "data")))
     with log.open("w") as out:
         process = subprocess.Popen(
             [sys.executable, "-m", "sightline.cli", "serve", str(file)],
@@ -94,7 +95,8 @@ def running(directory: Path, config: str = CONFIG) -> Iterator[Running]:
         url = process.stdout.readline().split()[-1].removesuffix("/v1")
         admin_url = process.stdout.readline().split()[3].removesuffix("/metrics")
         server = Running(process, url, admin_url, file, log)
-        wait_for(lambda: is_ready(url), 30)
+        if ready:
+            wait_for(lambda: is_ready(url), 30)
         yield server
     finally:
         family = descendants(process.pid)

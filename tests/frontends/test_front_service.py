@@ -13,7 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from sightline import tracing
 from sightline.access.gate import Gate
 from sightline.access.keys import to_digest
 from sightline.access.limits import Cost
@@ -318,6 +322,19 @@ async def test_a_recording_arrives_whole(pair: Pair, monkeypatch: pytest.MonkeyP
     (arrived,) = heard
     assert arrived.audio == request.audio
     assert arrived.prompt == "p"
+
+
+async def test_a_trace_goes_through_both(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(tracing, "_tracer", provider.get_tracer("test"))
+    with tracing.serving("POST", "http", []):
+        await items(pair.front, ask("hello"))
+    spans = {span.name: span for span in exporter.get_finished_spans()}
+    ours, its = spans["POST"], spans["chat fake"]
+    assert its.parent is not None
+    assert its.parent.span_id == ours.context.span_id
+    assert {span.context.trace_id for span in spans.values()} == {ours.context.trace_id}
 
 
 # --- keys ------------------------------------------------------------------------------------------------------------
