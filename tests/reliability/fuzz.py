@@ -202,7 +202,7 @@ _ODD = st.sampled_from(
         None, True, False, 0, -1, 1, 2**31, 2**63, -(2**63) - 1, 10**19, 0.0, -0.5, 1e308, 1e-320, "", " ", "null", "0",
         "\x00", "\ud800", "\u202e", "a" * 100_000, "../../etc/passwd", "file:///etc/passwd", "http://127.0.0.1/",
         "data:", "data:image/png;base64,", "data:image/png;base64,!!!!", _URL[:-20], "m", "M", [], {}, [[]], [{}],
-        [None], {"": None}, "[[fake: error 0]]", "[[fake: length 3]]", "[[fake: say ]]", "[[fake: tool x {}]]",
+        [None], {"": None}, "[[fake: length 3]]", "[[fake: say ]]", "[[fake: tool x {}]]",
         "<|image_pad|>", "%s%n", "${jndi}",
         {"type": "object", "properties": {"a": {"$ref": "#"}}}, {"$ref": "#/a"}, "(a+)+$",
         {"type": "json_schema"},

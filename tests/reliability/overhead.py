@@ -72,7 +72,8 @@ async def _fan_out(seconds: float) -> dict[str, Any]:
         async def client() -> None:
             nonlocal tokens
             while time.perf_counter() - began < seconds:
-                tokens += await _count(served)
+                received = await _count(served)
+                tokens += received
 
         await asyncio.gather(*(client() for _ in range(STREAMS)))
         wall_s, after = time.perf_counter() - began, process.cpu_times()
