@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from PIL import Image as PILImage
 
 from sightline.config import ModelConfig
 from sightline.engines.remote.answer import Answer
@@ -19,7 +21,7 @@ from sightline.engines.remote.counting import Counter
 from sightline.engines.remote.failures import read_refusal, to_error, to_refusal
 from sightline.engines.remote.kinds import KINDS
 from sightline.engines.remote.options import RemoteOptions, read_budget, read_options
-from sightline.engines.remote.pictures import Held, Pictures, blank, to_data_uri
+from sightline.engines.remote.pictures import Held, Pictures, blank, to_data_uri, to_png
 from sightline.engines.remote.sse import ServerEvent
 from sightline.engines.remote.upstream import Address
 from sightline.errors import InvalidRequest, UnsupportedFeature, UpstreamFailed
@@ -408,6 +410,23 @@ async def test_a_picture_in_use_twice_is_encoded_once(monkeypatch: pytest.Monkey
     async with pictures.encoded([b, a], "t") as fourth:
         assert len(encoded) == 3, "kept for the next request"
         assert fourth == (first[1], first[0])
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (9, 1), (64, 48), (37, 53)])
+@pytest.mark.parametrize("kind", ["noise", "flat", "a part of another"])
+def test_a_png_holds_every_pixel(shape: tuple[int, int], kind: str) -> None:
+    height, width = shape
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    if kind == "flat":
+        pixels[:] = (250, 3, 128)
+    elif kind == "a part of another":
+        pixels = np.tile(pixels, (2, 2, 1))[::2, ::2]
+    file = to_png(pixels)
+    with PILImage.open(io.BytesIO(file)) as opened:
+        opened.verify()
+    with PILImage.open(io.BytesIO(file)) as opened:
+        assert (opened.mode, opened.size) == ("RGB", pixels.shape[1::-1])
+        assert np.array_equal(np.asarray(opened), pixels)
 
 
 async def test_pictures_are_kept_while_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,8 @@ import hashlib
 import hmac
 import io
 import os
+import struct
+import zlib
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -22,10 +24,9 @@ from PIL import Image as PILImage
 
 from sightline.types import Image, Pixels
 
-_LEVEL, _RLE = 1, 3
-"""zlib's level and strategy: of filtered photographs the first level of all makes more in more time (8 % and 30 %) than
-runs alone, and the sixth takes three times as long for nothing."""
 KEPT_BYTES = 64 * 1024 * 1024
+_UP = 2
+"""PNG's filter type: a row is the difference from the one above."""
 _HELD = 1024
 """Pictures that a server is believed to hold."""
 _MAX_MISSES = 8
@@ -38,11 +39,32 @@ def key_of(image: Image, tenant: str) -> Key:
     return tenant, image.digest, image.served_width, image.served_height
 
 
+def to_png(pixels: Pixels) -> bytes:
+    """A PNG file of RGB pixels [height, width, 3], in less than half of Pillow's time and no larger for a photograph.
+
+    What takes the time is to choose a filter for each row, and to look for repetitions that photographs do not have:
+    here every row is the difference from the one above, and only runs are looked for. Source: PNG, third edition (W3C
+    2025), sections 5, 9.2 and 11.2.
+    """
+    height, width, _ = pixels.shape
+    lines = np.empty((height, 1 + 3 * width), np.uint8)
+    lines[:, 0] = _UP
+    rows, differences = pixels.reshape(height, 3 * width), lines[:, 1:]
+    differences[0] = rows[0]
+    np.subtract(rows[1:], rows[:-1], out=differences[1:])
+    deflate = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zlib.Z_RLE)
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits of red, green and blue, not interlaced
+    data = deflate.compress(lines.data) + deflate.flush()
+    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", data) + _chunk(b"IEND", b"")
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(kind)))
+
+
 def to_data_uri(pixels: Pixels) -> bytes:
     """`data:image/png;base64,...` of RGB pixels [height, width, 3]."""
-    file = io.BytesIO()
-    PILImage.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG", compress_level=_LEVEL, compress_type=_RLE)
-    return b"data:image/png;base64," + pybase64.b64encode(file.getvalue())
+    return b"data:image/png;base64," + pybase64.b64encode(to_png(pixels))
 
 
 @lru_cache(maxsize=256)
