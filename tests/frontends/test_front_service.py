@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
@@ -319,6 +320,11 @@ async def test_a_recording_arrives_whole(pair: Pair, monkeypatch: pytest.MonkeyP
     assert [item async for item in pair.front.transcribe(request)] == [
         Listening("fake", 1.0, 0.1), segment, Transcribed("en")
     ]  # fmt: skip
+    gone = replace_key(pair, "gone")
+    before = len(os.listdir("/proc/self/fd"))
+    with acting_by(await gone.admit(gone.get("key-gone"), asks=True)), pytest.raises(Unauthenticated):
+        _ = [item async for item in pair.front.transcribe(request)]
+    assert len(os.listdir("/proc/self/fd")) == before
     (arrived,) = heard
     assert arrived.audio == request.audio
     assert arrived.prompt == "p"
@@ -366,8 +372,7 @@ async def test_a_key_that_is_gone_or_may_not_use_the_model(pair: Pair) -> None:
             await items(pair.front, ask("hi"))
         with pytest.raises(Forbidden):
             pair.front.unload("fake")
-    gone = KeyConfig(name="gone", sha256="1" * 64)
-    only_here = Gate(AccessPolicy(keys=(gone,)), metering=FarMeter(pair.front.call, pair.front.settle))
+    only_here = replace_key(pair, "gone")
     with acting_by(await only_here.admit(only_here.get("key-gone"), asks=True)), pytest.raises(Unauthenticated):
         await items(pair.front, ask("hi"))
 
@@ -396,6 +401,12 @@ async def test_who_leaves_while_asking_for_a_place_holds_none(pair: Pair) -> Non
     async with asyncio.timeout(5):
         while not await is_free():
             await asyncio.sleep(0.005)
+
+
+def replace_key(pair: Pair, name: str) -> Gate:
+    """A front end's gate that still knows a key which is revoked in the core."""
+    key = KeyConfig(name=name, sha256="1" * 64)
+    return Gate(AccessPolicy(keys=(key,)), metering=FarMeter(pair.front.call, pair.front.settle))
 
 
 def replace_limits(pair: Pair, **limits: int) -> Any:

@@ -16,8 +16,10 @@ import signal
 import socket
 import sys
 
-from sightline import logs
+from sightline import __version__, logs
 from sightline.frontends import frames
+
+log = logging.getLogger("sightline.frontends")
 
 _PR_SET_PDEATHSIG = 1
 """From <sys/prctl.h>."""
@@ -61,6 +63,9 @@ def main(role: str, control_fd: str, *fds: str) -> None:
     start = _first_frame(control)
     sys.setswitchinterval(_SWITCH_S)
     logs.set_up(start.settings.log_level, start.settings.log_format)
+    if start.version != __version__:  # it was replaced on the disk, and the two might not understand each other
+        log.error("this is version %s, and the server runs %s: start it anew", __version__, start.version)
+        os._exit(1)
     if role == "core":
         from sightline.frontends.core_process import run as run_core
 

@@ -14,7 +14,7 @@ import logging
 import mmap
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import aclosing, closing, suppress
+from contextlib import ExitStack, aclosing, closing, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -180,7 +180,11 @@ class _FrontEnd:
             case frames.Embed(stream):
                 self._begin(stream, self._embed(frame), frame.by)
             case frames.Transcribe(stream):
-                self._begin(stream, self._transcribe(frame, fd), frame.by)
+                held = ExitStack()
+                if fd is not None:
+                    held.callback(os.close, fd)
+                self._begin(stream, self._transcribe(frame, fd, held), frame.by)
+                self._tasks[stream].add_done_callback(lambda _: held.close())
             case frames.Call(stream):
                 self._begin(stream, self._call(frame), frames.Asker())
             case frames.Forward(stream):
@@ -252,8 +256,13 @@ class _FrontEnd:
         called = await self._service.embed(frame.request, timeout_s=frame.timeout_s)
         self._send(frames.to_embedded(frame.stream, called, _standing()))
 
-    async def _transcribe(self, frame: frames.Transcribe, fd: int | None) -> None:
-        request = frames.from_wire_speech(frame.request, _read(fd, frame.request.num_bytes))
+    async def _transcribe(self, frame: frames.Transcribe, fd: int | None, held: ExitStack) -> None:
+        """`held` closes the descriptor where this is never begun."""
+        file = b""
+        if fd is not None:
+            held.pop_all()
+            file = await asyncio.shield(asyncio.to_thread(_read, fd, frame.request.num_bytes))  # or nobody closed it
+        request = frames.from_wire_speech(frame.request, file)
         await self._stream(frame.stream, self._service.transcribe(request, timeout_s=frame.timeout_s))
 
     async def _call(self, frame: frames.Call) -> None:
@@ -349,10 +358,8 @@ def _standing() -> Standing:
 _BUG = RuntimeError("a front end met a bug, of which its log tells")
 
 
-def _read(fd: int | None, size: int) -> bytes:
+def _read(fd: int, size: int) -> bytes:
     """What lies in shared memory; closes the descriptor."""
-    if fd is None:
-        return b""
     try:
         with mmap.mmap(fd, size, prot=mmap.PROT_READ) as mapping:
             return mapping[:]

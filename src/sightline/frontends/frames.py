@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
+from sightline import __version__
 from sightline.access.limits import Cost, Standing
 from sightline.config import Settings
 from sightline.engines.worker.frames import (
@@ -542,6 +543,8 @@ class Start(_Frame, frozen=True):
     settings: Settings
     processes: int
     """Front ends, of which each has its share of what the settings allow the server."""
+    version: str = __version__
+    """Of the program that the parent runs, and so the core."""
 
 
 class Join(_Frame, frozen=True):

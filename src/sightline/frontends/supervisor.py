@@ -36,6 +36,8 @@ _LAST_WORDS_S: Final = 2.0
 _OVERTIME_S: Final = 3.0
 """More than a process was given to end by itself, until it is killed."""
 _CORE_CLOSES_S: Final = 15.0
+_AGAIN_S: Final = 1.0
+"""After the machine had no process or descriptor left."""
 
 
 class Supervisor:
@@ -122,7 +124,12 @@ class Supervisor:
         """Starts a front end again whenever the one in this place ends without having been replaced."""
         policy = RestartPolicy()
         while True:
-            self._fronts[index] = await self._start(core, index)
+            try:
+                self._fronts[index] = await self._start(core, index)
+            except OSError as error:
+                log.error("front end %d cannot be started now: %s", index, error)
+                await asyncio.sleep(_AGAIN_S)
+                continue
             began = time.monotonic()
             while not (front := self._fronts[index]).exited.done():
                 await _first_of(_done(front), self._moved.wait())
@@ -156,7 +163,11 @@ class Supervisor:
 
     async def _replace(self, core: Process, index: int) -> bool:
         """Whether it has been."""
-        new = await self._start(core, index)
+        try:
+            new = await self._start(core, index)
+        except OSError as error:
+            log.error("front end %d cannot be replaced now: %s", index, error)
+            return False
         try:
             if not await new.is_up(_FRONT_UP_S):
                 log.error("%s was to be replaced, and its successor did not start (%s)", new.name, _how(new))
