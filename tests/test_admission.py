@@ -294,6 +294,25 @@ def test_a_client_that_obeys_gets_in(clients: int) -> None:
     assert max(it.began.values()) - began <= 4 * clients * 0.5 / 4, "and the slots are not left idle meanwhile"
 
 
+def test_those_who_do_not_come_back_are_not_waited_for() -> None:
+    it = world(slots=4, max_wait_s=1.0)
+
+    def burst() -> list[float]:
+        told = []
+        for i in range(100):
+            try:
+                it.ask(f"{it.clock.now} {i}", 100, 1.0)
+            except Overloaded as error:
+                told.append(error.retry_after_s)
+        return told
+
+    first = burst()
+    assert first == sorted(first)
+    assert first[-1] > 20, "a quarter of a second for each of a hundred"
+    it.run()
+    assert burst()[0] < 2, "nobody came, and all was done"
+
+
 def test_a_long_answer_that_is_allowed_is_not_expected() -> None:
     it = World(lambda clock: Admission(4, 100, clock=clock))
     for _ in range(20):

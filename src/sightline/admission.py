@@ -248,6 +248,8 @@ class Admission:
             self._count(ticket, -1)
         if not self.waiting:
             self._ahead = {False: 0.0, True: 0.0}  # what rounding has left of it
+        if not self._entered:
+            self._promised = -math.inf  # those who were told to come have not
         self._grant()
 
 

@@ -144,7 +144,7 @@ def to_message(error: Exception, request_id: str, words: Mapping[str, str] | Non
 
 
 def to_headers(error: Exception) -> dict[str, str]:
-    """`retry-after` (whole seconds, 1..120) where waiting helps, for a rate exactly too (`retry-after-ms`);
+    """`retry-after` (whole seconds, 1..120) where waiting helps, exactly too for a rate or a queue (`retry-after-ms`);
     `x-should-retry` where a client would otherwise repeat what cannot succeed; what HTTP itself asks for (`allow` with
     a 405, `www-authenticate` with a 401, `connection: close` when a body was not read to its end)."""
     headers = dict((error.headers if isinstance(error, HTTPException) else None) or {})
@@ -154,7 +154,7 @@ def to_headers(error: Exception) -> dict[str, str]:
     if isinstance(error, SightlineError) and error.retryable and status in (429, 503):
         seconds = getattr(error, "retry_after_s", 1.0)
         headers["retry-after"] = str(min(MAX_RETRY_AFTER_S, max(1, math.ceil(seconds))))
-    if isinstance(error, e.RateLimited) and error.retryable:
+    if isinstance(error, e.RateLimited | e.Overloaded) and error.retryable:
         headers["retry-after-ms"] = str(math.ceil(min(MAX_RETRY_AFTER_S, error.retry_after_s) * 1000))
     if isinstance(error, e.Unauthenticated):
         headers["www-authenticate"] = "Bearer"
