@@ -73,7 +73,7 @@ def main(args: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--peers", default=sys.executable, help="the Python that has litellm, fastapi, httpx, uvicorn")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each case")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each case")
     parser.add_argument("--only", help="cases whose name contains this")
     parser.add_argument("--gateway", help="gateways whose name contains this")
     parser.add_argument("--out", type=Path, help="PREFIX.json and PREFIX.png are written")

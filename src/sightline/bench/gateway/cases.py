@@ -38,8 +38,8 @@ class Case:
     clients: int = 16
     rate: float | None = None
     """Requests a second of all clients together, at random times; None: each sends its next when it has its answer."""
-    warm_answers: int = 32
-    """Before anything is measured: pictures that are sent again have been decoded by then."""
+    least: int = 32
+    """Answers before anything is measured (pictures that are sent again have been decoded by then), and until it is."""
     once: bool = False
     """Each client sends one request, all at the same time; all of it is measured."""
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from sightline.bench.gateway import processes, stub
+from sightline.bench.gateway import processes, report, stub
 from sightline.bench.gateway.load import Target
 
 _START_S = 90.0
@@ -87,16 +87,16 @@ def configuration(port: int, upstream: int, folder: Path) -> Mapping[str, object
     return {"port": port, "data_dir": str(folder / "data"), "access": {"keys": [key]}, "models": models}
 
 
-STUB = Gateway("the stub itself", _stub)
-SIGHTLINE = Gateway("Sightline", _sightline(), _KEY)
-TWO_WORKERS = Gateway("Sightline, --workers 2", _sightline("--workers", "2"), _KEY)
+STUB = Gateway(report.STUB, _stub)
+SIGHTLINE = Gateway(report.OURS, _sightline(), _KEY)
+TWO_WORKERS = Gateway(report.TWO_WORKERS, _sightline("--workers", "2"), _KEY)
 
 
 def gateways(python_of_peers: str) -> tuple[Gateway, ...]:
     return (
         SIGHTLINE,
-        Gateway("LiteLLM's proxy", _litellm_proxy(python_of_peers), _KEY),
-        Gateway("LiteLLM's SDK", _peer(python_of_peers, "peer_litellm.py")),
+        Gateway(report.LITELLM, _litellm_proxy(python_of_peers), _KEY),
+        Gateway(report.SDK, _peer(python_of_peers, "peer_litellm.py")),
         Gateway("FastAPI + httpx", _peer(python_of_peers, "peer_plain.py")),
     )
 
