@@ -184,6 +184,22 @@ async def test_an_upload_that_breaks_off_leaves_nothing(files: Files, blobs: Blo
         assert await keys(blobs) == []
 
 
+async def test_a_file_that_may_have_been_kept_keeps_its_bytes(
+    files: Files, index: Index, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def lost(file: File, digest: str, quota: int | None) -> File:
+        await insert(file, digest, quota)
+        raise StorageUnavailable("The answer was lost.")
+
+    insert = index.insert
+    monkeypatch.setattr(index, "insert", lost)
+    with pytest.raises(StorageUnavailable):
+        await keep(files, b"content")
+    monkeypatch.undo()
+    again = await keep(files, b"content")
+    assert await files.read("t", again.id, 9) == b"content", "also for whoever has the same content"
+
+
 async def test_what_a_crash_has_left_is_found(files: Files, blobs: Blobs, monkeypatch: pytest.MonkeyPatch) -> None:
     file = await keep(files, b"kept")
     await blobs.put("0123", pieces(b"orphan"))

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
-from sightline.errors import FileTooLarge, ObjectNotFound, SightlineError
+from sightline.errors import FileTooLarge, ObjectNotFound, QuotaExceeded, StorageFull
 from sightline.jobs import Clock
 from sightline.jobs.blobs import Blobs
 
@@ -140,9 +140,9 @@ class Files:
         )
         try:
             kept = await self._index.insert(file, counted.digest, quota)
-        except SightlineError:
+        except (QuotaExceeded, StorageFull):
             await self._blobs.delete(key)
-            raise
+            raise  # with any other error it may be known: `sweep_orphans` tells
         if kept.blob != key:
             await self._blobs.delete(key)
         return kept
