@@ -29,17 +29,6 @@ def record(message: Any, *args: Any, error: BaseException | None = None) -> logg
     return made
 
 
-@pytest.fixture
-def restored() -> Iterator[None]:
-    """The root logger as it was."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    logging.captureWarnings(False)
-
-
 def test_a_record_as_json() -> None:
     line = Formatter("json").format(record("model %s is ready after %.1f s", "peek", 2.5))
     assert json.loads(line) == {
@@ -123,7 +112,6 @@ def test_exceptions_that_cause_each_other_end() -> None:
     assert to_trace(first) == "KeyError\nValueError"
 
 
-@pytest.mark.usefixtures("restored")
 def test_everybodys_records_are_in_one_format_and_levels_hold() -> None:
     out = io.StringIO()
     logs.set_up("info", None, out)
@@ -134,7 +122,6 @@ def test_everybodys_records_are_in_one_format_and_levels_hold() -> None:
     assert [(line["logger"], line["level"]) for line in lines] == [("uvicorn.error", "warning"), ("asyncio", "info")]
 
 
-@pytest.mark.usefixtures("restored")
 @pytest.mark.parametrize(("terminal", "asked", "json_wanted"), [(True, None, False), (False, None, True), (True, "json", True), (False, "human", False)])  # fmt: skip  # noqa: E501
 def test_the_format_is_for_who_reads(terminal: bool, asked: LogFormat | None, json_wanted: bool) -> None:
     class Stream(io.StringIO):

@@ -51,10 +51,21 @@ def set_up(level: str, log_format: LogFormat | None = None, stream: TextIO | Non
     """From now on this process's records of `level` or above go to `stream` (standard error), in this format; None:
     for people where the stream is a terminal, else JSON. May be called again."""
     out = sys.stderr if stream is None else stream
-    handler = logging.StreamHandler(out)
+    handler = _StandardError() if stream is None else logging.StreamHandler(stream)
     handler.setFormatter(Formatter(log_format or ("human" if out.isatty() else "json")))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
+
+
+class _StandardError(logging.StreamHandler[TextIO]):
+    """To whatever standard error is when something is said: programs put another in its place."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        return sys.stderr
 
 
 class Formatter(logging.Formatter):
