@@ -8,6 +8,8 @@
     core_process.py      the core: `Service`, and nothing that a client can reach
     core.py              what front ends ask of it
     frames.py            what they say to each other
+    requests.py          how requests look there
+    orders.py            what the parent says to them
     link.py              how that gets from one to the other
     calls.py             objects of the core that front ends call: limits, stored responses
     forward.py           whole requests that only the core can answer

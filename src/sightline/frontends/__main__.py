@@ -17,7 +17,7 @@ import socket
 import sys
 
 from sightline import __version__, logs
-from sightline.frontends import frames
+from sightline.frontends import frames, orders
 
 log = logging.getLogger("sightline.frontends")
 
@@ -39,11 +39,11 @@ def _socket(fd: str) -> socket.socket:
     return sock
 
 
-def _first_frame(control: socket.socket) -> frames.Start:
+def _first_frame(control: socket.socket) -> orders.Start:
     """Read before there is an event loop: which one that is, the settings say. Ends the process with its parent."""
     length = _read(control, frames.LENGTH_BYTES)
-    start = frames.decode_from_parent(_read(control, int.from_bytes(length, "little")))
-    assert isinstance(start, frames.Start), "it comes first"
+    start = orders.decode_from_parent(_read(control, int.from_bytes(length, "little")))
+    assert isinstance(start, orders.Start), "it comes first"
     return start
 
 

@@ -28,7 +28,7 @@ from sightline.access.metering import Metering
 from sightline.access.permit import Permit, acting_by
 from sightline.engines.worker.pictures import receive as receive_pixels
 from sightline.errors import EngineUnavailable, SightlineError
-from sightline.frontends import forward, frames
+from sightline.frontends import forward, frames, requests
 from sightline.frontends.calls import offered
 from sightline.frontends.lent import LentMeter
 from sightline.frontends.link import Link
@@ -233,7 +233,7 @@ class _FrontEnd:
     # --- what front ends ask for ---------------------------------------------------------------------------------
 
     async def _generate(self, frame: frames.Generate) -> None:
-        request = frames.from_wire_chat(frame.request, self._to_sources(frame.stream))
+        request = requests.from_wire_chat(frame.request, self._to_sources(frame.stream))
         await self._stream(frame.stream, self._service.generate(request, timeout_s=frame.timeout_s))
 
     async def _stream(self, stream: int, items: AsyncGenerator[Item | SpeechItem, None]) -> None:
@@ -248,7 +248,7 @@ class _FrontEnd:
             del self._credits[stream]
 
     async def _measure(self, frame: frames.Measure) -> None:
-        request = frames.from_wire_chat(frame.request, self._to_sources(frame.stream))
+        request = requests.from_wire_chat(frame.request, self._to_sources(frame.stream))
         count, images = await self._service.measure(request, timeout_s=frame.timeout_s)
         self._send(frames.Measured(frame.stream, count, images))
 
@@ -262,7 +262,7 @@ class _FrontEnd:
         if fd is not None:
             held.pop_all()
             file = await asyncio.shield(asyncio.to_thread(_read, fd, frame.request.num_bytes))  # or nobody closed it
-        request = frames.from_wire_speech(frame.request, file)
+        request = requests.from_wire_speech(frame.request, file)
         await self._stream(frame.stream, self._service.transcribe(request, timeout_s=frame.timeout_s))
 
     async def _call(self, frame: frames.Call) -> None:
@@ -296,10 +296,10 @@ class _FrontEnd:
     async def count(self) -> None:
         await self.ask(frames.Count)
 
-    def _to_sources(self, stream: int) -> Callable[[int, frames.Ref], str]:
+    def _to_sources(self, stream: int) -> Callable[[int, requests.Ref], str]:
         holder = _Pictures(self, stream)
 
-        def source(place: int, ref: frames.Ref) -> str:
+        def source(place: int, ref: requests.Ref) -> str:
             elsewhere = Elsewhere(ref.telling)
             elsewhere.holder = holder
             return elsewhere

@@ -12,7 +12,7 @@ from sightline.api.app import create_app
 from sightline.api.lifespan import running
 from sightline.api.responses_store import MemoryStore, ResponseStore
 from sightline.api.shared import Shared
-from sightline.frontends import frames
+from sightline.frontends import frames, orders
 from sightline.frontends.core import Core
 from sightline.frontends.link import Link
 from sightline.frontends.shares import core_share
@@ -22,13 +22,13 @@ from sightline.service import Service
 log = logging.getLogger(__name__)
 
 
-def run(start: frames.Start, control: socket.socket) -> None:
+def run(start: orders.Start, control: socket.socket) -> None:
     """Until the parent closes `control`."""
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(_serve(start, control))
 
 
-async def _serve(start: frames.Start, control: socket.socket) -> None:
+async def _serve(start: orders.Start, control: socket.socket) -> None:
     settings = core_share(start.settings)
     service = Service(settings)
     stored = MemoryStore(settings.responses)
@@ -37,16 +37,16 @@ async def _serve(start: frames.Start, control: socket.socket) -> None:
     core = Core(service, app, gate, {"responses": (ResponseStore, stored)})
     ended = asyncio.Event()
 
-    def receive(frame: frames.FromParent, fd: int | None) -> None:
-        if isinstance(frame, frames.Join):
+    def receive(frame: orders.FromParent, fd: int | None) -> None:
+        if isinstance(frame, orders.Join):
             assert fd is not None, "the link comes with it"
             core.join(Link(socket.socket(fileno=fd), frames.decode_to_core))
 
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
     async with running(app):
         core.start()
-        parent: Link[frames.FromParent] = Link(control, frames.decode_from_parent)
+        parent: Link[orders.FromParent] = Link(control, orders.decode_from_parent)
         parent.open(receive, ended.set)
-        parent.send(frames.Up())
+        parent.send(orders.Up())
         await ended.wait()
         await core.close()

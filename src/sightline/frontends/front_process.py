@@ -19,7 +19,7 @@ from sightline.api.app import create_admin_app, create_app
 from sightline.api.responses_store import ResponseStore
 from sightline.api.shared import Shared
 from sightline.config import Settings, is_loopback
-from sightline.frontends import frames
+from sightline.frontends import frames, orders
 from sightline.frontends.calls import Far
 from sightline.frontends.core import Counts
 from sightline.frontends.forward import Forwarded
@@ -49,7 +49,7 @@ class FrontEnd:
     def __init__(
         self, settings: Settings, control: socket.socket, link: socket.socket, listeners: Sequence[socket.socket]
     ) -> None:
-        self._parent: Link[frames.FromParent] = Link(control, frames.decode_from_parent)
+        self._parent: Link[orders.FromParent] = Link(control, orders.decode_from_parent)
         self.service = FrontService(settings, Link(link, frames.decode_to_front_end), lost=self._lose)
         self._settings = settings
         self._retiring = False
@@ -91,12 +91,12 @@ class FrontEnd:
 
     # --- its end -------------------------------------------------------------------------------------------------
 
-    def _receive(self, frame: frames.FromParent, fd: int | None) -> None:
-        if isinstance(frame, frames.Retire):
+    def _receive(self, frame: orders.FromParent, fd: int | None) -> None:
+        if isinstance(frame, orders.Retire):
             self._retiring = True
             self._server.drain_s = self._settings.request_timeout_s  # nobody waits for it to end
             self._server.stop()
-        elif isinstance(frame, frames.Drain):
+        elif isinstance(frame, orders.Drain):
             self._server.stop()
 
     def _lose(self) -> None:
@@ -136,7 +136,7 @@ class FrontEnd:
                 if message["type"] == "lifespan.startup.complete" and not self._is_up:
                     self._is_up = True
                     self._parent.open(self._receive, lambda: os._exit(1))
-                    self._parent.send(frames.Up())
+                    self._parent.send(orders.Up())
                 elif message["type"] == "http.response.start" and self._retiring:
                     message["headers"] = [*message["headers"], (b"connection", b"close")]
                 await send(message)
@@ -146,5 +146,5 @@ class FrontEnd:
         return around
 
 
-def run(start: frames.Start, control: socket.socket, link: socket.socket, listeners: Sequence[socket.socket]) -> None:
+def run(start: orders.Start, control: socket.socket, link: socket.socket, listeners: Sequence[socket.socket]) -> None:
     FrontEnd(front_end_share(start.settings, start.processes), control, link, listeners).run()

@@ -21,7 +21,7 @@ from sightline.frontends import frames
 
 log = logging.getLogger(__name__)
 
-In = TypeVar("In")
+In = TypeVar("In", bound=frames.Frame)
 Received = TypeVar("Received", contravariant=True)
 
 _READ_BYTES = 256 * 1024
@@ -143,7 +143,7 @@ class Link(Generic[In]):
                 self._receive(frame, fd)
 
     def _with_descriptor(self, frame: In) -> tuple[In, int | None]:
-        return frame, self._fds.popleft() if frames.has_descriptor(frame) else None
+        return frame, self._fds.popleft() if frame.has_descriptor else None
 
     # --- out -----------------------------------------------------------------------------------------------------
 

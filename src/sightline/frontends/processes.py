@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 from sightline.config import Settings
-from sightline.frontends import frames
+from sightline.frontends import orders
 from sightline.frontends.link import Link
 
 log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 class Process:
     """Life: `start` -> `up` -> ... -> `exited`."""
 
-    def __init__(self, name: str, process: asyncio.subprocess.Process, link: Link[frames.ToParent]) -> None:
+    def __init__(self, name: str, process: asyncio.subprocess.Process, link: Link[orders.ToParent]) -> None:
         self.name = name
         self.pid = process.pid
         self.up = asyncio.Event()
@@ -55,12 +55,12 @@ class Process:
             raise
         finally:
             theirs.close()  # a copy of the child's end here would hide our death from it
-        link = Link(ours, frames.decode_to_parent)
+        link = Link(ours, orders.decode_to_parent)
         self = cls(name, process, link)
-        self.send(frames.Start(settings, processes))
+        self.send(orders.Start(settings, processes))
         return self
 
-    def send(self, frame: frames.FromParent, fd: int | None = None) -> None:
+    def send(self, frame: orders.FromParent, fd: int | None = None) -> None:
         self._link.send(frame, fd)
 
     async def is_up(self, within_s: float) -> bool:
@@ -94,7 +94,7 @@ class Process:
         self._link.close()
 
     def _receive(self, frame: Any, fd: int | None) -> None:
-        if isinstance(frame, frames.Up):
+        if isinstance(frame, orders.Up):
             self.up.set()
 
 

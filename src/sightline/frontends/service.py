@@ -28,7 +28,7 @@ from sightline.errors import (
     ModelNotFound,
     SightlineError,
 )
-from sightline.frontends import frames
+from sightline.frontends import frames, requests
 from sightline.frontends.link import Link
 from sightline.frontends.totals import to_families
 from sightline.images.intake import Intake, ReadKept, ResolvedImage
@@ -149,12 +149,12 @@ class FrontService:
     async def measure(
         self, request: ChatRequest, *, timeout_s: float | None = None
     ) -> tuple[TokenCount, tuple[ServedImage, ...]]:
-        wire, by = frames.to_wire_chat(request), _asker()
+        wire, by = requests.to_wire_chat(request), _asker()
         measured = await self._ask(lambda stream: frames.Measure(stream, by, wire, timeout_s), request)
         return measured.count, measured.images
 
     async def generate(self, request: ChatRequest, *, timeout_s: float | None = None) -> AsyncGenerator[Item, None]:
-        wire, by = frames.to_wire_chat(request), _asker()
+        wire, by = requests.to_wire_chat(request), _asker()
         is_durable = request.priority <= BACKGROUND
         async with aclosing(
             self._stream(lambda stream: frames.Generate(stream, by, wire, timeout_s), request, counts=not is_durable)
@@ -175,7 +175,7 @@ class FrontService:
     async def transcribe(
         self, request: SpeechRequest, *, timeout_s: float | None = None
     ) -> AsyncGenerator[SpeechItem, None]:
-        wire, by = frames.to_wire_speech(request), _asker()
+        wire, by = requests.to_wire_speech(request), _asker()
         file = memoryview(request.audio.file)
         fd = await asyncio.to_thread(_share, [file], [0]) if file.nbytes else None
 
@@ -293,7 +293,7 @@ class FrontService:
                     request.images, frame.budgets, tenant=request.tenant, room=frame.room
                 )
             arrays = [r.image.pixels for r in resolved]
-            offsets, size = frames.laid_out(arrays)
+            offsets, size = requests.laid_out(arrays)
             fd = await asyncio.to_thread(_share, arrays, offsets)
             self._link.send(frames.Pictures(frame.number, tuple(map(_to_wire, resolved, offsets)), size), fd)
         except SightlineError as error:

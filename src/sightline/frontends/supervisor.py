@@ -19,7 +19,7 @@ import msgspec
 from sightline.config import Settings
 from sightline.engines.worker.restarts import RestartPolicy
 from sightline.errors import SightlineError
-from sightline.frontends import frames
+from sightline.frontends import orders
 from sightline.frontends.processes import Process, in_words
 
 log = logging.getLogger(__name__)
@@ -145,7 +145,7 @@ class Supervisor:
             front = await Process.start(
                 "front", f"front end {index}", self._settings, self._processes, [theirs, *self._listeners]
             )
-            core.send(frames.Join(), ours.detach())
+            core.send(orders.Join(), ours.detach())
         return front
 
     async def _replace_all(self) -> None:
@@ -187,7 +187,7 @@ class Supervisor:
     async def _retire(self, old: Process) -> None:
         """It goes in its own time, or is killed when the server ends."""
         try:
-            old.send(frames.Retire())
+            old.send(orders.Retire())
             await old.ends(self._settings.request_timeout_s + _OVERTIME_S)
         finally:
             await old.kill()
@@ -216,7 +216,7 @@ class Supervisor:
         """Front ends finish what they have begun, then the core ends."""
         log.info("the server is being stopped")
         for front in self._fronts.values():
-            front.send(frames.Drain())
+            front.send(orders.Drain())
         exits = [*map(_done, self._fronts.values()), *map(_done_task, self._retiring)]
         if exits:
             drained = asyncio.gather(*exits)
