@@ -159,3 +159,15 @@ def test_https_needs_both_of_its_files() -> None:
 def test_a_certificate_that_cannot_be_used_is_told_before_anything_starts(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "--port", "0", "--tls-certificate", "none.pem", "--tls-key", "none.pem"]) != 0
     assert "The certificate none.pem and the key none.pem cannot be used" in capsys.readouterr().err
+
+
+def test_workers_are_a_number_of_processes(tmp_path: Path) -> None:
+    assert settings().workers == 1
+    assert settings("--workers", "3").workers == 3
+    file = tmp_path / "sightline.yaml"
+    file.write_text("workers: 4\n")
+    assert settings(str(file)).workers == 4
+    assert settings(str(file), "--workers", "2").workers == 2
+    for count in ("0", "65"):
+        with pytest.raises(InvalidRequest, match="--workers"):
+            settings("--workers", count)
