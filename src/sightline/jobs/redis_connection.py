@@ -75,6 +75,8 @@ class Connection:
         self._url = url
         self._pool = pool
         self._redis: Any = redis.Redis(connection_pool=pool)
+        self._told = ""
+        """Why it could not be reached, if it could not when it was last asked."""
         self._scripts: dict[tuple[str, bool], Any] = {}
 
     async def start(self) -> None:
@@ -139,6 +141,12 @@ class Connection:
             found = self._scripts[name, makes_room] = self._redis.register_script(f"#!lua{flags}\n{source}")
         return found
 
+    def _tell(self, why: str) -> None:
+        """The operator, once."""
+        if why != self._told:
+            self._told = why
+            log.warning("%s: %s", describe(self._url), why)
+
     async def _within(self, seconds: float, call: Coroutine[Any, Any, T]) -> T:
         """What it returns; Redis's errors as ours."""
         from redis import exceptions
@@ -156,13 +164,16 @@ class Connection:
             task.add_done_callback(lambda left: left.cancelled() or left.exception())
             raise _unavailable()
         try:
-            return task.result()
+            result = task.result()
+            self._told = ""
+            return result
         except exceptions.OutOfMemoryError:
             raise _full() from None
         except exceptions.AuthenticationError:
             log.error("%s refuses the user or the password", describe(self._url))
             raise _unavailable() from None
-        except (exceptions.ConnectionError, exceptions.TimeoutError, TimeoutError, OSError):
+        except (exceptions.ConnectionError, exceptions.TimeoutError, TimeoutError, OSError) as error:
+            self._tell(str(error)[:200])
             raise _unavailable() from None
         except RuntimeError as error:
             if not str(error).startswith(_CLOSED):
