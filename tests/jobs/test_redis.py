@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
+import socket
+import subprocess
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -272,6 +275,34 @@ async def test_a_password_is_asked_for_and_never_told(tmp_path: Path, caplog: py
         await wrong.close()
         assert "s3cret" not in refused.value.message + caplog.text
         assert describe(right) == f"redis://127.0.0.1:{server.port}/0"
+    finally:
+        server.kill()
+
+
+def make_certificate(folder: Path) -> tuple[Path, Path]:
+    """A key, and what it has signed for this machine itself."""
+    key, certificate = folder / "key.pem", folder / "certificate.pem"
+    made = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost -addext"
+    files = ["-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([*made.split(), "subjectAltName=IP:127.0.0.1", *files], check=True, capture_output=True)
+    return key, certificate
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+async def test_with_tls_only_a_redis_whose_certificate_is_known_is_asked(tmp_path: Path) -> None:
+    key, certificate = make_certificate(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    tls = ("--tls-cert-file", str(certificate), "--tls-key-file", str(key), "--tls-auth-clients", "no")
+    server = RedisServer(tmp_path / "redis", "--tls-port", str(port), *tls).start()
+    try:
+        known = Connection(f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={certificate}")
+        await known.start()
+        await known.close()
+        unknown = Connection(f"rediss://127.0.0.1:{port}/0")
+        with pytest.raises(StorageUnavailable):
+            await unknown.start()
+        await unknown.close()
     finally:
         server.kill()
 
