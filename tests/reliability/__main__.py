@@ -18,6 +18,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
+from tests.chaos_matrix import HeldUp
 from tests.reliability.result import HEADER, PAGE_HEADER, Result, to_json
 
 Measure = Callable[[], Awaitable[Result]]
@@ -54,10 +55,13 @@ def _driver(name: str, kwargs: dict[str, float]) -> Measure:
 async def run(figure: int, measure: Measure) -> Result:
     print(f"figure {figure} ...", file=sys.stderr, flush=True)
     began = time.monotonic()
+    held_up = HeldUp()
     try:
-        result = await measure()
+        async with held_up:
+            result = await measure()
     except Exception as error:  # a driver that fails is a promise that is not met, and the others still run
         result = Result(figure, "could be measured", f"{type(error).__name__}: {str(error)[:300]}", met=False)
+    result.held_up_ms = round(1000 * held_up.most_s)
     result.took_s = round(time.monotonic() - began, 1)
     print(result.row(), flush=True)
     return result

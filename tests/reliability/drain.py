@@ -63,7 +63,7 @@ async def _ends_what_it_has(streams: int, answer_s: float) -> dict[str, Any]:
     tokens = int(answer_s / 0.02)
     async with serving(fake(step_s=0.02)) as served, Connection(served.port) as kept:
         await kept.ask("GET", "/health")
-        texts = [f"[[fake: length {max(1, tokens * (i + 1) // streams)}]]" for i in range(streams)]
+        texts = [f"[[fake: length {tokens * (streams + i) // (2 * streams)}]]" for i in range(streams)]
         asked = [asyncio.create_task(_stream(served.port, i, text)) for i, text in enumerate(texts)]
         await _all_running(served, streams)
         children = served.children()

@@ -37,17 +37,17 @@ _BATCH = 32
 """Bodies of an endpoint before it is the next one's turn."""
 
 
-async def measure(*, minutes: float = 10.0, first_seed: int = 17) -> Result:
+async def measure(*, minutes: float = 10.0, first_seed: int = 17, batch: int = _BATCH) -> Result:
+    """At least a batch for every endpoint, however short."""
     statuses: Counter[int] = Counter()
     findings: list[Json] = []
     endpoints = _endpoints()
-    began = time.monotonic()
     async with serving(fake(slots=32), request_timeout_s=10.0) as served:
         pids = {served.pid, *(child.pid for child in served.children())}
-        number = 0
-        while time.monotonic() - began < minutes * 60:
+        began, number = time.monotonic(), 0
+        while number < len(endpoints) or time.monotonic() - began < minutes * 60:
             path, valid = endpoints[number % len(endpoints)]
-            bodies = _bodies(valid, first_seed + number)
+            bodies = _bodies(valid, first_seed + number, batch)
             checked = await asyncio.gather(*(_check(served, path, body) for body in bodies))
             for status, problem, body in checked:
                 statuses[status] += 1
@@ -114,13 +114,13 @@ def _wrong_with(path: str, media_type: str, body: bytes) -> str:
 # --- bodies ----------------------------------------------------------------------------------------------------------
 
 
-def _bodies(valid: Json, number: int) -> list[bytes]:
+def _bodies(valid: Json, number: int, count: int) -> list[bytes]:
     """Of this seed, always the same."""
     made: list[bytes] = []
 
     @seed(number)
     @settings(
-        max_examples=_BATCH,
+        max_examples=count,
         database=None,
         deadline=None,
         phases=[Phase.generate],

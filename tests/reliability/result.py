@@ -21,18 +21,20 @@ class Result:
     details: dict[str, Any] = field(default_factory=dict)
     load: float = field(default_factory=lambda: round(os.getloadavg()[0], 2))
     """The machine's load average (1 minute) when it was done: what else ran meanwhile."""
+    held_up_ms: int = 0
+    """By how much the driver itself woke too late from a short sleep, at most: what the machine adds to any time."""
     took_s: float = 0.0
 
     def row(self) -> str:
         return f"| {self.figure} | {self.promise} | {self.measured} | {'yes' if self.met else '**no**'} |"
 
     def page_row(self) -> str:
-        """With the load, which the reader of a page cannot look up."""
-        return f"{self.row()} {self.load:g} |"
+        """With what the reader of a page cannot look up: what else ran on the machine, and what that did to times."""
+        return f"{self.row()} {self.load:g} | {self.held_up_ms} ms |"
 
 
 HEADER = "| # | promise | measured | met |\n|---|---|---|---|"
-PAGE_HEADER = "| # | promise | measured | met | load |\n|---|---|---|---|---|"
+PAGE_HEADER = "| # | promise | measured | met | load | held up |\n|---|---|---|---|---|---|"
 
 
 def quantile(values: Sequence[float], share: float) -> float:

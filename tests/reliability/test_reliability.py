@@ -14,7 +14,7 @@ from tests.reliability import crash, disconnect, drain, fuzz, overhead, overload
 from tests.reliability.__main__ import BEGIN, END, write_into
 from tests.reliability.result import Result, milliseconds, quantile
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]
 
 
 def test_quantiles_are_values_that_were_measured() -> None:
@@ -36,11 +36,11 @@ def test_a_page_keeps_the_rows_that_were_not_measured(tmp_path: Path) -> None:
 
 async def test_drivers_find_nothing_wrong() -> None:
     drained, left, crashed, loaded, fuzzed, soaked, fast = await asyncio.gather(
-        drain.measure(streams=7, answer_s=1.0, drain_s=2.0),
+        drain.measure(streams=7, answer_s=5.0, drain_s=2.0),
         disconnect.measure(count=8),
         crash.measure(kills=1, real=False, loop=False),
         overload.measure(seconds=2.0, calm_s=1.0),
-        fuzz.measure(minutes=0.05, first_seed=1),
+        fuzz.measure(minutes=0, first_seed=1, batch=4),
         soak.measure(minutes=0.05, rate=5.0, num_bytes=100_000),
         overhead.measure(answers=2, seconds=0.5),
     )
