@@ -221,7 +221,8 @@ def test_once_against_a_server_that_is_working(port: int, capsys: pytest.Capture
     assert model.ttft_p50_s is not None
     assert {route: per_s for route, per_s, _ in top.frame.routes}["/v1/chat/completions"] > 0
     # A request is counted when all of its answer has been sent, so the last of each asker may come later.
-    assert 40 - 8 <= top.frame.http_per_s["2xx"] * top.frame.over_s <= 40 + 2
+    # Beside them the first scrape's own two.
+    assert 40 - 8 <= round(top.frame.http_per_s["2xx"] * top.frame.over_s) <= 40 + 2
     assert top.frame.up_s is not None
     assert top.frame.rss_bytes > 2**20
 
