@@ -301,7 +301,8 @@ class KeyConfig(KeyLimits, frozen=True, kw_only=True, forbid_unknown_fields=True
     models: tuple[str, ...] = ()
     """The models it may be used for, by any of their names; none: all."""
     tenant: str | None = None
-    """Whose files, batches and responses it sees; None: its own alone. Keys of one tenant share them."""
+    """Whose files, batches and responses it sees; None: its own alone. Keys of one tenant share them; those of before
+    there were keys are the tenant `""`'s."""
     admin: bool = False
     """Whether it may also control the server: metrics, `/admin`, what is loaded."""
     expires: datetime.date | None = None

@@ -84,6 +84,15 @@ def test_two_keys_of_one_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "a key named a already" in capsys.readouterr().err
 
 
+def test_what_was_kept_before_there_were_keys_has_a_tenant_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert keys("create", "heir", "--tenant", "", "--keys", tmp_path / "k.db") == 0
+    assert KeyFile(tmp_path / "k.db").load()[0].tenant == ""
+    assert keys("list", "--keys", tmp_path / "k.db") == 0
+    assert ' ""  ' in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("text", "moment"),
     [("90d", 1000 + 90 * 86_400), ("12h", 1000 + 12 * 3600), ("2w", 1000 + 14 * 86_400), ("1970-01-02", 86_400)],

@@ -80,7 +80,7 @@ def to_key(config: KeyConfig) -> Key:
         id=key_id,
         name=config.name,
         digest=digest,
-        tenant=config.tenant or key_id,
+        tenant=key_id if config.tenant is None else config.tenant,
         models=config.models,
         admin=config.admin,
         limits=config.limits,

@@ -1,6 +1,9 @@
 """Wire dialects: JSON in, JSON and events out. Nothing below this package knows HTTP.
 
 app.py          routes; what happens to every request: its id, who may ask, errors, the log
+entrance.py     who is let in, by which key, and how its rates stand
+admin.py        control of the server, and /metrics
+caller.py       on whose behalf a request is answered; `inside.py` and `elsewhere.py` ask for lines of batches
 dialect.py      what the application knows of a dialect: routes, paths, the shape of its errors
 exchange.py     around a dialect: read, count what is refused, generate, collect
 collected.py    a stream of the service as one value

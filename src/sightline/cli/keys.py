@@ -41,7 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     made.add_argument("--model", action="append", default=[], metavar="M", help="it may be used for (default: any)")
     for name, (_, meaning) in _LIMITS.items():
         made.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help=f"at most N {meaning}")
-    made.add_argument("--tenant", metavar="T", help="share files, batches and responses with its other keys")
+    made.add_argument(
+        "--tenant",
+        metavar="T",
+        help='share files, batches and responses with its other keys; "": those of before there were keys',
+    )
     made.add_argument("--admin", action="store_true", help="it may also control the server")
     made.add_argument("--expires", metavar="WHEN", help="90d, 12h, or the day 2027-01-01 (default: never)")
     listed = actions.add_parser("list", help="the keys, and what they have used today")
@@ -92,7 +96,7 @@ def _create(args: argparse.Namespace, file: KeyFile) -> int:
         id=key_id,
         name=_to_name(args.name),
         digest=to_digest(secret.encode()),
-        tenant=args.tenant or key_id,
+        tenant=key_id if args.tenant is None else args.tenant,
         models=tuple(args.model),
         admin=args.admin,
         limits=_to_limits(limits),
@@ -146,7 +150,7 @@ def _rows(file: KeyFile, settings: Settings) -> Iterator[tuple[str, ...]]:
             key.id,
             key.name + (" (admin)" if key.admin else ""),
             key.state(time.time()),
-            "its own" if key.tenant == key.id else key.tenant,
+            "its own" if key.tenant == key.id else key.tenant or '""',
             ", ".join(key.models) or "any",
             _to_text(key.limits),
             _to_usage(used.get(key.id, Used())),
