@@ -8,10 +8,12 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
+from sightline.api.inside import execute
 from sightline.config import ModelConfig, Settings
 from sightline.draining import Draining
 from sightline.engines.fake import FakeEngine
 from sightline.errors import EngineUnavailable, Overloaded
+from sightline.jobs import Item, Lease
 from sightline.routing import BACKGROUND
 from sightline.service import ChoiceEvent, Service
 from sightline.types import ChatRequest, ImageRef, Message, Text, TextDelta
@@ -127,3 +129,12 @@ async def test_nobody_waits_for_a_line_of_a_batch() -> None:
     line.cancel()
     await asyncio.wait([line])
     await service.close()
+
+
+async def test_a_line_that_comes_while_it_drains_is_left_to_the_next_server() -> None:
+    service = ScriptedService()
+    service.draining.begin()
+    line = Lease(Item(0, "c-0", json.dumps(chat()).encode()), "batch_1", "", "/v1/chat/completions", 1, 1)
+    answer = await execute(app_of(service), line)
+    assert (answer.status_code, answer.retryable, answer.began) == (503, True, False), "no failed try of it"
+    assert service.requests == []
