@@ -110,6 +110,28 @@ async def test_another_process_goes_on_at_once_where_one_of_this_machine_was_kil
     await other.close()
 
 
+async def test_leases_whose_reply_was_lost_are_no_try(
+    store: RedisStore, clock: Moved, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def lost(self: Connection, *args: Any, **options: Any) -> Any:
+        await run(self, *args, **options)
+        raise StorageUnavailable("The answer was lost.")
+
+    run = Connection.run
+    made = await begun(store, batch(), 5)
+    (known,) = await store.lease("w", 1, 30)
+    with monkeypatch.context() as patch:
+        patch.setattr(Connection, "run", lost)
+        with pytest.raises(StorageUnavailable):
+            await store.lease("w", 2, 30)
+    leases = await store.lease("w", 9, 30)
+    assert names(leases) == ["c-1", "c-2", "c-3", "c-4"]
+    assert {lease.attempt for lease in leases} == {1}
+    for lease in (known, *leases):
+        assert await store.complete(lease, DONE)
+    assert (await store.get("t", "batch", made.id)).counts.completed == 5
+
+
 async def test_nothing_is_kept_for_ever(store: RedisStore, clock: Moved, redis: Any) -> None:
     tenant = "some:body/&"
     made = await begun(store, batch(tenant=tenant), 3)

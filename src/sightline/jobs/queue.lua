@@ -430,6 +430,22 @@ function step.release(args)
   end
 end
 
+-- worker, then the items that it knows to hold: what else it holds was given to it in a reply that was lost
+function step.disown(args)
+  local known = {}
+  for i = 2, #args do
+    known[args[i]] = true
+  end
+  for _, member in ipairs(redis.call('SMEMBERS', P .. 'held:' .. args[1])) do
+    if not known[member] then
+      local ref, index = split(member)
+      unlease(ref, index, args[1])
+      redis.call('HINCRBY', base_of(ref) .. ':attempts', index, -1)
+      wait(ref, index)
+    end
+  end
+end
+
 -- worker, tries at most, result after those, then workers that are known to be dead
 function step.sweep(args)
   local exhausted = {attempts = args[2], result = args[3]}

@@ -67,6 +67,10 @@ class RedisStore:
         self._presence = Presence(directory / "workers")
         self._directory = directory
         self._name = ""
+        self._held: set[str] = set()
+        """The items that this process has leases of, as queue.lua writes them."""
+        self._is_unsure = False
+        """Whether it may have leases that it was never told of."""
         self._kept_s = kept_s
         self._bell = bell
         self._clock = clock
@@ -175,29 +179,42 @@ class RedisStore:
         await self._run("fail", batch_id, _to_json([astuple(error) for error in errors]))
 
     async def lease(self, worker: str, limit: int, lease_s: float) -> Sequence[Lease]:
-        return [_to_lease(told) for told in await self._run("lease", self._name, limit, lease_s, soon=False)]
+        if self._is_unsure:
+            await self._run("disown", self._name, *self._held)
+            self._is_unsure = False
+        try:
+            given = await self._run("lease", self._name, limit, lease_s, soon=False)
+        except StorageUnavailable:
+            self._is_unsure = True
+            raise
+        leases = [_to_lease(told) for told in given]
+        self._held |= {_member(lease) for lease in leases}
+        return leases
 
     async def renew(self, leases: Sequence[Lease], lease_s: float) -> Sequence[Lease]:
         if not leases:
             return []
         lost = await self._run("renew", lease_s, *(arg for lease in leases for arg in _to_lease_args(lease)))
+        self._held -= {_member(leases[int(place)]) for place in lost}
         return [leases[int(place)] for place in lost]
 
     async def complete(self, lease: Lease, result: Result) -> bool:
         usage = [arg for name in _TOKENS if (tokens := getattr(result.usage, name)) for arg in (name, tokens)]
-        kept = _encode(result)
-        return bool(
-            await self._run("complete", *_to_lease_args(lease), kept, int(result.succeeded), *usage, soon=False)
-        )
+        done = (*_to_lease_args(lease), _encode(result), int(result.succeeded), *usage)
+        counts = await self._run("complete", *done, soon=False)
+        self._held.discard(_member(lease))
+        return bool(counts)
 
     async def give_back(self, lease: Lease, result: Result, delay_s: float, *, tried: bool = True) -> bool:
         last = _encode(exhausted(result))
         given = await self._run("give_back", *_to_lease_args(lease), delay_s, int(tried), MAX_ATTEMPTS, last)
+        self._held.discard(_member(lease))
         return bool(given)
 
     async def release(self, leases: Sequence[Lease]) -> None:
         if leases:
             await self._run("release", *(arg for lease in leases for arg in _to_lease_args(lease)))
+            self._held -= {_member(lease) for lease in leases}
             if self._bell is not None:
                 self._bell.ring("batch", leases[0].item.id)
 
@@ -319,6 +336,10 @@ def _to_lease(told: Sequence[Any]) -> Lease:
 
 def _to_lease_args(lease: Lease) -> tuple[Text, ...]:
     return f"{encode(lease.tenant)}/{lease.batch_id}", lease.item.index, lease.fence
+
+
+def _member(lease: Lease) -> str:
+    return f"{encode(lease.tenant)}/{lease.batch_id}/{lease.item.index}"
 
 
 def _encode(result: Result) -> bytes:
