@@ -31,7 +31,7 @@ from sightline.errors import EngineUnavailable, SightlineError
 from sightline.frontends import forward, frames, requests
 from sightline.frontends.calls import offered
 from sightline.frontends.lent import LentMeter
-from sightline.frontends.link import Link
+from sightline.frontends.link import Carrier
 from sightline.frontends.totals import Totals, to_families
 from sightline.images.budget import VisionBudget
 from sightline.images.intake import Elsewhere, ResolvedImage
@@ -84,7 +84,7 @@ class Core:
             front_end.close()
             front_end.link.close()
 
-    def join(self, link: Link[frames.ToCore]) -> None:
+    def join(self, link: Carrier[frames.ToCore]) -> None:
         """From now on its frames are answered, until it is lost: then all its work is cancelled."""
         meter = LentMeter(self._gate.metering)
         calls = offered({"counts": (Counts, self), "metering": (Metering, meter), **self._objects})
@@ -132,7 +132,7 @@ class _FrontEnd:
         meter: LentMeter,
         calls: Calls,
         totals: Totals,
-        link: Link[frames.ToCore],
+        link: Carrier[frames.ToCore],
     ) -> None:
         self.link = link
         self._service = service

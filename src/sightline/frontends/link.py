@@ -22,6 +22,7 @@ from sightline.frontends import frames
 log = logging.getLogger(__name__)
 
 In = TypeVar("In", bound=frames.Frame)
+Came = TypeVar("Came", bound=frames.Frame, covariant=True)
 Received = TypeVar("Received", contravariant=True)
 
 _READ_BYTES = 256 * 1024
@@ -31,18 +32,33 @@ _WRITE_BYTES = 256 * 1024
 """Frames are joined up to about this size for one system call."""
 
 
-class Send(Protocol):
-    def __call__(self, frame: Any, fd: int | None = None) -> None:
-        """Never waits. `fd`, which goes beside the frame, is closed when it is sent or cannot be.
+class Receive(Protocol[Received]):
+    def __call__(self, frame: Received, fd: int | None) -> None:
+        """`fd` is the receiver's to close."""
+        ...
+
+
+class Carrier(Protocol[Came]):
+    """One end of whatever carries frames from one process to another, in order and whole: a `Link`, here."""
+
+    def open(self, receive: Receive[Came], lost: Callable[[], None]) -> None:
+        """From now on. `receive` has what comes; `lost` is called once when the other side is gone, not after
+        `close`."""
+        ...
+
+    def send(self, frame: Any, fd: int | None = None) -> None:
+        """Never waits. `fd`, of shared memory that goes beside the frame, is closed when it is sent or cannot be.
 
         Raises `ValueError`, `TypeError` or `OverflowError` for a frame that has no form on the wire.
         """
         ...
 
+    async def flushed(self, timeout_s: float) -> None:
+        """Returns when the other side has taken all that was sent, or after so long."""
+        ...
 
-class Receive(Protocol[Received]):
-    def __call__(self, frame: Received, fd: int | None) -> None:
-        """`fd` is the receiver's to close."""
+    def close(self) -> None:
+        """Idempotent."""
         ...
 
 
@@ -72,7 +88,7 @@ class Link(Generic[In]):
         self._loop.add_reader(self._sock, self._read)
 
     def send(self, frame: Any, fd: int | None = None) -> None:
-        """All frames of one turn of the event loop go in one write."""
+        """As `Carrier.send`. All frames of one turn of the event loop go in one write."""
         try:
             data = frames.encode(frame)
         except BaseException:

@@ -29,7 +29,7 @@ from sightline.errors import (
     SightlineError,
 )
 from sightline.frontends import frames, requests
-from sightline.frontends.link import Link
+from sightline.frontends.link import Carrier
 from sightline.frontends.totals import to_families
 from sightline.images.intake import Intake, ReadKept, ResolvedImage
 from sightline.models import ModelStatus
@@ -54,7 +54,7 @@ class FrontService:
     When the core is lost, what is under way fails, and so does what comes later.
     """
 
-    def __init__(self, settings: Settings, link: Link[frames.ToFrontEnd], *, lost: Callable[[], None]) -> None:
+    def __init__(self, settings: Settings, link: Carrier[frames.ToFrontEnd], *, lost: Callable[[], None]) -> None:
         """`lost` is called when the core is no more."""
         self.draining = Draining()
         self._settings = settings
