@@ -9,11 +9,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import multiprocessing
+import socket
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from multiprocessing.sharedctypes import Synchronized
+from multiprocessing.synchronize import Event
 
 from tests.reliability.client import HOST, Connection
 from tests.reliability.serving import fake, serving
@@ -21,7 +25,7 @@ from tests.reliability.serving import fake, serving
 _ROUNDS = 4
 _QUESTION = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hello"}]}).encode()
 _LONG = json.dumps(
-    {"model": "m", "stream": True, "messages": [{"role": "user", "content": "[[fake: say " + "word " * 20_000 + "]]"}]}
+    {"model": "m", "stream": True, "messages": [{"role": "user", "content": "[[fake: say " + "word " * 1000 + "]]"}]}
 ).encode()
 _POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
@@ -81,30 +85,50 @@ async def _ask(port: int, requests: int, times: list[float], figures: Figures) -
 
 @asynccontextmanager
 async def _slow(port: int, figures: Figures) -> AsyncIterator[None]:
-    connected = asyncio.Semaphore(0)
-    kinds = (_drip_head, _drip_body, _sip)
-    tasks = [asyncio.create_task(_again(kinds[i % 3], port, connected, figures)) for i in range(figures.sockets)]
+    """In a process of their own, so that the honest client's clock is not theirs."""
+    context = multiprocessing.get_context("spawn")
+    connected, ended = context.Event(), context.Value("i", 0)
+    process = context.Process(target=_be_slow, args=(port, figures.sockets, connected, ended), daemon=True)
+    process.start()
     try:
-        for _ in tasks:
-            await connected.acquire()
+        assert await asyncio.to_thread(connected.wait, 60)
         yield
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        process.terminate()
+        await asyncio.to_thread(process.join)
+        figures.cut_off += ended.value
 
 
-async def _again(kind, port: int, connected: asyncio.Semaphore, figures: Figures) -> None:  # type: ignore[no-untyped-def]
-    while True:
-        with contextlib.suppress(OSError):
-            reader, writer = await asyncio.open_connection(HOST, port, limit=1024)
-            connected.release()
-            try:
-                await kind(reader, writer)
-                figures.cut_off += 1
-            finally:
-                writer.close()
-        await asyncio.sleep(0.1)
+def _be_slow(port: int, sockets: int, connected: Event, ended: Synchronized[int]) -> None:
+    """Until the process is ended."""
+    kinds = (_drip_head, _drip_body, _sip)
+    first = 0
+
+    async def again(kind: Slow, after_s: float) -> None:
+        nonlocal first
+        is_first = True
+        await asyncio.sleep(after_s)
+        while True:
+            with contextlib.suppress(OSError):
+                reader, writer = await asyncio.open_connection(HOST, port, limit=1024)
+                first += is_first
+                is_first = False
+                if first == sockets:
+                    connected.set()
+                try:
+                    await kind(reader, writer)
+                    ended.value += 1
+                finally:
+                    writer.close()
+            await asyncio.sleep(0.1)
+
+    async def all_of_them() -> None:
+        await asyncio.gather(*(again(kinds[i % 3], 2.0 * i / sockets) for i in range(sockets)))
+
+    asyncio.run(all_of_them())
+
+
+Slow = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[None, None, None]]
 
 
 async def _drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -127,6 +151,7 @@ async def _drip_body(reader: asyncio.StreamReader, writer: asyncio.StreamWriter)
 
 
 async def _sip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     writer.write(_POST + b"Content-Length: %d\r\n\r\n" % len(_LONG) + _LONG)
     while await reader.read(1):
         await asyncio.sleep(1.0)

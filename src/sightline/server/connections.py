@@ -16,6 +16,8 @@ from sightline.server.networks import Networks, to_client
 from sightline.server.refusal import TOO_MANY, TOO_MANY_OF_ONE, Refusal
 
 SWEEP_S = 0.25
+_MAX_ENDED = 8
+"""Connections that are ended before anything else has its turn."""
 _OWN_FILES = 256
 """Files that the process needs beside connections: models, pictures, pipes, databases."""
 _MAX_LEAVING = 128
@@ -25,8 +27,8 @@ _MAX_LEAVING = 128
 class Connection(Protocol):
     """Hashable by identity."""
 
-    def check(self, now: float) -> None:
-        """Ends what has taken too long. `now`: the loop's time."""
+    def check(self, now: float) -> bool:
+        """Ends what has taken too long, and tells whether it has. `now`: the loop's time."""
 
 
 class Connections:
@@ -94,8 +96,13 @@ class Connections:
         while True:
             await asyncio.sleep(SWEEP_S)
             now = loop.time()
+            ended = 0
             for connection in [*self._staying, *self._leaving]:
-                connection.check(now)
+                if connection in self._staying or connection in self._leaving:
+                    ended += connection.check(now)
+                if ended == _MAX_ENDED:  # many that came together end together
+                    ended = 0
+                    await asyncio.sleep(0)
 
 
 def _open_files() -> int:

@@ -141,20 +141,21 @@ class Guarded(HttpToolsProtocol):
         if self._wire.is_over:  # nobody is waited for who is in the middle of a sentence
             self._wire.end()
 
-    def check(self, now: float) -> None:
+    def check(self, now: float) -> bool:
         """Part of `Connection`."""
         if self.transport is None:
-            return  # its handshake has a clock of its own
+            return False  # its handshake has a clock of its own
         limits = self._limits
         waited = now - self._since
         if self._wire.is_stalled(now, limits.write_stall_s):
             metrics.HTTP_CUT.labels("stalled").inc()
             self._wire.abort()
         elif self._wire.is_over:
-            if waited > LINGER_S or (self._lingering and now - self._last_byte > LINGER_SILENCE_S):
-                self._wire.abort()
+            if waited <= LINGER_S and (not self._lingering or now - self._last_byte <= LINGER_SILENCE_S):
+                return False
+            self._wire.abort()
         elif self._live:
-            pass  # the client waits for us; a body that is being read has its own clock (`api/wire.py`)
+            return False  # the client waits for us; a body that is being read has its own clock (`api/wire.py`)
         elif self._reading == "head" and waited > limits.head_s:
             self._refuse(_SLOW_HEAD)
         elif (self._reading == "nothing" and self._is_fresh and waited > limits.head_s) or (
@@ -162,6 +163,9 @@ class Guarded(HttpToolsProtocol):
         ):
             self._wire.is_over = True
             self._wire.end()
+        else:
+            return False
+        return True
 
     # ---- bytes
 
