@@ -1,4 +1,4 @@
-"""The queue in Redis: for servers and workers on several machines. `queue.lua` has what must be whole.
+"""The queue in Redis: for servers and workers on several machines. `queue_steps.lua` has what must be whole.
 
 A key has its tenant in it, percent-encoded, and every client's id goes through `_reference`: docs/batches-redis.md
 names the keys and says when each goes.
@@ -263,7 +263,7 @@ def _to_json(value: Any) -> bytes:
 
 
 def _to_fields(batch: Batch, kept_s: int) -> list[Text]:
-    """`kind` comes first: queue.lua reads it there."""
+    """`kind` comes first: queue_steps.lua reads it there."""
     made = {name: getattr(batch, name) for name in _MADE}
     counts: dict[str, Text] = {**asdict(batch.counts), **asdict(batch.usage)}
     fields: dict[str, Text] = {

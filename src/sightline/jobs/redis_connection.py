@@ -29,6 +29,8 @@ _SOON_S: Final = 0.8
 _LATER_S: Final = 20.0
 """For what nobody waits for: a thousand lines, synced."""
 _CONNECTIONS: Final = 32
+_SCRIPTS: Final = {"queue": ("queue.lua", "queue_steps.lua"), "files": ("files.lua",)}
+"""Files beside this one, each script of which is one or more in a row."""
 
 
 def describe(url: str) -> str:
@@ -118,7 +120,7 @@ class Connection:
         await self._pool.disconnect()
 
     async def run(self, script: str, *args: Text, makes_room: bool = False, soon: bool = True) -> Any:
-        """What the script (`queue`: queue.lua beside this file) replies. With `makes_room` it goes on where Redis has
+        """What the script (`queue` or `files`) replies. With `makes_room` it goes on where Redis has
         used up its memory: what ends work must not be kept from it."""
         return await self._within(_SOON_S if soon else _LATER_S, self._script(script, makes_room)(args=args))
 
@@ -136,7 +138,7 @@ class Connection:
     def _script(self, name: str, makes_room: bool) -> Any:
         found = self._scripts.get((name, makes_room))
         if found is None:
-            source = (package_files("sightline.jobs") / f"{name}.lua").read_text("utf-8")
+            source = "".join((package_files("sightline.jobs") / file).read_text("utf-8") for file in _SCRIPTS[name])
             flags = " flags=allow-oom" if makes_room else ""
             found = self._scripts[name, makes_room] = self._redis.register_script(f"#!lua{flags}\n{source}")
         return found
