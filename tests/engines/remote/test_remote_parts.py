@@ -15,7 +15,7 @@ import pytest
 from PIL import Image as PILImage
 
 from sightline.config import ModelConfig
-from sightline.engines.remote.answer import Answer
+from sightline.engines.remote.answer import Answer, joined
 from sightline.engines.remote.body import Part, Specials, encode, spliced, to_body
 from sightline.engines.remote.counting import Counter
 from sightline.engines.remote.failures import read_refusal, to_error, to_refusal
@@ -38,6 +38,7 @@ from sightline.types import (
     SamplingParams,
     Text,
     TextDelta,
+    TokenLogprob,
     Tool,
     ToolCall,
     ToolCallDelta,
@@ -386,6 +387,14 @@ async def test_where_a_picture_costs_nobody_knows_what_a_count_is_an_estimate() 
         count = await Counter(KINDS[kind], "m", None, NONE, nobody).count(ask(picture(280), "a few words"))
         assert not count.exact
         assert count.image_tokens == (100,)
+
+
+def test_words_that_came_together_go_on_as_one_delta() -> None:
+    x = TokenLogprob("x", -1.0, (120,))
+    call = ToolCallDelta(0, "{}", "call_1", "look")
+    deltas: list[Delta] = [ReasoningDelta("r"), TextDelta("a"), TextDelta("x", 2, (x,)), call, TextDelta("b"), call]
+    assert joined(deltas) == [ReasoningDelta("r"), TextDelta("ax", 3, (x,)), call, TextDelta("b"), call]
+    assert joined([]) == []
 
 
 # --- pictures --------------------------------------------------------------------------------------------------------

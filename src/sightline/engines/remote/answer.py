@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from itertools import groupby
+from typing import Annotated, Any, cast
 
 import msgspec
 
@@ -278,6 +279,21 @@ class Answer:
 
     def _flushed(self) -> list[Delta]:
         return self._shown(rest) if (rest := self._stops.flush()) else []
+
+
+def joined(deltas: Sequence[Delta]) -> list[Delta]:
+    """The same with texts that stand side by side as one."""
+    if len(deltas) < 2:
+        return list(deltas)
+    parts: list[Delta] = []
+    for kind, run in groupby(deltas, type):
+        if kind is not TextDelta:
+            parts += run
+            continue
+        texts = cast(list[TextDelta], list(run))
+        logprobs = tuple(logprob for delta in texts for logprob in delta.logprobs)
+        parts.append(TextDelta("".join(d.text for d in texts), sum(d.num_tokens for d in texts), logprobs))
+    return parts
 
 
 def with_pictures(usage: Usage, image_tokens: tuple[int, ...], prompt_tokens: int | None = None) -> Usage:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import re
 import select
-from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import cast
 
@@ -50,7 +49,7 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._has_head = False
         self._head_bytes = 0
-        self._pieces: deque[bytes] = deque()
+        self._pieces: list[bytes] = []
         self._bytes_waiting = 0
         self._paused = False
         self._keeps = False
@@ -78,14 +77,15 @@ class Connection(asyncio.Protocol):
             await self._more()
 
     async def piece(self) -> bytes | None:
-        """The next of the body as it came; None at its end."""
+        """What has come of the body since the last; None at its end."""
         while not self._pieces:
             if self.ended:
                 return None
             await self._more()
-        piece = self._pieces.popleft()
-        self._bytes_waiting -= len(piece)
-        if self._paused and self._bytes_waiting < _MOST_BYTES_WAITING // 2:
+        piece = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        self._pieces.clear()
+        self._bytes_waiting = 0
+        if self._paused:
             self._paused = False
             self._transport.resume_reading()
         return piece

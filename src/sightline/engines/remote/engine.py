@@ -16,7 +16,7 @@ import msgspec
 
 from sightline.config import ModelConfig
 from sightline.engines import EngineInfo, EngineState, Work
-from sightline.engines.remote.answer import Answer, with_pictures
+from sightline.engines.remote.answer import Answer, joined, with_pictures
 from sightline.engines.remote.body import Part, Specials, encode, spliced, to_body, to_completion_body
 from sightline.engines.remote.counting import Counter
 from sightline.engines.remote.embedding import FIELDS, MAX_REPLY_BYTES, read_listed, to_embedding_body
@@ -405,19 +405,31 @@ _FIELDS = frozenset(
 
 
 async def _deltas(answer: Answer, incoming: Incoming) -> AsyncGenerator[Delta, None]:
-    """Until the answer is done. Raises `UpstreamFailed` when the stream is not whole."""
+    """Until the answer is done. Raises `UpstreamFailed` when the stream is not whole.
+
+    Words that came together go on together, as one delta: each costs everybody behind as much as many do.
+    """
     events = ServerEvents()
     async with aclosing(incoming.pieces()) as pieces:
         async for piece in pieces:
+            taken: list[Delta] = []
+            problem: SightlineError | None = None
             try:
                 for event in events.feed(piece):
-                    for delta in answer.take(event):
-                        yield delta
+                    taken += answer.take(event)
                     if answer.done:
-                        if not answer.cut:
-                            await incoming.ended()
-                        return
+                        break
+            except SightlineError as error:
+                problem = error
             except MalformedStream as error:
                 log.warning("an upstream's stream is malformed: %s", error)
-                raise UpstreamFailed("The server behind this model sent what is no answer.") from None
+                problem = UpstreamFailed("The server behind this model sent what is no answer.")
+            for delta in joined(taken):
+                yield delta
+            if problem is not None:
+                raise problem
+            if answer.done:
+                if not answer.cut:
+                    await incoming.ended()
+                return
     raise answer.broke_off()
