@@ -20,6 +20,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import numpy as np
+import psutil
 from PIL import Image
 
 from tests.reliability.client import DIALECTS, HOST, Connection, Dialect, once, picture_part
@@ -145,10 +146,15 @@ class _Bench:
             await until(lambda: self._served.metric("sightline_decoders_busy"), 30.0, every_s=0.002)
 
         async def free() -> None:
+            """The picture was done just then, or its process is no more; that another is started takes longer."""
+
             async def so() -> bool:
-                return not await self._served.metric("sightline_decoders_busy")
+                gone = not all(_lives(decoder) for decoder in decoders)
+                return gone or not await self._served.metric("sightline_decoders_busy")
 
             await until(so, 30.0, every_s=0.002)
+
+        decoders = self._served.decoders()
 
         return await self._with_picture(picture_part(self._slow_picture, "image/png"), stream, busy, free)
 
@@ -214,6 +220,13 @@ async def _dripping() -> AsyncIterator[_Drip]:
     drip.port = server.sockets[0].getsockname()[1]
     async with server:
         yield drip
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _slow_picture() -> bytes:

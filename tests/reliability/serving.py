@@ -40,11 +40,18 @@ class Served:
 
     def engine(self) -> psutil.Process | None:
         """The process of its (one) isolated engine."""
+        return next(iter(self._running("sightline.engines.worker")), None)
+
+    def decoders(self) -> list[psutil.Process]:
+        return self._running("sightline.images.decoder_process")
+
+    def _running(self, module: str) -> list[psutil.Process]:
+        found = []
         for child in self.children():
             with contextlib.suppress(psutil.Error):
-                if "sightline.engines.worker" in " ".join(child.cmdline()):
-                    return child
-        return None
+                if module in " ".join(child.cmdline()):
+                    found.append(child)
+        return found
 
     async def metric(self, name: str, **labels: str) -> float:
         """The sum over all rows of that name with these labels."""
