@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import signal
@@ -88,7 +89,7 @@ def running(directory: Path, *, ready: bool = True) -> Iterator[Running]:
     with log.open("w") as out:
         process = subprocess.Popen(
             [sys.executable, "-m", "sightline.cli", "serve", str(file)],
-            stdout=subprocess.PIPE, stderr=out, text=True, cwd=directory, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=out, text=True, cwd=directory, preexec_fn=_end_with_us,
         )  # fmt: skip
     try:
         assert process.stdout is not None
@@ -110,6 +111,12 @@ def running(directory: Path, *, ready: bool = True) -> Iterator[Running]:
             for pid in family:
                 if psutil.pid_exists(pid):
                     wait_for(lambda: not lives(pid), 10)  # noqa: B023
+
+
+def _end_with_us() -> None:
+    """Of tests that are killed nothing is left either (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def descendants(pid: int) -> list[int]:

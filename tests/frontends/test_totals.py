@@ -14,6 +14,7 @@ def process(requests: int, running: int, took_s: float) -> tuple[Family, ...]:
     Counter("sightline_x", "X.", ["model"], registry=registry).labels("a").inc(requests)
     Gauge("sightline_running", "Running.", registry=registry).set(running)
     Gauge("sightline_build_info", "Build.", ["version"], registry=registry).labels("1").set(1)
+    Gauge("process_start_time_seconds", "Began.", registry=registry).set(1000 + requests)
     Gauge("sightline_jobs_waiting", "Of one queue.", registry=registry).set(7)
     Histogram("sightline_took", "Took.", buckets=(1, 2), registry=registry).observe(took_s)
     return to_families(registry)
@@ -35,6 +36,7 @@ def test_counters_and_histograms_are_sums_and_so_are_gauges() -> None:
     assert 'sightline_took_bucket{le="+Inf"} 3.0' in lines
     assert "sightline_took_sum 11.0" in lines
     assert 'sightline_build_info{version="1"} 1.0' in lines
+    assert "process_start_time_seconds 1002.0" in lines, "of the oldest"
     assert "sightline_jobs_waiting 7.0" in lines, "every process sees the same queue"
 
 

@@ -47,8 +47,7 @@ class Totals:
         self._gone = _added([self._gone.values(), families])
 
     def all(self, own: Iterable[Family]) -> tuple[Family, ...]:
-        """`own`: the core's. Gauges are sums over the processes that live, but for those that say what a process is:
-        of these the largest."""
+        """`own`: the core's. Gauges are sums over the processes that live, but for those of which there is one."""
         return tuple(_added([own, self._gone.values(), *self._last.values()]).values())
 
 
@@ -76,8 +75,7 @@ def _added(processes: Iterable[Iterable[Family]]) -> dict[str, Family]:
             sums = values.setdefault(family.name, {})
             for sample in family.samples:
                 key = sample.name, sample.labels
-                before = sums.get(key, 0.0)
-                sums[key] = max(before, sample.value) if _is_said_once(sample.name) else before + sample.value
+                sums[key] = _add(sample.name, sums[key], sample.value) if key in sums else sample.value
     return {
         name: Family(
             name, family.kind, family.meaning, tuple(Sample(*key, value) for key, value in values[name].items())
@@ -86,6 +84,9 @@ def _added(processes: Iterable[Iterable[Family]]) -> dict[str, Family]:
     }
 
 
-def _is_said_once(name: str) -> bool:
-    """Of the server as a whole, or of what every process sees alike: a queue in a database."""
-    return name.startswith("sightline_jobs_") or name.endswith(("_info", "_max_fds", "_start_time_seconds"))
+def _add(name: str, one: float, other: float) -> float:
+    if name.endswith("_start_time_seconds"):
+        return min(one, other)  # of the server
+    if name.startswith("sightline_jobs_") or name.endswith(("_info", "_max_fds")):
+        return max(one, other)  # of what every process sees alike: a queue in a database, what the program is
+    return one + other
