@@ -6,6 +6,7 @@ One sweep looks at every connection a few times a second, in place of timers tha
 from __future__ import annotations
 
 import asyncio
+import logging
 import resource
 from collections import Counter
 from typing import Protocol
@@ -14,6 +15,8 @@ from sightline import metrics
 from sightline.config import HttpLimits
 from sightline.server.networks import Networks, to_client
 from sightline.server.refusal import TOO_MANY, TOO_MANY_OF_ONE, Refusal
+
+log = logging.getLogger(__name__)
 
 SWEEP_S = 0.25
 _MAX_ENDED = 8
@@ -98,8 +101,12 @@ class Connections:
             now = loop.time()
             ended = 0
             for connection in [*self._staying, *self._leaving]:
-                if connection in self._staying or connection in self._leaving:
-                    ended += connection.check(now)
+                try:
+                    if connection in self._staying or connection in self._leaving:
+                        ended += connection.check(now)
+                except Exception:  # a bug with one connection must not keep all others open for good
+                    log.exception("a connection could not be looked after")
+                    self.close(connection)
                 if ended == _MAX_ENDED:  # many that came together end together
                     ended = 0
                     await asyncio.sleep(0)
