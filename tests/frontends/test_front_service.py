@@ -17,12 +17,14 @@ import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from starlette.requests import Request
 
 from sightline import tracing
 from sightline.access.gate import Gate
 from sightline.access.keys import to_digest
 from sightline.access.limits import Cost
 from sightline.access.permit import acting_by
+from sightline.api import access
 from sightline.api.app import create_app
 from sightline.config import AccessPolicy, KeyConfig, ModelConfig, Settings
 from sightline.engines.fake import FakeEngine
@@ -41,6 +43,7 @@ from sightline.errors import (
 )
 from sightline.frontends import frames
 from sightline.frontends.core import Core
+from sightline.frontends.forward import Forwarded
 from sightline.frontends.lent import FarMeter
 from sightline.frontends.link import Link
 from sightline.frontends.service import FrontService
@@ -375,6 +378,37 @@ async def test_a_key_that_is_gone_or_may_not_use_the_model(pair: Pair) -> None:
     only_here = replace_key(pair, "gone")
     with acting_by(await only_here.admit(only_here.get("key-gone"), asks=True)), pytest.raises(Unauthenticated):
         await items(pair.front, ask("hi"))
+
+
+async def forwarded(pair: Pair, body: bytes) -> tuple[int, bytes]:
+    """What the core's application answers to `POST /v1/responses`."""
+    headers = [(b"content-type", b"application/json"), (b"authorization", b"Bearer secret"), (b"host", b"evil.example")]
+    scope: dict[str, Any] = {
+        "type": "http", "method": "POST", "path": "/v1/responses", "query_string": b"", "headers": headers
+    }  # fmt: skip
+    access.open_record(scope, "req_1")
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    await Forwarded(pair.front.forward, Request(scope), body)(scope, receive, send)
+    assert (b"x-request-id", b"req_1") not in sent[0]["headers"], "the front end's own `Edge` sets it"
+    return sent[0]["status"], b"".join(message["body"] for message in sent[1:])
+
+
+async def test_a_forwarded_request_is_answered_by_the_cores_application_with_the_same_rights(pair: Pair) -> None:
+    body = b'{"model": "fake", "input": "hi", "background": true}'
+    gate = Gate(pair.settings.access, metering=FarMeter(pair.front.call, pair.front.settle))
+    status, answer = await forwarded(pair, body)
+    assert (status, b'"queued"' in answer) == (200, True)
+    with acting_by(await gate.admit(gate.get("key-foreign"), asks=True)):
+        status, answer = await forwarded(pair, body)
+    assert status in (403, 404)
+    assert b"secret" not in answer
 
 
 async def test_what_a_lost_front_end_had_reserved_is_given_back(pair: Pair) -> None:
