@@ -7,7 +7,6 @@ speaks HTTPS; on the way to itself its name is not checked.
 import os
 import ssl
 import sys
-import urllib.error
 import urllib.request
 
 scheme = "https" if "SIGHTLINE_TLS_CERTIFICATE" in os.environ else "http"
@@ -18,5 +17,5 @@ opener = urllib.request.build_opener(
 )
 try:
     opener.open(url, timeout=5).close()
-except (OSError, urllib.error.URLError) as error:
+except OSError as error:
     sys.exit(f"{url}: {error}")
