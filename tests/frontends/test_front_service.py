@@ -26,7 +26,7 @@ from sightline.access.limits import Cost
 from sightline.access.permit import acting_by
 from sightline.api import access
 from sightline.api.app import create_app
-from sightline.config import AccessPolicy, KeyConfig, ModelConfig, Settings
+from sightline.config import AccessPolicy, ImageLimits, KeyConfig, ModelConfig, Settings
 from sightline.engines.fake import FakeEngine
 from sightline.errors import (
     ContextLengthExceeded,
@@ -97,7 +97,7 @@ async def pair() -> AsyncIterator[Pair]:
         KeyConfig(name="poor", sha256=to_digest(SECRET.encode()).hex(), tokens_per_day=40),
         KeyConfig(name="foreign", sha256="0" * 64, models=("nothing",)),
     )
-    settings = Settings(models=(config,), access=AccessPolicy(keys=keys))
+    settings = Settings(models=(config,), access=AccessPolicy(keys=keys), images=ImageLimits(decoders=1))
     engine = FakeEngine(config)
     service = Service(settings, {"fake": engine})
     await service.start()
