@@ -15,6 +15,7 @@ COMMANDS = {
     "serve": "Serve models over the OpenAI API.",
     "worker": "Do what waits in a queue that several machines share.",
     "check": "Check a configuration file, and show what it would serve.",
+    "doctor": "Look for what would keep a server from working here.",
     "top": "Show what a server is doing, live.",
     "keys": "Make, show and revoke the API keys of a server.",
     "import": "Write a configuration file from LiteLLM's.",
