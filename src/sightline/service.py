@@ -174,9 +174,7 @@ class Service:
 
         A model that fails to load does not stop the others: its requests get `EngineUnavailable`.
         """
-        loop = asyncio.get_running_loop()
-        metrics.EVENT_LOOP_TASKS.set_function(lambda: len(asyncio.all_tasks(loop)))
-        self._lag = asyncio.create_task(_watch_event_loop())
+        self._lag = watch_event_loop()
         await self._intake.start()
         for model in self._models.values():
             model.start()
@@ -556,8 +554,15 @@ async def _together(choices: Sequence[Coroutine[object, object, None]]) -> None:
             group.create_task(choice)
 
 
-async def _watch_event_loop() -> None:
-    """Measures what every client would feel if something blocked the loop."""
+def watch_event_loop() -> asyncio.Task[None]:
+    """Has it measured, until it is cancelled."""
+    loop = asyncio.get_running_loop()
+    metrics.EVENT_LOOP_TASKS.set_function(lambda: len(asyncio.all_tasks(loop)))
+    return loop.create_task(_measure_lag())
+
+
+async def _measure_lag() -> None:
+    """What every client would feel if something blocked the loop."""
     while True:
         asleep = time.perf_counter()
         await asyncio.sleep(_LAG_SAMPLE_S)
