@@ -58,7 +58,7 @@ def read(path: Path) -> list[Stage]:
     known: dict[str, str] = {}
     for name, value in _lines(path.read_text()):
         if name in _EXPANDED:
-            value = _VARIABLE.sub(lambda match: known.get(match[1] or match[2], match[0]), value)
+            value = _fill_in(value, known)
         if name == "ARG" and not stages:
             known |= dict(pairs(value))
         elif name == "FROM":
@@ -68,6 +68,10 @@ def read(path: Path) -> list[Stage]:
             assert stages, f"{path}: {name} before FROM"
             stages[-1].instructions.append(Instruction(name, value))
     return stages
+
+
+def _fill_in(value: str, known: dict[str, str]) -> str:
+    return _VARIABLE.sub(lambda match: known.get(match[1] or match[2], match[0]), value)
 
 
 def _lines(text: str) -> list[tuple[str, str]]:
