@@ -34,7 +34,7 @@ from sightline.frontends.totals import to_families
 from sightline.images.intake import Intake, ReadKept, ResolvedImage
 from sightline.models import ModelStatus
 from sightline.routing import BACKGROUND
-from sightline.service import Called, ChoiceEvent, Item, ServedImage
+from sightline.service import Called, ChoiceEvent, Item, ServedImage, watch_event_loop
 from sightline.speech import SpeechItem
 from sightline.types import ChatRequest, EmbeddingRequest, Embeddings, SpeechRequest, TokenCount
 
@@ -68,7 +68,7 @@ class FrontService:
         self._numbers = itertools.count(1)
         self._streams: dict[int, _Stream] = {}
         self._resolving: dict[int, asyncio.Task[None]] = {}
-        self._counting: asyncio.Task[None] | None = None
+        self._beside: list[asyncio.Task[None]] = []
 
     # --- life ----------------------------------------------------------------------------------------------------
 
@@ -85,7 +85,7 @@ class FrontService:
                 await self._greeted.wait()
         except TimeoutError:
             raise EngineUnavailable(_GONE) from None
-        self._counting = asyncio.create_task(self._tell_counts())
+        self._beside = [asyncio.create_task(self._tell_counts()), watch_event_loop()]
 
     async def drain(self) -> None:
         """As `Service.drain`, of what this front end has taken."""
@@ -98,8 +98,8 @@ class FrontService:
             self._end_all()
 
     async def close(self) -> None:
-        if self._counting is not None:
-            self._counting.cancel()
+        for task in self._beside:
+            task.cancel()
         if not self._is_lost:
             self._tell(0)
             await self._link.flushed(_LAST_WORDS_S)
