@@ -81,7 +81,7 @@ def cases() -> tuple[Case, ...]:
         Case("2 KB", body(2_000, 0, "words-8"), 8),
         Case("200 KB", body(200_000, 2, "words-8"), 8),
         Case("2 MB", body(2_000_000, 16, "words-8"), 8),
-        Case("2 MB, new pictures", body(2_000_000, 16, "words-8", new=True), 8),
+        Case("2 MB, new pictures", body(2_000_000, 16, "words-8", new=True), 8, least=4),
         Case("64 chunks at once", body(500, 0, "words-64", stream=True), 64),
         Case("64 chunks, 10 ms apart", body(500, 0, "words-64-ms-10", stream=True), 64, clients=64),
         Case("200 KB, 100 a second", body(200_000, 2, "words-8"), 8, rate=100.0),
