@@ -90,6 +90,14 @@ def test_nobody_hot_is_asked_first(replicas: list[str], key: str, data: st.DataO
     assert loads[chosen] < max(slots, 1.25 * mean + 1)
 
 
+@given(names, st.none() | st.text(max_size=8), st.data())
+def test_nobody_waits_while_there_is_a_free_slot(replicas: list[str], key: str | None, data: st.DataObject) -> None:
+    loads = {r: data.draw(st.integers(0, 50)) for r in replicas}
+    slots = data.draw(st.integers(1, 50))
+    if min(loads.values()) < slots:
+        assert loads[first(Affinity(replicas, slots=slots), key, dict(loads))] < slots
+
+
 @given(names, st.text(max_size=8), st.integers(1, 8))
 def test_a_home_with_a_free_slot_is_kept(replicas: list[str], key: str, slots: int) -> None:
     affinity = Affinity(replicas, slots=slots)

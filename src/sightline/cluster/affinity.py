@@ -5,9 +5,10 @@ goes to one replica, its home, as long as that has no more to do than others.
 
 Homes are found by rendezvous hashing (Thaler and Ravishankar, "Using name-based mappings to increase hit rates", 1998):
 nothing is remembered, every ingress finds the same ones, and a replica that comes or goes moves only its own pictures.
-The load of a home is bounded (Mirrokni, Thorup and Zadimoghaddam, "Consistent Hashing with Bounded Loads", 2018): what
-exceeds it spills to the picture's next home, always the same, so that the crowd before a picture is spread over few
-caches. A replica with a free slot is never too hot: nobody waits there.
+A home whose slots are all taken is hot, as long as another has a free one: to wait for an answer to end costs more than
+to look at a picture again. What it cannot take spills to the picture's next home, always the same, so that the crowd
+before a picture is spread over few caches. When all slots of all replicas are taken, the queue of a home is bounded
+(Mirrokni, Thorup and Zadimoghaddam, "Consistent Hashing with Bounded Loads", 2018).
 """
 
 from __future__ import annotations
@@ -62,8 +63,8 @@ class Affinity:
 
         `loads`: what each replica has to do, running and waiting; one that is missing has nothing. Those of a key that
         are not hot come as `homes` has them, then the rest by load. Without a key two are drawn and the less loaded is
-        first (Mitzenmacher, "The Power of Two Choices", 2001): several ingresses with loads of a moment ago would
-        otherwise all run to the same replica.
+        first (Mitzenmacher, "The Power of Two Choices", 2001), unless both are full: several ingresses with loads of a
+        moment ago would otherwise all run to the same replica.
         """
         first = self._lesser_of_two(loads) if key is None else self._cool(key, loads)
         told = set()
@@ -73,12 +74,17 @@ class Affinity:
         yield from sorted((r for r in self.replicas if r not in told), key=lambda r: loads.get(r, 0))
 
     def bound(self, loads: Mapping[str, float]) -> float:
-        """With less than this to do, a replica takes one more of its own."""
+        """With less than this to do, a replica takes one more of its own, also where that has to wait."""
         total = sum(loads.get(replica, 0) for replica in self.replicas)
-        return max(self._slots, math.ceil(self._room * (total + 1) / len(self.replicas)))
+        return math.ceil(self._room * (total + 1) / len(self.replicas))
 
     def _cool(self, key: str, loads: Mapping[str, float]) -> Iterator[str]:
-        if self.replicas:
+        free = False
+        for replica in self.homes(key):
+            if loads.get(replica, 0) < self._slots:
+                free = True
+                yield replica
+        if not free and self.replicas:
             bound = self.bound(loads)
             yield from (replica for replica in self.homes(key) if loads.get(replica, 0) < bound)
 
@@ -87,7 +93,9 @@ class Affinity:
         if count:
             one = int(self._chance() * count)
             other = (one + 1 + int(self._chance() * (count - 1))) % count
-            yield min(self.replicas[one], self.replicas[other], key=lambda r: loads.get(r, 0))
+            lesser = min(self.replicas[one], self.replicas[other], key=lambda r: loads.get(r, 0))
+            if loads.get(lesser, 0) < self._slots:
+                yield lesser
 
 
 def _hash(text: str) -> int:
