@@ -14,6 +14,7 @@ from sightline.api import openapi_document
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))  # the test runs this file by its path
 
+from pages_commands import commands_page  # noqa: E402
 from pages_configuration import configuration_page, schema_page  # noqa: E402
 from pages_images import images_page  # noqa: E402
 
@@ -241,6 +242,7 @@ def _in_millions(checkpoint: Path) -> str:
 
 
 PAGES = {
+    "commands.md": commands_page,
     "configuration.md": configuration_page,
     "images.md": images_page,
     "metrics.md": metrics_page,

@@ -29,8 +29,8 @@ COMMANDS = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command. Exit status: 0 done, 1 it failed (the reason on stderr), 2 wrong usage, 130 interrupted."""
+def to_parser() -> argparse.ArgumentParser:
+    """Of the whole command line; the commands' own are its subparsers."""
     parser = argparse.ArgumentParser(prog="sightline", description="Serve vision-language models.")
     parser.add_argument("--version", action="version", version=f"sightline {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -39,7 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         module = import_module(f"sightline.cli.{name}_" if iskeyword(name) else f"sightline.cli.{name}")
         module.add_arguments(command)
         command.set_defaults(run=module.run)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command. Exit status: 0 done, 1 it failed (the reason on stderr), 2 wrong usage, 130 interrupted."""
+    args = to_parser().parse_args(argv)
     try:
         return int(args.run(args))
     except SightlineError as error:

@@ -164,7 +164,8 @@ def clock(now: datetime.datetime) -> Found:
 def proxies(named: dict[str, str]) -> Found:
     """`named`: by scheme, as the environment has them; `no` for those that are gone round."""
     ways = [scheme for scheme in ("http", "https", "all") if scheme in named]
-    caught = [host for host in ("127.0.0.1", "localhost") if not urllib.request.proxy_bypass_environment(host, named)]
+    bypasses = urllib.request.proxy_bypass_environment  # type: ignore[attr-defined]  # not in the stubs
+    caught = [host for host in ("127.0.0.1", "localhost") if not bypasses(host, named)]
     if ways and caught:
         yield warning(
             f"{', '.join(f'{way}_proxy' for way in ways)} sends requests for {' and '.join(caught)} to a proxy, so "

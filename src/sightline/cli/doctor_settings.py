@@ -118,7 +118,7 @@ def _is_sightline(host: str, port: int) -> bool:
     connection = http.client.HTTPConnection(host.strip("[]"), port, timeout=_ANSWER_S)
     try:
         connection.request("GET", "/health")
-        return json.loads(connection.getresponse().read(4096)).get("status") == "ok"
+        return bool(json.loads(connection.getresponse().read(4096)).get("status") == "ok")
     except (OSError, http.client.HTTPException, ValueError, AttributeError):
         return False
     finally:
