@@ -165,10 +165,10 @@ class Container:
         self.entrypoint = list(final.last("ENTRYPOINT").words if entrypoint is None else entrypoint)
         self.environment = {name: value.replace("$PATH", _PATH) for name, value in final.environment.items()}
         uid, _, gid = final.last("USER").value.partition(":")
-        self.confined = [
-            "setpriv", f"--reuid={uid}", f"--regid={gid}", "--clear-groups", "--no-new-privs", "--bounding-set=-all",
-            "--inh-caps=-all", "env", "-i", f"--chdir={final.last('WORKDIR').value}", *(f"{name}={value}" for name, value in self.environment.items()),
-        ]  # fmt: skip
+        variables = [f"{name}={value}" for name, value in self.environment.items()]
+        user = [f"--reuid={uid}", f"--regid={gid}", "--clear-groups"]
+        nothing = ["--no-new-privs", "--bounding-set=-all", "--inh-caps=-all"]
+        self.confined = ["setpriv", *user, *nothing, "env", "-i", f"--chdir={final.last('WORKDIR').value}", *variables]
         self.process: subprocess.Popen[str] | None = None
 
     def start(self, *command: str) -> subprocess.Popen[str]:
