@@ -13,7 +13,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -76,6 +76,20 @@ def load(file: Path) -> Settings:
     settings, problems = check(file)
     if settings is None or problems:
         raise InvalidRequest("\n".join(problem.show(str(file)) for problem in problems), param="config")
+    return settings
+
+
+def to_settings(values: Mapping[str, Any]) -> Settings:
+    """Settings of what a file holds, `${NAME}` filled in by this machine's environment. Models are not checked with
+    their engines, which may be on other machines. Raises `InvalidRequest` with every problem, a line each."""
+    reading = _Reading(Path())
+    node = yaml.compose(yaml.safe_dump(dict(values)), Loader=_Loader)
+    settings = None if node is None else _to_struct(reading, _to_value(reading, node, ""), Settings, "")
+    if reading.problems:
+        raise InvalidRequest(
+            "\n".join(replace(problem, line=None).show("settings") for problem in reading.problems), param="config"
+        )
+    assert isinstance(settings, Settings)
     return settings
 
 

@@ -1,0 +1,37 @@
+"""The same server on as many machines as Ray has: an application of Ray Serve.
+
+    application.py   what is deployed: an ingress, and a deployment for each model
+    plan.py          models and Ray's options for each, of a file or of Ray's `LLMConfig`s; pure
+    llm_config.py    one of Ray's `LLMConfig`s, as a model of ours; pure
+    ingress.py       a replica of the ingress: the application of `sightline serve`, whose engines are handles
+    handle_engine.py an `Engine` that asks the replicas of a deployment, and another replica where one is lost
+    replica.py       a replica of a model: any engine, in its child process as ever
+    affinity.py      which replica is asked: the one that has seen the picture, unless it is hot; pure
+    simulation/      what that is worth, with 10 to 1,000 replicas
+    parcels.py       requests and answers as bytes: the frames of `engines/worker`
+
+One request: the ingress admits it, looks at its pictures and counts, with the same `Service` as on one machine; its
+engine is a handle, which chooses a replica; events come back one by one. Nothing of ours is pickled between processes:
+Ray carries bytes. Only `application.py` and `ingress.py` import Ray, so that the rest is tested without.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def app(args: dict[str, Any]) -> Any:
+    """`import_path: sightline.cluster:app`. See `application.app`."""
+    from sightline.cluster import application
+
+    return application.app(args)
+
+
+def build_openai_app(args: dict[str, Any]) -> Any:
+    """`import_path: sightline.cluster:build_openai_app`. See `application.build_openai_app`."""
+    from sightline.cluster import application
+
+    return application.build_openai_app(args)
+
+
+__all__ = ["app", "build_openai_app"]

@@ -1,0 +1,95 @@
+"""A replica of the ingress: the application of `sightline serve`, whose engines are handles."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from ray.exceptions import RayError  # type: ignore[import-not-found, unused-ignore]
+from ray.serve.exceptions import (  # type: ignore[import-not-found, unused-ignore]
+    BackPressureError,
+    RayServeException,
+    RequestCancelledError,
+)
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sightline.api.app import create_app
+from sightline.cluster.handle_engine import HandleEngine, ReplicaLost
+from sightline.cluster.plan import Plan, ingress_settings, to_settings
+from sightline.errors import EngineUnavailable, Overloaded
+from sightline.service import Service
+
+
+class Ingress:
+    def __init__(self, plan: Plan, handles: Mapping[str, Any]) -> None:
+        """`handles`: of the models' deployments."""
+        self._settings = ingress_settings(plan, to_settings(plan.settings))
+        engines = {name: HandleEngine(name, HandleReplicas(handle)) for name, handle in handles.items()}
+        self._service = Service(self._settings, engines)
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        return _without_request_id(create_app(self._service, self._settings))
+
+
+def _without_request_id(app: ASGIApp) -> ASGIApp:
+    """Ray tells it already: the client's own or the one that it made, which the application was given."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        async def tell(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = [pair for pair in message["headers"] if pair[0] != b"x-request-id"]
+                message = {**message, "headers": headers}
+            await send(message)
+
+        await app(scope, receive, tell)
+
+    return answer
+
+
+class HandleReplicas:
+    """`Replicas` of a `DeploymentHandle`."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+        self._streaming = handle.options(stream=True)
+        self._under_way: set[Any] = set()
+
+    async def call(self, method: str, *args: Any, **kwargs: Any) -> bytes:
+        with self._cancelled_after(getattr(self._handle, method).remote(*args, **kwargs)) as response:
+            answer: bytes = await response
+        return answer
+
+    async def stream(self, method: str, *args: Any, **kwargs: Any) -> AsyncGenerator[bytes, None]:
+        with self._cancelled_after(getattr(self._streaming, method).remote(*args, **kwargs)) as response:
+            async for parcel in response:
+                yield parcel
+
+    def end(self) -> None:
+        for response in self._under_way:
+            response.cancel()
+
+    @contextmanager
+    def _cancelled_after(self, response: Any) -> Iterator[Any]:
+        """Cancelled, unless it has ended by then: a replica goes on with what nobody waits for."""
+        self._under_way.add(response)
+        try:
+            yield response
+        except (RayError, RayServeException) as error:
+            raise _translated(error) from error
+        except BaseException:
+            response.cancel()
+            raise
+        finally:
+            self._under_way.discard(response)
+
+
+def _translated(error: Exception) -> Exception:
+    """By class. What is raised by the replica's own code is a bug there, and like a lost replica for who waits."""
+    match error:
+        case BackPressureError():
+            return Overloaded("The model has more requests than it takes. Try again later.")
+        case RequestCancelledError():
+            return EngineUnavailable("The model's replica is being stopped.")
+        case _:
+            return ReplicaLost(type(error).__name__)

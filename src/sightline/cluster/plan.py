@@ -1,0 +1,173 @@
+"""What is to run on the cluster: the settings of `sightline.yaml`, and Ray's options for each model's deployment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from sightline.cluster.llm_config import to_deployment, to_model
+from sightline.config import PEEK, Settings
+from sightline.configfile import to_settings
+from sightline.errors import InvalidRequest
+
+__all__ = ["Plan", "ingress_settings", "model_options", "of_app", "of_llm_configs", "to_settings"]
+
+INGRESS_ONGOING = 4096
+"""Requests in one replica of the ingress. Its own admission is what refuses."""
+DEPLOYMENT_OPTIONS = frozenset(
+    {
+        "num_replicas", "ray_actor_options", "placement_group_bundles", "placement_group_strategy",
+        "max_replicas_per_node", "max_ongoing_requests", "max_queued_requests", "autoscaling_config",
+        "graceful_shutdown_wait_loop_s", "graceful_shutdown_timeout_s", "health_check_period_s",
+        "health_check_timeout_s", "logging_config", "request_router_config", "max_constructor_retry_count",
+        "rolling_update_percentage", "max_surge_percent",
+    }
+)  # fmt: skip
+"""Of `ray.serve.deployment`, those that are the operator's to choose."""
+_SINGLE_SERVER = {
+    "tls": "Ray's proxies speak plain HTTP: put TLS in front of them",
+    "ui": "start it beside the cluster: sightline ui --url URL",
+    "admin": "each replica of the ingress would need an address of its own",
+    "workers": "say under `ingress` how many replicas answer HTTP: num_replicas",
+}
+_ALONE: Mapping[str, tuple[Any, ...]] = {"ui": (None, False), "workers": (None, 1)}
+"""Values of those that say nothing."""
+_SPARE = 8
+"""Calls beside answers that a replica takes at once: counting is short, and must not wait for an answer to end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    settings: dict[str, Any]
+    """As the file has them: each machine fills in `${NAME}` itself, so that Ray keeps no secrets."""
+    deployments: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By model: Ray's options, as `serve.deployment` takes them."""
+    ingress: dict[str, Any] = field(default_factory=dict)
+
+
+class _AppArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    settings: dict[str, Any] = {}
+    deployments: dict[str, dict[str, Any]] = {}
+    ingress: dict[str, Any] = {}
+
+
+class _LlmArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    llm_configs: list[dict[str, Any]]
+    settings: dict[str, Any] = {}
+    ingress_deployment_config: dict[str, Any] = {}
+
+
+def of_app(args: Mapping[str, Any]) -> Plan:
+    """`args` of `sightline.cluster:app`: `settings` as in sightline.yaml, `deployments` with Ray's options by model,
+    and Ray's options for the `ingress`; with none, the embedded model. Raises `InvalidRequest`."""
+    given = _read(args, _AppArgs)
+    return _checked(Plan(given.settings or {"models": [{"name": PEEK}]}, given.deployments, given.ingress))
+
+
+def of_llm_configs(args: Mapping[str, Any]) -> Plan:
+    """`args` of `sightline.cluster:build_openai_app`: those of `ray.serve.llm:build_openai_app`, and `settings` for
+    what Ray has no field for. Raises `InvalidRequest`."""
+    given = _read(args, _LlmArgs)
+    if not given.llm_configs:
+        raise InvalidRequest("llm_configs is empty: it takes one configuration for each model.", param="llm_configs")
+    if "models" in given.settings:
+        raise InvalidRequest(
+            "The models are named by llm_configs, and settings.models names others. Use sightline.cluster:app for "
+            "models as in sightline.yaml.",
+            param="settings",
+        )
+    models, deployments = [], {}
+    for index, config in enumerate(given.llm_configs):
+        at = f"llm_configs[{index}]"
+        model = to_model(config, at)
+        if model["name"] in deployments:
+            raise InvalidRequest(f"{at}: {model['name']!r} is another model's id already.", param="llm_configs")
+        models.append(model)
+        deployments[model["name"]] = to_deployment(config, at)
+    # Under which names the cluster is reached is for whoever opens Ray's port, as with Ray's own application.
+    settings = {"allowed_hosts": ["*"], **given.settings, "models": models}
+    return _checked(Plan(settings, deployments, given.ingress_deployment_config))
+
+
+def _read(args: Mapping[str, Any], kind: type[Any]) -> Any:
+    try:
+        return msgspec.convert(dict(args), kind)
+    except msgspec.ValidationError as error:
+        known = ", ".join(kind.__struct_fields__)
+        raise InvalidRequest(f"args: {error}. Known: {known}.", param="args") from None
+
+
+def _checked(plan: Plan) -> Plan:
+    for name, why in _SINGLE_SERVER.items():
+        if not any(plan.settings.get(name) is value for value in _ALONE.get(name, (None,))):
+            raise InvalidRequest(f"settings.{name} is for a server of its own, not for a cluster: {why}.", param=name)
+    named = {model["name"] for model in plan.settings.get("models", [{"name": PEEK}])}
+    for name in plan.deployments.keys() - named:
+        raise InvalidRequest(
+            f"deployments.{name}: there is no such model. Models: {', '.join(sorted(named))}.", param="deployments"
+        )
+    for place, options in (*((f"deployments.{n}", o) for n, o in plan.deployments.items()), ("ingress", plan.ingress)):
+        for option in options.keys() - DEPLOYMENT_OPTIONS:
+            raise InvalidRequest(
+                f"{place}.{option}: Ray's deployments have no such option that can be chosen here. Known: "
+                f"{', '.join(sorted(DEPLOYMENT_OPTIONS))}.",
+                param="deployments",
+            )
+    return plan
+
+
+# --- what Ray and the ingress make of it -----------------------------------------------------------------------------
+
+
+def model_options(plan: Plan, settings: Settings, name: str) -> dict[str, Any]:
+    """Options of a model's deployment, our defaults filled in."""
+    model = next(each for each in settings.models if each.name == name)
+    given = dict(plan.deployments.get(name, {}))
+    scaling = given.get("autoscaling_config")
+    if isinstance(scaling, Mapping) and not {"target_ongoing_requests", "policy"} & scaling.keys():
+        given["autoscaling_config"] = {**scaling, "target_ongoing_requests": max(1.0, model.max_concurrent * 0.75)}
+    return {
+        "max_ongoing_requests": model.max_concurrent + _SPARE,
+        "health_check_period_s": 2.0,
+        "health_check_timeout_s": 10.0,
+        "graceful_shutdown_wait_loop_s": 0.5,
+        "graceful_shutdown_timeout_s": max(1.0, settings.drain_s),
+        **given,
+    }
+
+
+def ingress_options(plan: Plan, settings: Settings) -> dict[str, Any]:
+    return {
+        "max_ongoing_requests": INGRESS_ONGOING,
+        "graceful_shutdown_timeout_s": max(1.0, settings.drain_s),
+        "health_check_period_s": 2.0,
+        **plan.ingress,
+    }
+
+
+def ingress_settings(plan: Plan, settings: Settings) -> Settings:
+    """Of a replica of the ingress: it admits as many requests as all replicas of a model run, and asks a model that may
+    have no replica only when somebody wants it."""
+
+    def model(config: Any) -> Any:
+        least, most = _replicas(plan.deployments.get(config.name, {}))
+        return msgspec.structs.replace(
+            config,
+            max_concurrent=config.max_concurrent * max(1, most),
+            max_queue=config.max_queue * max(1, most),
+            load="start" if least else "demand",
+        )
+
+    return msgspec.structs.replace(settings, models=tuple(model(each) for each in settings.models))
+
+
+def _replicas(options: Mapping[str, Any]) -> tuple[int, int]:
+    """Least and most."""
+    scaling = options.get("autoscaling_config")
+    if isinstance(scaling, Mapping):
+        return int(scaling.get("min_replicas", 1)), int(scaling.get("max_replicas", 1))
+    count = options.get("num_replicas") or 1
+    return (1, 100) if count == "auto" else (int(count), int(count))

@@ -1,0 +1,112 @@
+"""A replica of a model, as Ray runs it: hosts any engine, in its child process as ever."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Mapping
+from contextlib import aclosing
+from typing import Any
+
+from sightline.cluster import parcels
+from sightline.cluster.plan import to_settings
+from sightline.engines import Embeds, Engine, Supervised, Transcribes, open_engine
+from sightline.errors import EngineFailed, EngineUnavailable, SightlineError, UnsupportedFeature
+
+log = logging.getLogger(__name__)
+
+
+class EngineReplica:
+    """What Ray calls it with and gets back are parcels. Nothing is raised but while it starts: errors are answers, so
+    that they keep their class, and none of ours is pickled."""
+
+    async def __init__(self, values: Mapping[str, Any], name: str) -> None:  # type: ignore[misc]  # Ray awaits it
+        """Returns when the model `name` of these settings is ready. Raises as `Engine.start`, and then Ray tries again.
+
+        `values` still has `${NAME}` where this machine's environment is to fill in.
+        """
+        self._engine: Engine | None = None
+        self._outstanding: dict[object, int] = {}
+        """Tokens that each request may still cost."""
+        config = next(model for model in to_settings(values).models if model.name == name)
+        engine = open_engine(config)
+        await engine.start()
+        self._engine = engine
+
+    async def check_health(self) -> None:
+        """Ray replaces a replica for which this raises. An engine whose process is started again is well; one that has
+        been given up is not."""
+        engine = self._started()
+        if isinstance(engine, Supervised) and engine.state == "failed":
+            raise EngineUnavailable("The engine is not running, and has been given up.")
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Ray's autoscaling policies are told of this replica."""
+        return {"outstanding_tokens": float(sum(self._outstanding.values()))}
+
+    async def info(self) -> bytes:
+        return parcels.from_info(self._started().info)
+
+    async def count(self, parcel: bytes, *, affinity: str | None) -> bytes:
+        """`affinity`: for whoever chooses the replica."""
+
+        async def count() -> bytes:
+            return parcels.from_counted(await self._started().count_tokens(parcels.to_count(parcel)))
+
+        return await _answer(count())
+
+    async def embed(self, parcel: bytes) -> bytes:
+        async def embed() -> bytes:
+            engine = self._started()
+            if not isinstance(engine, Embeds):
+                raise UnsupportedFeature("The engine gives no embeddings.", param="model")
+            return parcels.from_embeddings(await engine.embed(parcels.to_embedding(parcel)))
+
+        return await _answer(embed())
+
+    async def generate(self, parcel: bytes, *, affinity: str | None, tokens: int) -> AsyncGenerator[bytes, None]:
+        """`tokens`: that it may cost, prompt and answer. Closed or cancelled, it frees the sequence."""
+        this = object()
+        self._outstanding[this] = tokens
+        try:
+            async with aclosing(self._started().generate(parcels.to_request(parcel))) as events:
+                async for event in events:
+                    yield parcels.from_event(event)
+        except Exception as error:
+            yield _to_error(error)
+        finally:
+            del self._outstanding[this]
+
+    async def transcribe(self, parcel: bytes) -> AsyncGenerator[bytes, None]:
+        try:
+            engine = self._started()
+            if not isinstance(engine, Transcribes):
+                raise UnsupportedFeature("The engine does not transcribe.", param="model")
+            async with aclosing(engine.transcribe(parcels.to_transcription(parcel))) as events:
+                async for event in events:
+                    yield parcels.from_event(event)
+        except Exception as error:
+            yield _to_error(error)
+
+    async def __del__(self) -> None:
+        """Ray awaits it when the replica is to end and nothing is under way in it."""
+        if self._engine is not None:
+            await self._engine.close()
+
+    def _started(self) -> Engine:
+        if self._engine is None:
+            raise EngineUnavailable("The engine is still being started.")
+        return self._engine
+
+
+async def _answer(work: Awaitable[bytes]) -> bytes:
+    try:
+        return await work
+    except Exception as error:
+        return _to_error(error)
+
+
+def _to_error(error: Exception) -> bytes:
+    if not isinstance(error, SightlineError):
+        log.error("a bug in the engine", exc_info=error)
+        error = EngineFailed("The engine failed. The log of its replica says why.")
+    return parcels.from_error(error)

@@ -1,0 +1,109 @@
+"""An engine over replicas that are lost: what is asked of another, and what ends."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import pytest
+
+from sightline.cluster import handle_engine, parcels
+from sightline.cluster.handle_engine import HandleEngine, ReplicaLost
+from sightline.engines import EngineInfo
+from sightline.errors import EngineFailed, EngineUnavailable, InvalidRequest
+from sightline.types import EngineRequest, Finish, Message, Text, TextDelta, TokenCount, Usage
+
+pytestmark = pytest.mark.anyio
+
+REQUEST = EngineRequest("r", "m", (Message("user", (Text("hello"),)),))
+WORDS = [TextDelta("a"), TextDelta("b"), Finish("stop", Usage(1, 2))]
+
+
+class Scripted:
+    """Replicas, one for each try: `lost` says after how many answers each of the first is lost."""
+
+    def __init__(self, *lost: int, says: list[Any] = WORDS) -> None:
+        self.lost = list(lost)
+        self.says = says
+        self.tries = 0
+        self.closed = 0
+        self.ended = False
+
+    async def call(self, method: str, *args: Any, **kwargs: Any) -> bytes:
+        self.tries += 1
+        if self.lost:
+            self.lost.pop(0)
+            raise ReplicaLost("gone")
+        return parcels.from_info(EngineInfo("fake", 9)) if method == "info" else parcels.from_counted(TokenCount(3))
+
+    async def stream(self, method: str, *args: Any, **kwargs: Any) -> AsyncGenerator[bytes, None]:
+        self.tries += 1
+        left = self.lost.pop(0) if self.lost else None
+        try:
+            for event in self.says:
+                if left == 0:
+                    raise ReplicaLost("gone")
+                left = None if left is None else left - 1
+                yield parcels.from_error(event) if isinstance(event, Exception) else parcels.from_event(event)
+        finally:
+            self.closed += 1
+
+    def end(self) -> None:
+        self.ended = True
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handle_engine, "backoff_s", lambda retry: 0.0)
+
+
+async def test_what_has_not_begun_is_asked_of_another_replica() -> None:
+    replicas = Scripted(0, 0, 0)
+    assert [event async for event in HandleEngine("m", replicas).generate(REQUEST)] == WORDS
+    assert replicas.tries == replicas.closed == 4
+
+
+async def test_an_answer_that_has_begun_fails_and_is_not_begun_again() -> None:
+    replicas, heard = Scripted(1), []
+    with pytest.raises(EngineFailed, match="ended"):
+        async for event in HandleEngine("m", replicas).generate(REQUEST):
+            heard.append(event)
+    assert heard == WORDS[:1]
+    assert replicas.tries == 1
+
+
+async def test_where_every_replica_is_lost_the_engine_is_unavailable() -> None:
+    replicas = Scripted(*[0] * 100)
+    with pytest.raises(EngineUnavailable):
+        await anext(HandleEngine("m", replicas).generate(REQUEST))
+    assert replicas.tries == 8
+    with pytest.raises(EngineUnavailable):
+        await HandleEngine("m", replicas).count_tokens(REQUEST)
+
+
+async def test_an_error_of_the_request_is_not_tried_again() -> None:
+    replicas = Scripted(says=[InvalidRequest("no", param="top_k")])
+    with pytest.raises(InvalidRequest) as caught:
+        await anext(HandleEngine("m", replicas).generate(REQUEST))
+    assert caught.value.param == "top_k"
+    assert replicas.tries == 1
+
+
+async def test_it_knows_its_model_once_a_replica_was_asked() -> None:
+    engine = HandleEngine("m", Scripted(0))
+    with pytest.raises(EngineUnavailable):
+        _ = engine.info
+    await engine.start()
+    assert engine.info == EngineInfo("fake", 9)
+    assert await engine.count_tokens(REQUEST) == TokenCount(3)
+
+
+async def test_closing_a_stream_closes_the_replicas_and_closing_the_engine_ends_all() -> None:
+    replicas = Scripted()
+    engine = HandleEngine("m", replicas)
+    events = engine.generate(REQUEST)
+    assert await anext(events) == WORDS[0]
+    await events.aclose()
+    assert replicas.closed == 1
+    await engine.close()
+    assert replicas.ended

@@ -1,0 +1,117 @@
+"""What is deployed for sightline.yaml, and for Ray's `LLMConfig`s."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sightline.cluster import plan as plans
+from sightline.errors import InvalidRequest
+
+QWEN: dict[str, Any] = {
+    "model_loading_config": {"model_id": "qwen-vl", "model_source": "Qwen/Qwen2.5-VL-7B-Instruct"},
+    "accelerator_type": "A10G",
+    "deployment_config": {"autoscaling_config": {"min_replicas": 1, "max_replicas": 4, "target_ongoing_requests": 64}},
+    "engine_kwargs": {"max_model_len": 8192, "tensor_parallel_size": 2, "limit_mm_per_prompt": {"image": 3}},
+    "runtime_env": {"env_vars": {"HF_HUB_OFFLINE": "1"}},
+}
+
+
+def llm(**changes: Any) -> plans.Plan:
+    return plans.of_llm_configs({"llm_configs": [{**QWEN, **changes}]})
+
+
+def test_an_llm_config_is_a_model_on_vllm() -> None:
+    plan = llm()
+    (model,) = plans.to_settings(plan.settings).models
+    assert (model.name, model.engine, model.source) == ("qwen-vl", "vllm", "Qwen/Qwen2.5-VL-7B-Instruct")
+    assert model.max_images == 3
+    assert model.options["engine_kwargs"] == QWEN["engine_kwargs"]
+    options = plan.deployments["qwen-vl"]
+    assert options["autoscaling_config"]["target_ongoing_requests"] == 64
+    assert options["ray_actor_options"] == {
+        "num_gpus": 2,
+        "accelerator_type": "A10G",
+        "runtime_env": {"env_vars": {"HF_HUB_OFFLINE": "1"}},
+    }
+
+
+def test_or_on_an_engine_of_ours() -> None:
+    plan = llm(engine="fake", accelerator_type=None, engine_kwargs={"max_model_len": 512, "step_s": 0.1})
+    (model,) = plans.to_settings(plan.settings).models
+    assert model.engine == "fake"
+    assert model.options == {"context_length": 512, "step_s": 0.1}
+    assert "num_gpus" not in plan.deployments["qwen-vl"]["ray_actor_options"]
+
+
+def test_a_model_without_a_source_is_its_id_at_the_hub() -> None:
+    assert llm(model_loading_config={"model_id": "a/b"}).settings["models"][0]["source"] == "a/b"
+
+
+@pytest.mark.parametrize(
+    "placed", [{"bundles": [{"GPU": 1, "CPU": 1}, {"GPU": 1}]}, {"bundle_per_worker": {"GPU": 1, "CPU": 0.5}}]
+)
+def test_a_placement_group_is_one_bundle_on_one_machine(placed: dict[str, Any]) -> None:
+    options = llm(placement_group_config=placed).deployments["qwen-vl"]
+    assert options["placement_group_bundles"] == [{"CPU": 1, "GPU": 2, "accelerator_type:A10G": 0.001}]
+    assert (options["ray_actor_options"]["num_cpus"], options["ray_actor_options"]["num_gpus"]) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"placement_group_config": {"bundles": [{"GPU": 1}], "strategy": "SPREAD"}}, "SPREAD spreads"),
+        ({"llm_engine": "SGLang"}, "SGLang is no engine here"),
+        ({"lora_config": {}}, "lora_config"),
+        ({"model_loading_config": {"model_source": "x"}}, "model_id"),
+        ({"deployment_config": {"num_replica": 2}}, "num_replica: Ray's deployments have no such option"),
+        ({"engine": "fake", "model_loading_config": {"model_id": "m", "tokenizer_source": "t"}}, "only vLLM"),
+    ],
+)
+def test_what_has_no_meaning_is_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidRequest, match=words):
+        llm(**changes)
+
+
+def test_two_models_of_one_id_are_refused() -> None:
+    with pytest.raises(InvalidRequest, match="another model's id"):
+        plans.of_llm_configs({"llm_configs": [QWEN, QWEN]})
+
+
+def test_settings_are_those_of_a_file_and_secrets_stay_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QUEUE_PASSWORD", "s3cret")
+    plan = plans.of_app({"settings": {"jobs": "redis://:${QUEUE_PASSWORD}@h:1/0"}})
+    assert "s3cret" not in str(plan)
+    assert plans.to_settings(plan.settings).jobs == "redis://:s3cret@h:1/0"
+    with pytest.raises(InvalidRequest, match="request_timeout_s"):
+        plans.to_settings({"request_timeout_s": "long"})
+
+
+@pytest.mark.parametrize(("name", "value"), [("ui", True), ("workers", 4), ("tls", {"certificate": "c", "key": "k"})])
+def test_what_is_for_one_server_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(InvalidRequest, match=f"settings.{name} is for a server of its own"):
+        plans.of_app({"settings": {name: value}})
+
+
+def test_options_of_a_model_that_is_not_there_are_refused() -> None:
+    with pytest.raises(InvalidRequest, match=r"deployments.peak: there is no such model. Models: peek"):
+        plans.of_app({"deployments": {"peak": {}}})
+
+
+def test_the_ingress_admits_for_all_replicas_and_wakes_nobody() -> None:
+    plan = plans.of_app(
+        {
+            "settings": {"models": [{"name": "a", "max_concurrent": 4}, {"name": "b", "max_concurrent": 4}]},
+            "deployments": {
+                "a": {"autoscaling_config": {"min_replicas": 0, "max_replicas": 3}},
+                "b": {"num_replicas": 2},
+            },
+        }
+    )
+    settings = plans.to_settings(plan.settings)
+    a, b = plans.ingress_settings(plan, settings).models
+    assert (a.max_concurrent, a.load) == (12, "demand")
+    assert (b.max_concurrent, b.load) == (8, "start")
+    assert plans.model_options(plan, settings, "a")["autoscaling_config"]["target_ongoing_requests"] == 3
+    assert plans.model_options(plan, settings, "b")["max_ongoing_requests"] > 4

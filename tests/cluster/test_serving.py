@@ -1,0 +1,120 @@
+"""A real Ray on this machine: the whole way from HTTP to an engine in a replica's child process, and back."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+
+ray = pytest.importorskip("ray")
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+
+from tests.cluster.real import Cluster  # noqa: E402  # it needs Ray
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with Cluster() as cluster:
+        cluster.deploy(
+            {
+                "settings": {
+                    "models": [
+                        {"name": "fake", "engine": "fake", "max_concurrent": 8, "options": {"step_s": 0.01}},
+                        {
+                            "name": "slow",
+                            "engine": "fake",
+                            "max_concurrent": 1,
+                            "options": {"slots": 1, "step_s": 0.05},
+                        },
+                    ]
+                },
+                "deployments": {
+                    "fake": {"num_replicas": 2, "ray_actor_options": {"num_cpus": 0.1}},
+                    "slow": {"ray_actor_options": {"num_cpus": 0.1}},
+                },
+                "ingress": {"ray_actor_options": {"num_cpus": 0.1}},
+            }
+        )
+        yield cluster
+
+
+def picture(colour: str) -> dict[str, Any]:
+    file = io.BytesIO()
+    Image.new("RGB", (64, 48), colour).save(file, "PNG")
+    url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def chat(*content: Any, model: str = "fake", **more: Any) -> dict[str, Any]:
+    parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in content]
+    return {"model": model, "messages": [{"role": "user", "content": parts}], **more}
+
+
+def test_a_model_in_a_replica_sees_the_picture(cluster: Cluster) -> None:
+    reply = cluster.client.post("/v1/chat/completions", json=chat("hello", picture("red"))).json()
+    assert reply["choices"][0]["message"]["content"] == "I see 1 picture: 64x48 mostly red. You said: hello"
+    assert reply["usage"]["prompt_tokens_details"]["image_tokens"] > 0
+
+
+def test_other_dialects_and_embeddings(cluster: Cluster) -> None:
+    reply = cluster.client.post("/v1/responses", json={"model": "fake", "input": "hello"}).json()
+    assert "You said: hello" in reply["output"][0]["content"][0]["text"]
+    reply = cluster.client.post("/v1/embeddings", json={"model": "fake", "input": ["a", "b"]}).json()
+    assert [len(row["embedding"]) for row in reply["data"]] == [64, 64]
+    assert {model["id"] for model in cluster.client.get("/v1/models").json()["data"]} == {"fake", "slow"}
+
+
+def test_events_come_as_they_are_made(cluster: Cluster) -> None:
+    body = chat("[[fake: say a b c d]][[fake: slow 0.1]]", stream=True)
+    with cluster.client.stream("POST", "/v1/chat/completions", json=body) as reply:
+        chunks = [json.loads(line[6:]) for line in reply.iter_lines() if line.startswith("data: {")]
+        arrived = reply.elapsed if reply.is_closed else None
+    assert "".join(c["choices"][0]["delta"].get("content") or "" for c in chunks) == "a b c d"
+    assert len(chunks) >= 5
+    assert arrived is None or arrived.total_seconds() > 0
+
+
+def test_an_error_of_the_engine_keeps_its_class_on_the_way(cluster: Cluster) -> None:
+    reply = cluster.client.post("/v1/chat/completions", json=chat("word " * 9000))
+    assert reply.status_code == 400
+    assert reply.json()["error"]["code"] == "context_length_exceeded"
+    reply = cluster.client.post("/v1/chat/completions", json=chat("[[fake: error 0]]"))
+    assert reply.status_code == 500
+
+
+def test_an_error_after_the_first_word_is_an_event(cluster: Cluster) -> None:
+    with cluster.client.stream("POST", "/v1/chat/completions", json=chat("[[fake: error 2]]", stream=True)) as reply:
+        lines = [line for line in reply.iter_lines() if line]
+    assert reply.status_code == 200
+    assert "error" in json.loads(lines[-2 if lines[-1] == "data: [DONE]" else -1].removeprefix("data: "))
+
+
+def test_who_leaves_frees_the_slot_in_the_replica(cluster: Cluster) -> None:
+    """The model has one slot: another answer can only be had when the first, which would take minutes, has ended."""
+    with cluster.client.stream(
+        "POST",
+        "/v1/chat/completions",
+        json=chat("[[fake: slow 2]][[fake: say " + "a " * 100 + "]]", model="slow", stream=True),
+    ) as reply:
+        next(line for line in reply.iter_lines() if "content" in line)
+    reply = cluster.client.post("/v1/chat/completions", json=chat("hello", model="slow"), timeout=20)
+    assert reply.status_code == 200
+
+
+def test_both_replicas_work(cluster: Cluster) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        replies = list(pool.map(lambda n: cluster.client.post("/v1/chat/completions", json=chat(f"{n}")), range(48)))
+    assert [r.status_code for r in replies] == [200] * 48
+    assert all(f"You said: {n}" in r.json()["choices"][0]["message"]["content"] for n, r in enumerate(replies))
+
+
+def test_a_request_id_is_told_once(cluster: Cluster) -> None:
+    reply: httpx.Response = cluster.client.get("/v1/models")
+    assert len(reply.headers.get_list("x-request-id")) == 1
