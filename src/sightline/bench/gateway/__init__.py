@@ -11,5 +11,5 @@
     report.py       the table, the goals, JSON, the plot
 
 A gateway has one core to itself; the stub and the clients share another. What counts is the CPU time that a request
-takes of the gateway's processes: other load on the machine hardly changes it, where it changes every rate.
+takes of the gateway's processes: other work on the machine changes it far less than it changes a rate.
 """

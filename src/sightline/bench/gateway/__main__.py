@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import sys
 import tempfile
 from pathlib import Path
 
-from sightline.bench.gateway import load, processes, report
+from sightline.bench.gateway import processes, report
 from sightline.bench.gateway.cases import Case, cases, many_streams
 from sightline.bench.gateway.gateways import SIGHTLINE, STUB, TWO_WORKERS, Gateway, Running, gateways, running
-from sightline.bench.gateway.load import Told
+from sightline.bench.gateway.load import Told, drive
 from sightline.bench.gateway.report import Measured
 
 
@@ -20,7 +21,7 @@ def measure(
 ) -> Measured:
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe(duplex=False)
-    clients = spawn.Process(target=load.drive, args=(case, at.target, warm_s, measured_s, theirs, cores), daemon=True)
+    clients = spawn.Process(target=drive, args=(case, at.target, warm_s, measured_s, theirs, cores), daemon=True)
     clients.start()
     theirs.close()
     try:
@@ -39,7 +40,7 @@ def measure(
 
 
 def main(args: argparse.Namespace) -> None:
-    cores = processes.Cores.found()
+    cores, load = processes.Cores.found(), os.getloadavg()[0]
     rows: list[Measured] = []
 
     def run(gateway: Gateway, at: Running, case: Case, measured_s: float) -> None:
@@ -67,7 +68,7 @@ def main(args: argparse.Namespace) -> None:
                         run(gateway, at, many_streams(), 0.0)
     print(report.to_text(rows))
     if args.out is not None:
-        report.write(rows, args.out)
+        report.write(rows, load, args.out)
 
 
 if __name__ == "__main__":

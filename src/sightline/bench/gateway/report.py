@@ -134,10 +134,11 @@ def to_text(rows: Sequence[Measured]) -> str:
     return "\n" + "\n".join(goal.line() for goal in goals(rows))
 
 
-def write(rows: Sequence[Measured], prefix: Path) -> None:
-    """PREFIX.json, PREFIX.png, and the tables of the page beside them."""
+def write(rows: Sequence[Measured], load: float, prefix: Path) -> None:
+    """PREFIX.json, PREFIX.png, and the tables of the page beside them. `load`: the machine's, before it began."""
     told = {
         "cores": len(os.sched_getaffinity(0)),
+        "load_before": round(load, 2),
         "rows": [asdict(row) for row in rows],
         "goals": [{**asdict(goal), "met": goal.met} for goal in goals(rows)],
     }
@@ -145,10 +146,10 @@ def write(rows: Sequence[Measured], prefix: Path) -> None:
     draw(rows, prefix.with_suffix(".png"))
     if (page := prefix.with_name("gateway.md")).exists():
         before, _, rest = page.read_text().partition(_BEGIN)
-        page.write_text(before + _BEGIN + "\n\n" + to_markdown(rows) + "\n" + _END + rest.partition(_END)[2])
+        page.write_text(before + _BEGIN + "\n\n" + to_markdown(rows, load) + "\n" + _END + rest.partition(_END)[2])
 
 
-def to_markdown(rows: Sequence[Measured]) -> str:
+def to_markdown(rows: Sequence[Measured], load: float) -> str:
     """CPU and rate of each gateway in each case; then what was promised."""
     names = list(dict.fromkeys(row.gateway for row in rows if row.case != STREAMS))
     found = {(row.gateway, row.case): row for row in rows}
@@ -160,12 +161,14 @@ def to_markdown(rows: Sequence[Measured]) -> str:
     for goal in goals(rows):
         told = "" if goal.measured is None else f"{goal.measured:.3g}"
         lines.append(f"| {goal.what} | {goal.promised:g} | {told} | {'met' if goal.met else 'not met'} |")
+    cores = len(os.sched_getaffinity(0))
+    lines += ["", f"{cores} cores; other work on the machine when it began: a load of {load:.1f} (0: none)."]
     return "\n".join(lines) + "\n"
 
 
 def _cell(row: Measured) -> str:
     decoders = f" + {row.decoders_ms:.3g} decoders" if row.decoders_ms > row.cpu_ms / 100 else ""
-    return f"{row.cpu_ms:.3g}{decoders} ({row.per_s:.3g})"
+    return f"{row.cpu_ms:.3g}{decoders} ({row.per_s:,.0f})"
 
 
 def draw(rows: Sequence[Measured], file: Path) -> None:
@@ -187,5 +190,5 @@ def draw(rows: Sequence[Measured], file: Path) -> None:
     axes.margins(x=0.1)
     axes.set_xlabel("CPU time of a request, ms (logarithmic; shorter is better)")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(names))
     figure.savefig(file, dpi=120)

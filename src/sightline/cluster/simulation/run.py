@@ -1,0 +1,114 @@
+"""Discrete events: turns arrive, strides end. What came of them."""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sightline.cluster.simulation.policy import POLICIES, Choice
+from sightline.cluster.simulation.replica import Asked, Pace, Replica
+from sightline.cluster.simulation.traffic import Conversation
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Of the requests that arrived after the caches had become warm."""
+
+    requests: int
+    hit_rate: float
+    """Requests whose picture the replica knew."""
+    computed: float
+    """Tokens of prompts that were computed, of all."""
+    ttft_p50_s: float
+    ttft_p99_s: float
+    imbalance: float
+    """Requests that the busiest replica had at once, in the mean over time, as a multiple of the mean of all."""
+    busy: float
+    """Slots that were taken, of all, in the mean over time; what waits counts too, so that it may exceed 1."""
+    tokens_per_s: float
+
+
+def simulate(
+    conversations: Sequence[Conversation], replicas: int, policy: str, pace: Pace, *, seed: int = 0, warm: float = 1 / 3
+) -> Outcome:
+    """Runs all conversations to their end. `policy`: of `POLICIES`. `warm`: the share of the arrivals of conversations
+    that are not told of."""
+    names = [f"replica-{number}" for number in range(replicas)]
+    cluster = _Cluster(names, pace)
+    choose = POLICIES[policy](names, pace.slots, random.Random(seed))
+    told = list(cluster.run(conversations, choose))
+    begins = [conversation[0].wait_s for conversation in conversations]
+    since, until = float(np.quantile(begins, warm)), max(begins)
+    return _outcome(told, names, pace, since, until)
+
+
+class _Cluster:
+    def __init__(self, names: Sequence[str], pace: Pace) -> None:
+        self._replicas = {name: Replica(pace) for name in names}
+        self._loads = dict.fromkeys(names, 0)
+        self._due: list[tuple[float, int, int | str]] = []
+        """When, in which order of those at once, and what: a conversation goes on, or a replica's stride ends."""
+        self._count = 0
+
+    def run(self, conversations: Sequence[Conversation], choose: Choice) -> Iterator[tuple[str, Asked]]:
+        """Each request with its replica, as it ends."""
+        turns = [iter(conversation) for conversation in conversations]
+        coming = [next(turn) for turn in turns]
+        for number, turn in enumerate(coming):
+            self._at(turn.wait_s, number)
+        while self._due:
+            now, _, what = heapq.heappop(self._due)
+            if isinstance(what, int):
+                name = choose(coming[what], self._loads)
+                self._loads[name] += 1
+                self._watch(name, Asked(coming[what], what, now))
+                continue
+            if self._replicas[what].ends != now:
+                continue  # a request came in between: the stride has become shorter
+            for asked in self._replicas[what].end():
+                self._loads[what] -= 1
+                yield what, asked
+                following = next(turns[asked.conversation], None)
+                if following is not None:
+                    coming[asked.conversation] = following
+                    self._at(now + following.wait_s, asked.conversation)
+            self._at(self._replicas[what].ends, what)
+
+    def _watch(self, name: str, asked: Asked) -> None:
+        replica = self._replicas[name]
+        before = replica.ends
+        replica.ask(asked)
+        if replica.ends != before:
+            self._at(replica.ends, name)
+
+    def _at(self, time: float, what: int | str) -> None:
+        if time < float("inf"):
+            self._count += 1
+            heapq.heappush(self._due, (time, self._count, what))
+
+
+def _outcome(
+    told: Sequence[tuple[str, Asked]], names: Sequence[str], pace: Pace, since: float, until: float
+) -> Outcome:
+    """Of what arrived from `since` to `until`; loads are those in between, whenever what they are of arrived."""
+    asked = [asked for _, asked in told if since <= asked.arrived <= until]
+    waits = np.array([one.first_token - one.arrived for one in asked])
+    load_s = dict.fromkeys(names, 0.0)
+    for name, one in told:
+        load_s[name] += max(0.0, min(one.finished, until) - max(one.arrived, since))
+    mean = sum(load_s.values()) / len(names)
+    finished = [one for _, one in told if since <= one.finished <= until]
+    return Outcome(
+        requests=len(asked),
+        hit_rate=sum(one.seen for one in asked) / len(asked),
+        computed=sum(one.computed_tokens for one in asked) / sum(one.turn.prompt_tokens for one in asked),
+        ttft_p50_s=float(np.quantile(waits, 0.5)),
+        ttft_p99_s=float(np.quantile(waits, 0.99)),
+        imbalance=max(load_s.values()) / mean,
+        busy=mean / pace.slots / (until - since),
+        tokens_per_s=sum(one.turn.answer_tokens for one in finished) / (until - since),
+    )
