@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sightline.cluster.simulation import POLICIES, Pace, Traffic, Turn, draw, simulate
+from sightline.cluster.simulation import __main__ as report
 from sightline.cluster.simulation.policy import Choice
 from sightline.cluster.simulation.replica import Asked, Kept, Replica
 from sightline.cluster.simulation.run import _Cluster
@@ -241,3 +245,32 @@ def test_slots_that_are_all_taken_give_the_tokens_that_they_can() -> None:
 
 def test_an_idle_replica_has_no_end() -> None:
     assert Replica(Pace()).ends == float("inf")
+
+
+# --- the report ------------------------------------------------------------------------------------------------------
+
+
+def test_the_report_writes_its_table_into_its_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "figures.md"
+    page.write_text("before\n<!-- figures: written by it -->\nold\n<!-- end of figures -->\nafter\n")
+    monkeypatch.setattr(report, "SIZES", (2, 3))
+    monkeypatch.setattr(report, "QUICK", 2)
+    monkeypatch.setattr("sys.argv", ["simulation", "--quick", "--out", str(tmp_path / "figures")])
+    report.main()
+    written = page.read_text()
+    assert "old" not in written
+    assert written.startswith("before\n")
+    assert written.endswith("<!-- end of figures -->\nafter\n")
+    rows = json.loads((tmp_path / "figures.json").read_text())["rows"]
+    assert [row["replicas"] for row in rows] == [2] * len(rows)
+    for row in rows:
+        assert f"| {row['policy']} | {row['outcome']['hit_rate']:.1%} |" in written
+    assert (tmp_path / "figures.png").exists() == (find_spec("matplotlib") is not None)
+
+
+def test_the_page_has_the_figures_of_its_file() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    page = (docs / "cluster-simulation.md").read_text()
+    for row in json.loads((docs / "cluster-simulation.json").read_text())["rows"]:
+        told = row["outcome"]
+        assert f"| {row['what']} | {row['policy']} | {told['hit_rate']:.1%} | {told['computed']:.1%} |" in page

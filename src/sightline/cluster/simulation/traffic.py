@@ -10,6 +10,9 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
+TURNS = 2.0
+"""Of a conversation, in the mean."""
+
 
 @dataclass(frozen=True, slots=True)
 class Turn:
@@ -47,7 +50,7 @@ class Traffic:
     zipf: float = 0.8
     """Popularity is rank to the power of minus this. Assumed: requests for pages of the web show 0.64 to 0.83 (Breslau
     and others, "Web Caching and Zipf-like Distributions", 1999); none is published for VisionArena."""
-    turns: float = 2.0
+    turns: float = TURNS
     """Mean, of a geometric distribution. 2.0 in LMSYS-Chat-1M (Zheng and others, 2023, table 1), of the same arena."""
     text_tokens: float = 69.5
     """Mean of a turn's prompt (the same table); exponential."""
