@@ -14,6 +14,7 @@ from sightline.errors import SightlineError
 COMMANDS = {
     "serve": "Serve models over the OpenAI API.",
     "worker": "Do what waits in a queue that several machines share.",
+    "cluster": "Serve models on the machines of a Ray cluster.",
     "check": "Check a configuration file, and show what it would serve.",
     "doctor": "Look for what would keep a server from working here.",
     "top": "Show what a server is doing, live.",

@@ -3,6 +3,7 @@
     application.py   what is deployed: an ingress, and a deployment for each model
     plan.py          models and Ray's options for each, of a file or of Ray's `LLMConfig`s; pure
     llm_config.py    one of Ray's `LLMConfig`s, as a model of ours; pure
+    serve_config.py  the file that `serve run` and `serve deploy` take, and Anyscale's; pure
     ingress.py       a replica of the ingress: the application of `sightline serve`, whose engines are handles
     handle_engine.py an `Engine` that asks the replicas of a deployment, and another replica where one is lost
     replica.py       a replica of a model: any engine, in its child process as ever
