@@ -7,7 +7,6 @@ import base64
 import io
 import json
 import math
-import os
 import subprocess
 import sys
 import threading
@@ -91,7 +90,7 @@ def test_paced_words_come_when_they_are_due(port: int) -> None:
     assert told.errors == 0
     assert min(told.latencies_s) >= 5 * 0.020 - 0.002, "a head, four words, an end"
     assert min(told.gaps_s) >= 0.015
-    assert max(told.firsts_s) < min(told.latencies_s)
+    assert all(first < whole for first, whole in zip(told.firsts_s, told.latencies_s, strict=True))
 
 
 def test_the_stubs_answers_are_openais() -> None:
@@ -104,15 +103,15 @@ def test_the_stubs_answers_are_openais() -> None:
 
 
 def test_cpu_is_that_of_the_process_and_all_below_it() -> None:
-    busy = "import time; began = time.process_time()\nwhile time.process_time() - began < 0.3: pass\ninput()"
+    busy = "import time; began = time.process_time()\nwhile time.process_time() - began < 0.1: pass\ninput()"
     command = [sys.executable, "-c", f"import subprocess, sys; subprocess.run([sys.executable, '-c', {busy!r}])"]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
         deadline = time.monotonic() + 10
-        while processes.spent(process.pid).own < 0.3 and time.monotonic() < deadline:
-            os.sched_yield()
+        while processes.spent(process.pid).own < 0.1 and time.monotonic() < deadline:
+            time.sleep(0.02)
         spent = processes.spent(process.pid)
         process.communicate(b"\n")
-    assert spent.own >= 0.3
+    assert spent.own >= 0.1
     assert spent.decoders == 0
 
 
