@@ -419,8 +419,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     max_queue: Annotated[int, msgspec.Meta(ge=0)] = 256
     """Requests that may wait; more are refused with 503 and a Retry-After."""
     max_wait_s: Annotated[float, msgspec.Meta(gt=0)] = 60.0
-    """Who would wait longer than this for a slot is refused at once, as far as the queue and the measured rate can tell.
-    The shorter, the sooner those who are taken have their first token, however many come; batches wait regardless."""
+    """Who would wait longer than this for a slot is refused at once, as far as queue and measured rate can tell. The
+    shorter, the sooner those who are taken have their first token, however many come; batches wait regardless."""
     start_timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 120.0
     limit_mm_per_prompt: Mapping[str, int] = {}
     """`{"image": 4}`: at most four pictures in a request, on whichever engine."""
