@@ -30,7 +30,8 @@ class Cluster:
 
     def __enter__(self) -> Self:
         ray.init(address=self._cluster.address, log_to_driver=False, logging_level="ERROR")
-        serve.start(http_options={"host": "127.0.0.1", "port": self.port})
+        # One proxy, on the node that is not killed: who is connected to a proxy that is gone must connect again.
+        serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": self.port})
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -49,6 +50,11 @@ class Cluster:
         return application.status == "RUNNING" and all(
             deployment.status == "HEALTHY" for deployment in application.deployments.values()
         )
+
+    def replicas(self, deployment: str) -> int:
+        """That run."""
+        found = serve.status().applications[NAME].deployments[deployment].replica_states
+        return int(found.get("RUNNING", 0))
 
     def kill_node(self, index: int) -> None:
         """All its processes, at once."""

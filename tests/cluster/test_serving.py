@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -27,6 +28,7 @@ def cluster() -> Iterator[Cluster]:
                 "settings": {
                     "models": [
                         {"name": "fake", "engine": "fake", "max_concurrent": 8, "options": {"step_s": 0.01}},
+                        {"name": "sleepy", "engine": "fake", "options": {"step_s": 0.01}},
                         {
                             "name": "slow",
                             "engine": "fake",
@@ -37,6 +39,18 @@ def cluster() -> Iterator[Cluster]:
                 },
                 "deployments": {
                     "fake": {"num_replicas": 2, "ray_actor_options": {"num_cpus": 0.1}},
+                    "sleepy": {
+                        "autoscaling_config": {
+                            "min_replicas": 0,
+                            "max_replicas": 2,
+                            "downscale_delay_s": 1.0,
+                            "downscale_to_zero_delay_s": 1.0,
+                            "upscale_delay_s": 0.5,
+                            "metrics_interval_s": 0.5,
+                            "look_back_period_s": 1.0,
+                        },
+                        "ray_actor_options": {"num_cpus": 0.1},
+                    },
                     "slow": {"ray_actor_options": {"num_cpus": 0.1}},
                 },
                 "ingress": {"ray_actor_options": {"num_cpus": 0.1}},
@@ -68,7 +82,11 @@ def test_other_dialects_and_embeddings(cluster: Cluster) -> None:
     assert "You said: hello" in reply["output"][0]["content"][0]["text"]
     reply = cluster.client.post("/v1/embeddings", json={"model": "fake", "input": ["a", "b"]}).json()
     assert [len(row["embedding"]) for row in reply["data"]] == [64, 64]
-    assert {model["id"] for model in cluster.client.get("/v1/models").json()["data"]} == {"fake", "slow"}
+    assert {model["id"] for model in cluster.client.get("/v1/models").json()["data"]} == {
+        "fake",
+        "sleepy",
+        "slow",
+    }
 
 
 def test_events_come_as_they_are_made(cluster: Cluster) -> None:
@@ -113,6 +131,29 @@ def test_both_replicas_work(cluster: Cluster) -> None:
         replies = list(pool.map(lambda n: cluster.client.post("/v1/chat/completions", json=chat(f"{n}")), range(48)))
     assert [r.status_code for r in replies] == [200] * 48
     assert all(f"You said: {n}" in r.json()["choices"][0]["message"]["content"] for n, r in enumerate(replies))
+
+
+def test_a_picture_goes_where_it_was_seen(cluster: Cluster) -> None:
+    colours = [f"#{n:02x}40{255 - n:02x}" for n in range(0, 240, 20)]
+    for cached in (False, True):
+        replies = [
+            cluster.client.post("/v1/chat/completions", json=chat(f"{cached}", picture(colour))).json()
+            for colour in colours
+        ]
+        assert [reply["sightline"]["images"][0]["cached"] for reply in replies] == [cached] * len(colours)
+
+
+def test_a_model_that_nobody_asks_has_no_replica_and_is_woken(cluster: Cluster) -> None:
+    assert cluster.replicas("model:sleepy") == 0
+    reply = cluster.client.post("/v1/chat/completions", json=chat("hello", model="sleepy"))
+    assert reply.json()["choices"][0]["message"]["content"].endswith("You said: hello")
+    assert cluster.replicas("model:sleepy") == 1
+    deadline = time.monotonic() + 60
+    while cluster.replicas("model:sleepy"):
+        assert time.monotonic() < deadline, "it is not put to sleep"
+        time.sleep(0.2)
+    reply = cluster.client.post("/v1/chat/completions", json=chat("again", model="sleepy"))
+    assert reply.status_code == 200
 
 
 def test_a_request_id_is_told_once(cluster: Cluster) -> None:

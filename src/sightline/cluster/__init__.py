@@ -8,12 +8,14 @@
     handle_engine.py an `Engine` that asks the replicas of a deployment, and another replica where one is lost
     replica.py       a replica of a model: any engine, in its child process as ever
     affinity.py      which replica is asked: the one that has seen the picture, unless it is hot; pure
+    router.py        the same, as Ray asks for it
     simulation/      what that is worth, with 10 to 1,000 replicas
+    scaling.py       how many replicas the work that waits needs
     parcels.py       requests and answers as bytes: the frames of `engines/worker`
 
 One request: the ingress admits it, looks at its pictures and counts, with the same `Service` as on one machine; its
 engine is a handle, which chooses a replica; events come back one by one. Nothing of ours is pickled between processes:
-Ray carries bytes. Only `application.py` and `ingress.py` import Ray, so that the rest is tested without.
+Ray carries bytes. Only `application.py`, `ingress.py` and `router.py` import Ray, so that the rest is tested without.
 """
 
 from __future__ import annotations

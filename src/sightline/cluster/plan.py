@@ -35,6 +35,8 @@ _SINGLE_SERVER = {
 }
 _ALONE: Mapping[str, tuple[Any, ...]] = {"ui": (None, False), "workers": (None, 1)}
 """Values of those that say nothing."""
+_POLICY = "sightline.cluster.scaling:by_outstanding_tokens"
+_ROUTER = "sightline.cluster.router:PictureRouter"
 _SPARE = 8
 """Calls beside answers that a replica takes at once: counting is short, and must not wait for an answer to end."""
 
@@ -128,8 +130,12 @@ def model_options(plan: Plan, settings: Settings, name: str) -> dict[str, Any]:
     given = dict(plan.deployments.get(name, {}))
     scaling = given.get("autoscaling_config")
     if isinstance(scaling, Mapping) and not {"target_ongoing_requests", "policy"} & scaling.keys():
-        given["autoscaling_config"] = {**scaling, "target_ongoing_requests": max(1.0, model.max_concurrent * 0.75)}
+        given["autoscaling_config"] = {**scaling, "policy": {"policy_function": _POLICY}}
     return {
+        "request_router_config": {
+            "request_router_class": _ROUTER,
+            "request_router_kwargs": {"slots": model.max_concurrent},
+        },
         "max_ongoing_requests": model.max_concurrent + _SPARE,
         "health_check_period_s": 2.0,
         "health_check_timeout_s": 10.0,

@@ -1,0 +1,32 @@
+"""How many replicas the work that waits needs. Decided by tokens, because one request may be a hundred of another."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+TOKENS_PER_REPLICA = 4096
+
+
+def replicas_for(outstanding: float, queued: float, current: int, *, tokens_per_replica: int) -> int:
+    """`outstanding`: tokens that requests in replicas may still cost; `queued`: requests that no replica has taken, of
+    which nothing is known but that each is like the others. One where anything waits, none where nothing does."""
+    if outstanding <= 0 and queued <= 0:
+        return 0
+    waiting = queued * tokens_per_replica / max(1, current)
+    return max(1, math.ceil((outstanding + waiting) / tokens_per_replica))
+
+
+def by_outstanding_tokens(context: Any) -> tuple[int, Mapping[str, Any]]:
+    """A policy of Ray Serve's autoscaler, which gives an `AutoscalingContext`: a number of replicas, and state that it
+    keeps for us."""
+    told = context.aggregated_metrics.get("outstanding_tokens", {})
+    wanted = replicas_for(
+        sum(told.values()),
+        context.total_queued_requests or 0,
+        context.current_num_replicas,
+        tokens_per_replica=TOKENS_PER_REPLICA,
+    )
+    least, most = context.capacity_adjusted_min_replicas, context.capacity_adjusted_max_replicas
+    return min(max(wanted, least), most), {}
