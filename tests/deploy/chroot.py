@@ -34,6 +34,10 @@ PICTURES = ROOT / "examples" / "pictures"
 MIB = 1024 * 1024
 _DATA = "var/lib/sightline"
 _CARRIED = ("/etc/resolv.conf", "/etc/hosts")
+_APT = """DPkg::Post-Invoke { "rm -f /var/cache/apt/archives/*.deb /var/cache/apt/*.bin || true"; };
+Dir::Cache::pkgcache ""; Dir::Cache::srcpkgcache "";
+"""
+"""As Debian's images have it: apt keeps nothing."""
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """Of Python's images."""
 
@@ -50,6 +54,10 @@ def make_base(image: str, base: Path, mirror: str) -> None:
     version, _, suite = image.partition(":")[2].split("-")
     packages = "--include=python3,python3-venv,ca-certificates"
     run("debootstrap", "--variant=minbase", packages, suite, base, mirror, stdout=subprocess.DEVNULL)
+    (base / "etc/apt/apt.conf.d/docker-clean").write_text(_APT)
+    for left in ("var/cache/apt", "var/lib/apt/lists"):
+        shutil.rmtree(base / left)
+        (base / left).mkdir()
     for name in ("python", "python3"):
         (base / "usr/local/bin" / name).symlink_to("/usr/bin/python3")
     told = run("chroot", base, "python", "--version", capture_output=True).stdout
@@ -257,7 +265,7 @@ def try_out(root: Path, data: Path, final: Stage) -> Iterator[bool]:
     command = final.last("CMD").words
     box = Container(root, data, final)
     said = box.start(*command).communicate(timeout=120)[0]
-    yield held("without a key it does not start", box.process is not None and box.process.returncode == 1, said.strip())
+    yield held("without a key it does not start", "no key protects it" in said, said.strip())
     made = Container(root, data, final)
     told = made.start("keys", "create", "first", "--admin").communicate(timeout=120)[0]
     key = next((word for word in told.split() if word.startswith("sl-")), "")
