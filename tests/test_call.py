@@ -19,8 +19,9 @@ from sightline.errors import (
     SightlineError,
     UnsupportedFeature,
 )
+from sightline.items import Call, Called
 from sightline.metrics import REGISTRY
-from sightline.service import Call, Called, Service
+from sightline.service import Service
 from sightline.types import ChatRequest, EngineRequest, Event, TokenCount
 
 pytestmark = pytest.mark.anyio

@@ -13,9 +13,10 @@ from sightline.config import ModelConfig, Settings
 from sightline.draining import Draining
 from sightline.engines.fake import FakeEngine
 from sightline.errors import EngineUnavailable, Overloaded
+from sightline.items import ChoiceEvent
 from sightline.jobs import Item, Lease
 from sightline.routing import BACKGROUND
-from sightline.service import ChoiceEvent, Service
+from sightline.service import Service
 from sightline.types import ChatRequest, ImageRef, Message, Text, TextDelta
 from tests.api.standin import Call, ScriptedService, app_of, chat, post
 

@@ -33,9 +33,10 @@ from sightline.errors import (
     UnsupportedFeature,
 )
 from sightline.images.budget import CellBudget
+from sightline.items import ChoiceEvent, Item, Prepared
 from sightline.metrics import REGISTRY
 from sightline.routing import Breaker
-from sightline.service import ChoiceEvent, Item, Prepared, Service
+from sightline.service import Service
 from sightline.types import (
     ChatRequest,
     EngineRequest,

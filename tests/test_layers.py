@@ -22,6 +22,8 @@ LAYERS = [
         "engine_request",
         "understanding",
         "attempts",
+        "items",
+        "choices",
         "speech",
         "service",
         "jobs",

@@ -32,7 +32,8 @@ from sightline.errors import (
 from sightline.images.budget import CellBudget
 from sightline.images.decoder import DecoderPool
 from sightline.images.fetch import Fetcher
-from sightline.service import ChoiceEvent, Item, Prepared, ServedImage, Service
+from sightline.items import ChoiceEvent, Item, Prepared, ServedImage
+from sightline.service import Service
 from sightline.types import (
     ChatRequest,
     EngineRequest,

@@ -9,6 +9,7 @@ its labels costs more than counting.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -37,6 +38,8 @@ from sightline.types import Event, Finish
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second time series beside each, which nobody reads
 REGISTRY = CollectorRegistry(auto_describe=True)
 
+_LAG_SAMPLE_S = 0.05
+"""How often the event loop's lateness is measured."""
 _LATENCY = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _STEP = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28)
 _BYTES = tuple(4.0**k * 1024 for k in range(8))
@@ -309,3 +312,18 @@ def outcome(error: BaseException | None) -> str:
             return "bug"
         case _:
             return "cancelled"
+
+
+def watch_event_loop() -> asyncio.Task[None]:
+    """Has it measured, until it is cancelled."""
+    loop = asyncio.get_running_loop()
+    EVENT_LOOP_TASKS.set_function(lambda: len(asyncio.all_tasks(loop)))
+    return loop.create_task(_measure_lag())
+
+
+async def _measure_lag() -> None:
+    """What every client would feel if something blocked the loop."""
+    while True:
+        asleep = time.perf_counter()
+        await asyncio.sleep(_LAG_SAMPLE_S)
+        EVENT_LOOP_LAG_SECONDS.observe(max(0.0, time.perf_counter() - asleep - _LAG_SAMPLE_S))

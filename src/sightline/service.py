@@ -15,34 +15,32 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
-from typing import Generic, TypeVar
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager, nullcontext
+from dataclasses import replace
+from typing import TypeVar
 
 from sightline import metrics, tracing
 from sightline.access import permit as permits
 from sightline.access.permit import Spending
-from sightline.admission import Ticket
 from sightline.attempts import Way, before_retry, in_turn
 from sightline.audio.decoder import AudioDecoder
+from sightline.choices import End, Run, Stream, run_choices
 from sightline.config import ModelConfig, Settings
 from sightline.draining import Draining
 from sightline.engine_request import (
-    likeness,
     refuse_work,
     to_engine_request,
 )
-from sightline.engines import Embeds, Engine, EngineInfo, Work, open_engine
+from sightline.engines import Embeds, Engine, EngineInfo, open_engine
 from sightline.errors import (
-    DeadlineExceeded,
     EngineError,
-    EngineFailed,
     Forbidden,
     InvalidRequest,
     ModelNotFound,
 )
 from sightline.images.intake import Intake, ReadKept
+from sightline.items import Call, Called, Item, Prepared, ServedImage, to_served
 from sightline.models import ModelStatus, ServedModel
 from sightline.routing import BACKGROUND, Deadline, Pass, Quarantine
 from sightline.speech import SpeechItem, written_down
@@ -51,9 +49,6 @@ from sightline.types import (
     ChatRequest,
     EmbeddingRequest,
     Embeddings,
-    EngineRequest,
-    Event,
-    Finish,
     Samples,
     SpeechRequest,
     TokenCount,
@@ -62,10 +57,6 @@ from sightline.understanding import Understanding, Understood
 
 log = logging.getLogger(__name__)
 
-_LAG_SAMPLE_S = 0.05
-"""How often the event loop's lateness is measured."""
-_LAST_MOMENT_S = 0.2
-"""Of a request's time, in which an engine that knows of it may give up a little earlier than we do."""
 _CHARACTERS_PER_TOKEN = 4
 _BUFFERED_EVENTS = 64
 """Events that may wait for a slow reader before its engine stream is no longer pulled."""
@@ -73,71 +64,7 @@ _LAST_WORDS_S = 1.0
 """Of the time to drain, for telling those whose answers it cuts short."""
 
 
-@dataclass(frozen=True, slots=True)
-class ServedImage:
-    """What became of a picture: the client is told (wire contract, section 13)."""
-
-    width: int
-    height: int
-    served_width: int
-    served_height: int
-    tokens: int
-    digest: str
-    num_bytes: int = 0
-    """Of the file."""
-    scaled_to_fit: bool = False
-    """Smaller than its budget would have had it, because the context had no room for more."""
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """First item of every stream: the pictures are understood and the engine has begun."""
-
-    engine: str
-    path: tuple[str, ...]
-    """Replicas tried, last the one that answers: `peek@0`."""
-    images: tuple[ServedImage, ...]
-    token_count: TokenCount
-    fetch_s: float = 0.0
-    decode_s: float = 0.0
-    queue_s: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class ChoiceEvent:
-    """An engine's event, and which of the request's `n` choices it belongs to."""
-
-    index: int
-    event: Event
-
-
-Item = Prepared | ChoiceEvent
-
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Call(Generic[T]):
-    """Work of an engine that ends in one value and is no answer in events: texts to embed, speech to write down."""
-
-    request_id: str
-    model: str
-    work: Work
-    """Engines that do not do it are not asked."""
-    run: Callable[[Engine], Awaitable[T]]
-    """Raises what an engine's `generate` may raise. Without effects: it may be run once more."""
-    priority: int = 0
-    begun: Callable[[], bool] = lambda: False
-    """Whether the client has been told something of it: then nothing is tried again."""
-
-
-@dataclass(frozen=True, slots=True)
-class Called(Generic[T]):
-    value: T
-    engine: str
-    path: tuple[str, ...]
-    """As `Prepared.path`."""
-    queue_s: float = 0.0
 
 
 class Service:
@@ -174,7 +101,7 @@ class Service:
 
         A model that fails to load does not stop the others: its requests get `EngineUnavailable`.
         """
-        self._lag = watch_event_loop()
+        self._lag = metrics.watch_event_loop()
         await self._intake.start()
         for model in self._models.values():
             model.start()
@@ -251,7 +178,7 @@ class Service:
             model = self._model(request.model)
             async with model.used() as info:
                 understood = await self._understanding.of(request, model, info)
-        return understood.token_count, _to_served(understood)
+        return understood.token_count, to_served(understood)
 
     async def generate(self, request: ChatRequest, *, timeout_s: float | None = None) -> AsyncGenerator[Item, None]:
         """`timeout_s`: within how many seconds from now; never more than the server's own deadline, which is also that
@@ -266,10 +193,10 @@ class Service:
         The work runs in a task of its own, because a consumer may pull from one task and close from another, which a
         deadline scope inside a generator does not survive.
         """
-        items: asyncio.Queue[Item | _End] = asyncio.Queue(_BUFFERED_EVENTS)
+        items: asyncio.Queue[Item | End] = asyncio.Queue(_BUFFERED_EVENTS)
         work = asyncio.create_task(self._work(request, timeout_s, items))
         try:
-            while not isinstance(item := await items.get(), _End):
+            while not isinstance(item := await items.get(), End):
                 yield item
             if item.error is not None:
                 raise item.error
@@ -331,21 +258,21 @@ class Service:
         ours = self._settings.request_timeout_s
         return Deadline(ours if timeout_s is None else min(timeout_s, ours))
 
-    async def _work(self, request: ChatRequest, timeout_s: float | None, items: asyncio.Queue[Item | _End]) -> None:
+    async def _work(self, request: ChatRequest, timeout_s: float | None, items: asyncio.Queue[Item | End]) -> None:
         error: BaseException | None = None
         try:
             is_durable = request.priority <= BACKGROUND
             under_way = nullcontext() if is_durable else self.draining.under_way()
             with tracing.chat(request), self._observed(request.model), under_way:
                 async with self._deadline(timeout_s) as deadline:
-                    stream = _Stream(request, deadline, items)
+                    stream = Stream(request, deadline, items)
                     line = self._line(request.model)
                     await in_turn(line, stream, lambda model: self._admit_and_run(request, model, stream))
         except BaseException as caught:
             error = caught
         if isinstance(error, asyncio.CancelledError):
             raise error
-        await items.put(_End(error))
+        await items.put(End(error))
 
     @contextmanager
     def _observed(self, model: str) -> Iterator[None]:
@@ -363,7 +290,7 @@ class Service:
             metrics.REQUESTS.labels(label, metrics.outcome(error)).inc()
             metrics.REQUEST_SECONDS.labels(label).observe(time.perf_counter() - started)
 
-    async def _admit_and_run(self, request: ChatRequest, model: ServedModel, stream: _Stream) -> None:
+    async def _admit_and_run(self, request: ChatRequest, model: ServedModel, stream: Stream) -> None:
         admitted = time.perf_counter()
         with model.ask() as allowed:
             async with (
@@ -389,16 +316,16 @@ class Service:
                 stream.prepared = Prepared(
                     engine=info.engine,
                     path=(),
-                    images=_to_served(understood),
+                    images=to_served(understood),
                     token_count=understood.token_count,
                     fetch_s=sum(r.fetch_s for r in resolved),
                     decode_s=sum(r.decode_s + r.resize_s for r in resolved),
                     queue_s=queue_s,
                 )
-                run = _Run(model, ticket, allowed, stream, understood.token_count, admitted, spent)
+                run = Run(model, ticket, allowed, stream, understood.token_count, admitted, spent)
                 try:
                     with tracing.span("generate"):
-                        await _together([self._run_choice(run, choice, i) for i, choice in enumerate(choices)])
+                        await run_choices(run, choices)
                     self._quarantine.clear(image.digest for image in images)
                 finally:
                     for process in run.dead:
@@ -427,48 +354,6 @@ class Service:
                         allowed.succeeded()
                         return Called(value, info.engine, tuple(way.path), queue_s)
         raise AssertionError("it returns or raises")
-
-    async def _run_choice(self, run: _Run, request: EngineRequest, index: int) -> None:
-        """Runs one choice; once more if the engine broke before the client was told anything, the budget permitting."""
-        model, stream = run.model, run.stream
-        for retry in itertools.count():
-            begun = False
-            held: list[Event] = []
-            """Of a whole answer, until it is one."""
-            try:
-                async with aclosing(
-                    metrics.observe(
-                        model.engine.generate(replace(request, timeout_s=stream.deadline.left_s())),
-                        model.name,
-                        started=run.started,
-                    )
-                ) as events:
-                    async for event in events:
-                        if not begun:
-                            begun = True
-                            run.allowed.succeeded()
-                            tracing.first_event()
-                        if isinstance(event, Finish):
-                            tracing.finished(event, model.name)
-                            _verify_count(event, run.token_count, model.name)
-                            run.ticket.answered(event.usage.completion_tokens)
-                        if stream.whole:
-                            held.append(event)
-                        else:
-                            await run.tell(index, event)
-                for event in held:
-                    await run.tell(index, event)
-                return
-            except EngineError as error:
-                if error.died is not None:
-                    run.dead.add(error.died)
-                await before_retry(error, retry, model, run.allowed, stream, begun=begun and not stream.whole)
-            except DeadlineExceeded:
-                if begun or stream.deadline.left_s() < _LAST_MOMENT_S:
-                    raise
-                # A limit of the engine's own, which is not the request's: another model has time for it.
-                run.allowed.failed(stream.alike)
-                raise EngineFailed(f"The model {model.name!r} took longer than it is given.") from None
 
     async def _understood(
         self, request: ChatRequest, model: ServedModel, info: EngineInfo, allowed: Pass, way: Way
@@ -503,72 +388,6 @@ class Service:
             ) from None
 
 
-class _Stream(Way):
-    """Puts events in line for the consumer, `Prepared` before the first."""
-
-    def __init__(self, request: ChatRequest, deadline: Deadline, items: asyncio.Queue[Item | _End]) -> None:
-        super().__init__(request.request_id, deadline, likeness(request))
-        self.prepared: Prepared | None = None
-        self.whole = request.whole
-        self._items = items
-
-    async def put(self, index: int, event: Event) -> None:
-        if not self.begun:
-            self.begun = True
-            assert self.prepared is not None
-            await self._items.put(replace(self.prepared, path=tuple(self.path)))
-        await self._items.put(ChoiceEvent(index, event))
-
-
-@dataclass(slots=True)
-class _Run:
-    """A request's choices on one engine."""
-
-    model: ServedModel
-    ticket: Ticket
-    allowed: Pass
-    stream: _Stream
-    token_count: TokenCount
-    started: float
-    spent: Spending
-    dead: set[int] = field(default_factory=set)
-    """Processes of the engine that ended under it, by their ids."""
-
-    async def tell(self, index: int, event: Event) -> None:
-        self.spent.see(index, event)
-        await self.stream.put(index, event)
-
-
-@dataclass(frozen=True, slots=True)
-class _End:
-    error: BaseException | None
-
-
-async def _together(choices: Sequence[Coroutine[object, object, None]]) -> None:
-    """The first that fails ends the others. One alone, as most requests have, needs no task of its own."""
-    if len(choices) == 1:
-        await choices[0]
-        return
-    async with asyncio.TaskGroup() as group:
-        for choice in choices:
-            group.create_task(choice)
-
-
-def watch_event_loop() -> asyncio.Task[None]:
-    """Has it measured, until it is cancelled."""
-    loop = asyncio.get_running_loop()
-    metrics.EVENT_LOOP_TASKS.set_function(lambda: len(asyncio.all_tasks(loop)))
-    return loop.create_task(_measure_lag())
-
-
-async def _measure_lag() -> None:
-    """What every client would feel if something blocked the loop."""
-    while True:
-        asleep = time.perf_counter()
-        await asyncio.sleep(_LAG_SAMPLE_S)
-        metrics.EVENT_LOOP_LAG_SECONDS.observe(max(0.0, time.perf_counter() - asleep - _LAG_SAMPLE_S))
-
-
 def _opener(config: ModelConfig, engine: Engine | None) -> Callable[[], Engine]:
     return (lambda: open_engine(config)) if engine is None else (lambda: engine)
 
@@ -589,29 +408,3 @@ def _spending(request: ChatRequest, understood: Understood) -> AbstractAsyncCont
 def _estimate(inputs: Sequence[str | tuple[int, ...]]) -> int:
     """Tokens of texts that nobody has counted yet, about."""
     return sum(len(value) if isinstance(value, tuple) else 1 + len(value) // _CHARACTERS_PER_TOKEN for value in inputs)
-
-
-def _to_served(understood: Understood) -> tuple[ServedImage, ...]:
-    return tuple(
-        ServedImage(
-            width=r.image.width,
-            height=r.image.height,
-            served_width=r.image.served_width,
-            served_height=r.image.served_height,
-            tokens=tokens,
-            digest=r.image.digest,
-            num_bytes=r.image.num_bytes,
-            scaled_to_fit=r.scaled_to_fit,
-        )
-        for r, tokens in zip(understood.resolved, understood.token_count.image_tokens, strict=True)
-    )
-
-
-def _verify_count(finish: Finish, planned: TokenCount, model: str) -> None:
-    """What a client was told of its pictures must be what the engine made of them."""
-    if planned.exact and finish.usage.image_tokens != planned.image_tokens:
-        metrics.IMAGE_TOKEN_MISMATCHES.labels(model).inc()
-        log.error(
-            "model %s: pictures of %s tokens by its budget were %s to its engine; one of them has a bug",
-            model, planned.image_tokens, finish.usage.image_tokens,
-        )  # fmt: skip

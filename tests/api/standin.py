@@ -15,8 +15,9 @@ from sightline.config import HttpLimits, ModelConfig, Settings
 from sightline.draining import Draining
 from sightline.engines import EngineInfo
 from sightline.images.budget import CellBudget
+from sightline.items import ChoiceEvent, Item, Prepared, ServedImage
 from sightline.models import ModelStatus
-from sightline.service import ChoiceEvent, Item, Prepared, ServedImage, Service
+from sightline.service import Service
 from sightline.types import ChatRequest, Delta, Finish, TextDelta, Timing, TokenCount, Usage
 
 DIGEST = "sha256:" + "ab" * 32

@@ -16,8 +16,9 @@ from sightline import metrics
 from sightline.api.app import PUBLIC, Edge, create_app
 from sightline.config import ModelConfig, Settings
 from sightline.errors import ModelNotFound
+from sightline.items import Item
 from sightline.models import ModelStatus
-from sightline.service import Item, Service
+from sightline.service import Service
 from sightline.types import ChatRequest
 from tests.api.standin import FINISH, INFO, JSON_HEADERS, PREPARED, Call, ScriptedService, app_of, chat, get, post, say
 

@@ -12,7 +12,7 @@ from sightline.api.app import create_app
 from sightline.api.bodies import Bodies, hold
 from sightline.config import HttpLimits, ModelConfig, Settings
 from sightline.errors import Overloaded
-from sightline.service import Item
+from sightline.items import Item
 from sightline.types import ChatRequest
 from tests.api.standin import JSON_HEADERS, PREPARED, Call, ScriptedService, chat, post
 

@@ -11,7 +11,7 @@ import pytest
 from sightline.api.chat_reply import Chunks, Head, to_completion, to_input_tokens
 from sightline.api.collected import to_collected
 from sightline.api.wire import encode
-from sightline.service import ChoiceEvent, Item
+from sightline.items import ChoiceEvent, Item
 from sightline.types import (
     Delta,
     Finish,

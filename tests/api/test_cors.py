@@ -24,7 +24,8 @@ from sightline.cli.serve import add_arguments, to_settings
 from sightline.config import CorsPolicy, ModelConfig, Settings
 from sightline.configfile import check
 from sightline.errors import EngineFailed, InvalidRequest
-from sightline.service import ChoiceEvent, Item, Service
+from sightline.items import ChoiceEvent, Item
+from sightline.service import Service
 from sightline.types import ChatRequest, TextDelta
 from tests.api.serving import serving
 from tests.api.standin import PREPARED, ScriptedService, chat, get, post

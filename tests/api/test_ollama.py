@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from sightline import errors as e
 from sightline.api.ollama_embed import to_reply
 from sightline.api.ollama_schema import EmbedReply
+from sightline.items import ChoiceEvent
 from sightline.models import ModelStatus
-from sightline.service import ChoiceEvent
 from sightline.types import (
     Embeddings,
     Finish,

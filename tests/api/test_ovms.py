@@ -15,8 +15,9 @@ from sightline.api.ovms import ALIASES, to_version_status
 from sightline.config import ModelConfig, Settings
 from sightline.engines import EngineState, open_engine
 from sightline.errors import EngineFailed
+from sightline.items import ChoiceEvent, Item
 from sightline.models import ModelStatus, ServedModel
-from sightline.service import ChoiceEvent, Item, Service
+from sightline.service import Service
 from sightline.types import ChatRequest, TextDelta
 from tests.api.serving import serving
 from tests.api.standin import INFO, PREPARED, ScriptedService, app_of, chat, get, post

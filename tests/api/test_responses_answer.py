@@ -13,7 +13,7 @@ from openai.types.responses import ResponseStreamEvent
 from pydantic import BaseModel, TypeAdapter
 
 from sightline.errors import EngineFailed, ImageTooLarge, RateLimited
-from sightline.service import ChoiceEvent, Item
+from sightline.items import ChoiceEvent, Item
 from sightline.types import (
     ChatRequest,
     Delta,

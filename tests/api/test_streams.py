@@ -12,7 +12,7 @@ import pytest
 
 from sightline.api import sse
 from sightline.errors import EngineFailed, Overloaded
-from sightline.service import ChoiceEvent, Item
+from sightline.items import ChoiceEvent, Item
 from sightline.types import ChatRequest, TextDelta
 from tests.api.standin import FINISH, JSON_HEADERS, PREPARED, Call, ScriptedService, app_of, chat, post, say
 from tests.reliability.client import DIALECTS, Dialect

@@ -47,7 +47,8 @@ from sightline.frontends.forward import Forwarded
 from sightline.frontends.lent import FarMeter
 from sightline.frontends.link import Link
 from sightline.frontends.service import FrontService
-from sightline.service import ChoiceEvent, Prepared, Service
+from sightline.items import ChoiceEvent, Prepared
+from sightline.service import Service
 from sightline.speech import Listening
 from sightline.types import (
     AudioRef,

@@ -8,7 +8,8 @@ from collections import defaultdict
 import pytest
 
 from sightline.config import Settings
-from sightline.service import ChoiceEvent, Service
+from sightline.items import ChoiceEvent
+from sightline.service import Service
 from sightline.types import ChatRequest, ImageRef, Message, SamplingParams, Text, TextDelta
 from tests.images.gallery import forms, psnr_db
 from tests.images.samples import decoded

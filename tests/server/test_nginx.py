@@ -17,7 +17,7 @@ import httpx
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from sightline.service import ChoiceEvent, Item
+from sightline.items import ChoiceEvent, Item
 from sightline.types import ChatRequest, TextDelta
 from tests.api.serving import serving
 from tests.api.standin import FINISH, PREPARED, ScriptedService, app_of, chat

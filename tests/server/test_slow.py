@@ -18,9 +18,9 @@ import httpx
 import pytest
 
 from sightline import metrics
+from sightline.items import ChoiceEvent, Item
 from sightline.server import protocol
 from sightline.server.tls import Certificate
-from sightline.service import ChoiceEvent, Item
 from sightline.types import ChatRequest, TextDelta
 from tests.api.serving import serving
 from tests.api.standin import PREPARED, ScriptedService, app_of, chat

@@ -13,8 +13,8 @@ from starlette.types import Message, Receive, Scope
 
 from sightline import metrics, tracing
 from sightline.api import caller, errors
+from sightline.items import ChoiceEvent, Item, Prepared
 from sightline.logs import Facts, to_trace
-from sightline.service import ChoiceEvent, Item, Prepared
 from sightline.types import Finish
 
 log = logging.getLogger("sightline.access")

@@ -32,7 +32,7 @@ from sightline.api.errors import to_error
 from sightline.api.extension import to_extension
 from sightline.api.sse import DONE, to_event
 from sightline.api.wire import encode
-from sightline.service import ChoiceEvent, Item, Prepared, ServedImage
+from sightline.items import ChoiceEvent, Item, Prepared, ServedImage
 from sightline.types import (
     Finish,
     ReasoningDelta,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sightline.service import Item, Prepared
+from sightline.items import Item, Prepared
 from sightline.types import (
     Delta,
     Finish,

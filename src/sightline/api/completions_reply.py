@@ -16,7 +16,7 @@ from sightline.api.completions_schema import Completion, CompletionChoice, Compl
 from sightline.api.errors import to_error
 from sightline.api.extension import Extension, to_extension
 from sightline.api.sse import DONE, to_event
-from sightline.service import ChoiceEvent, Item, Prepared
+from sightline.items import ChoiceEvent, Item, Prepared
 from sightline.types import Finish, ReasoningDelta, RefusalDelta, TextDelta, TokenLogprob, ToolCallDelta, Usage
 
 

@@ -26,7 +26,8 @@ from sightline.api.sse import EVENTS, EventStream, Framer, Framing, first_event
 from sightline.api.wire import read_json
 from sightline.config import HttpLimits
 from sightline.errors import InvalidRequest
-from sightline.service import Called, ChoiceEvent, Item, Prepared, ServedImage, Service
+from sightline.items import Called, ChoiceEvent, Item, Prepared, ServedImage
+from sightline.service import Service
 from sightline.types import ChatRequest, EmbeddingRequest, Embeddings, TokenCount
 
 TIMEOUT = "x-request-timeout"

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from sightline.api.collected import to_usage
-from sightline.service import Prepared
+from sightline.items import Prepared
 from sightline.types import Finish
 
 

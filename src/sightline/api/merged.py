@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from itertools import accumulate
 
-from sightline.service import ChoiceEvent, Item, Prepared
+from sightline.items import ChoiceEvent, Item, Prepared
 
 _WAITING = 64
 """Items that may wait for a slow reader."""

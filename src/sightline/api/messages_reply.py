@@ -39,7 +39,7 @@ from sightline.api.messages_schema import (
 )
 from sightline.api.sse import Framing, to_named_event
 from sightline.api.wire import json_response
-from sightline.service import ChoiceEvent, Item
+from sightline.items import ChoiceEvent, Item
 from sightline.types import Finish, ReasoningDelta, RefusalDelta, TextDelta, ToolCallDelta, Usage
 
 INVALID_JSON = "INVALID_JSON"

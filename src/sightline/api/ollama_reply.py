@@ -26,7 +26,7 @@ from sightline.api.ollama_schema import (
 from sightline.api.sse import Framing
 from sightline.api.wire import encode, json_response
 from sightline.errors import EngineFailed
-from sightline.service import ChoiceEvent, Item, Prepared
+from sightline.items import ChoiceEvent, Item, Prepared
 from sightline.types import (
     Finish,
     ReasoningDelta,

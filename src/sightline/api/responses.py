@@ -56,8 +56,9 @@ from sightline.api.sse import EventStream
 from sightline.api.wire import json_response
 from sightline.config import Settings
 from sightline.errors import InvalidRequest, ModelNotFound, ObjectNotFound
-from sightline.service import Item as ServiceItem
-from sightline.service import Prepared, ServedImage, Service
+from sightline.items import Item as ServiceItem
+from sightline.items import Prepared, ServedImage
+from sightline.service import Service
 from sightline.types import ChatRequest, TokenCount
 
 PATH = "/v1/responses"

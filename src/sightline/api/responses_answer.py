@@ -50,7 +50,7 @@ from sightline.api.responses_objects import (
 )
 from sightline.api.sse import DONE, to_named_event
 from sightline.errors import RateLimited, RequestError, SightlineError
-from sightline.service import ChoiceEvent, Item, Prepared
+from sightline.items import ChoiceEvent, Item, Prepared
 from sightline.types import (
     Event,
     Finish,

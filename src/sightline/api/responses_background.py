@@ -15,7 +15,7 @@ from sightline.api.responses_answer import Answer, to_frame
 from sightline.api.responses_objects import WireEvent
 from sightline.api.responses_store import ResponseStore, StoredResponse, with_response
 from sightline.api.sse import DONE
-from sightline.service import Item
+from sightline.items import Item
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,8 @@ from sightline.client import ApiError, AsyncClient, ClientError, ConnectionFaile
 from sightline.client.pictures import Picture, to_url
 from sightline.config import ModelConfig, Settings
 from sightline.errors import SightlineError
-from sightline.service import ChoiceEvent, Service
+from sightline.items import ChoiceEvent
+from sightline.service import Service
 from sightline.types import (
     ChatRequest,
     Finish,

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 from contextlib import aclosing
 from pathlib import Path
 from uuid import uuid4
 
 from sightline import logs
 from sightline.batch.tasks import SUFFIXES
-from sightline.cli.models import add_model_arguments, to_model_config
+from sightline.cli.models import add_model_arguments, add_sampling_arguments, to_model_config
 from sightline.config import ModelConfig, Settings
 from sightline.errors import InvalidRequest
-from sightline.service import ChoiceEvent, Service
+from sightline.items import ChoiceEvent
+from sightline.service import Service
 from sightline.types import ChatRequest, ImageRef, Message, SamplingParams, Text, TextDelta
 
 
@@ -22,9 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "pictures", nargs="*", metavar="PICTURE", help="picture files, in the order the model sees them"
     )
     parser.add_argument("question")
-    parser.add_argument("--max-tokens", type=int, default=None, help="longest answer (default: what the context holds)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 (default): always the likeliest answer")
-    parser.add_argument("--seed", type=int, default=None)
+    add_sampling_arguments(parser)
     add_model_arguments(parser)
 
 
@@ -44,10 +44,18 @@ def to_chat_request(model: str, pictures: list[str], question: str, sampling: Sa
             'it: sightline ask PICTURE "What is this?"',
             param="question",
         )
-    content: tuple[Text | ImageRef, ...] = (*map(_picture, pictures), Text(question))
+    content: tuple[Text | ImageRef, ...] = (*map(_picture, pictures), Text(_in_utf8(question)))
     return ChatRequest(
         request_id=f"ask-{uuid4().hex}", model=model, messages=(Message("user", content),), sampling=sampling
     )
+
+
+def _in_utf8(argument: str) -> str:
+    """Arguments are bytes, which Python reads by the locale; a terminal of today writes UTF-8, whatever LANG says."""
+    try:
+        return os.fsencode(argument).decode("utf-8")
+    except UnicodeError:
+        raise InvalidRequest("The question is not text in UTF-8.", param="question") from None
 
 
 def _picture(name: str) -> ImageRef:

@@ -10,7 +10,8 @@ from sightline.config import ModelConfig, Settings
 from sightline.drift.questions import Question
 from sightline.engines import EngineInfo
 from sightline.errors import EngineUnavailable, SightlineError
-from sightline.service import ChoiceEvent, Prepared, Service
+from sightline.items import ChoiceEvent, Prepared
+from sightline.service import Service
 from sightline.types import Finish, TextDelta, TokenLogprob
 
 

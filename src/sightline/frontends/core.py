@@ -36,7 +36,8 @@ from sightline.frontends.totals import Totals, to_families
 from sightline.images.budget import VisionBudget
 from sightline.images.intake import Elsewhere, ResolvedImage
 from sightline.images.plan import Room
-from sightline.service import Item, Service
+from sightline.items import Item
+from sightline.service import Service
 from sightline.speech import SpeechItem
 from sightline.types import Image
 

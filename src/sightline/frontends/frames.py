@@ -28,8 +28,8 @@ from sightline.engines.worker.frames import Embedded as Vectors
 from sightline.frontends.requests import WireChat, WireSpeech
 from sightline.images.budget import VisionBudget
 from sightline.images.plan import Room
+from sightline.items import Called, ChoiceEvent, Item, Prepared, ServedImage
 from sightline.models import ModelStatus
-from sightline.service import Called, ChoiceEvent, Item, Prepared, ServedImage
 from sightline.speech import Listening, SpeechItem
 from sightline.types import (
     EmbeddingRequest,

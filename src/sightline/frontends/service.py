@@ -32,9 +32,10 @@ from sightline.frontends import frames, requests
 from sightline.frontends.link import Carrier
 from sightline.frontends.totals import to_families
 from sightline.images.intake import Intake, ReadKept, ResolvedImage
+from sightline.items import Called, ChoiceEvent, Item, ServedImage
+from sightline.metrics import watch_event_loop
 from sightline.models import ModelStatus
 from sightline.routing import BACKGROUND
-from sightline.service import Called, ChoiceEvent, Item, ServedImage, watch_event_loop
 from sightline.speech import SpeechItem
 from sightline.types import ChatRequest, EmbeddingRequest, Embeddings, SpeechRequest, TokenCount
 
