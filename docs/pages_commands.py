@@ -13,7 +13,7 @@ HEAD = """\
 Every command and what it takes; `sightline COMMAND --help` tells the same. This page is made from the code by
 `python docs/generate.py`. Flags go before variables (`SIGHTLINE_HOST`, `SIGHTLINE_PORT` ...), and variables before the
 [configuration file](configuration.md), which can say more than flags. The exit status is 0 where all went well, 1 where it did not (the
-reason is on stderr), 2 for wrong usage, 130 after Ctrl-C.
+reason is on stderr), 2 for wrong usage, 130 after Ctrl-C, 141 when nobody reads what it prints.
 """
 
 

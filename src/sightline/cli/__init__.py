@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import io
+import os
+import select
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -44,12 +49,42 @@ def to_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command. Exit status: 0 done, 1 it failed (the reason on stderr), 2 wrong usage, 130 interrupted."""
+    """Runs a command. Exit status: 0 done, 1 it failed (the reason on stderr), 2 wrong usage, 130 interrupted, 141
+    nobody reads what it prints."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a character is told its number
     args = to_parser().parse_args(argv)
     try:
-        return int(args.run(args))
+        status = int(args.run(args))
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return status
     except SightlineError as error:
         print(f"sightline: {error.message}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        if not _is_unread():
+            raise
+        _give_up_output()
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _give_up_output()
+        print(f"sightline: What it writes cannot be kept: {error.strerror}.", file=sys.stderr)
+        return 1
+
+
+def _is_unread() -> bool:
+    """Whether it is our own output that nobody reads any more: `| head` has seen enough."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in output.poll(0))
+
+
+def _give_up_output() -> None:
+    """What is left of it goes nowhere, so that the interpreter's end does not fail by it once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -15,7 +15,7 @@ from sightline.batch import Batch
 from sightline.batch.results import Results
 from sightline.batch.tasks import count_tasks, read_tasks
 from sightline.cli import batch_status
-from sightline.cli.models import add_model_arguments, to_model_config
+from sightline.cli.models import add_model_arguments, add_sampling_arguments, to_model_config, whole
 from sightline.cli.progress import Progress
 from sightline.client import ClientError
 from sightline.config import Settings, environment
@@ -39,14 +39,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     command.add_argument("--out", type=Path, required=True, metavar="FILE", help="answers: .jsonl, .csv or .parquet")
     command.add_argument("--recursive", action="store_true", help="folders with the folders in them")
     command.add_argument("--restart", action="store_true", help="begin anew, replacing what is there")
-    command.add_argument("--limit", type=int, metavar="N", help="only the first N inputs")
+    command.add_argument("--limit", type=whole(1, 2**31 - 1), metavar="N", help="only the first N inputs")
     command.add_argument("--system", help="a system text before every question")
-    command.add_argument("--max-tokens", type=int, help="longest answer (default: what the context holds)")
-    command.add_argument("--temperature", type=float, default=0.0, help="0 (default): always the likeliest answer")
-    command.add_argument("--seed", type=int)
+    add_sampling_arguments(command)
     command.add_argument("--schema", type=Path, metavar="FILE", help="a JSON schema that every answer is to follow")
-    command.add_argument("--concurrency", type=int, metavar="N", help="at once (default: what keeps the engine busy)")
-    command.add_argument("--retries", type=int, default=3, metavar="N", help="of a failure that may pass (default: 3)")
+    command.add_argument(
+        "--concurrency", type=whole(1, 4096), metavar="N", help="at once (default: what keeps the engine busy)"
+    )
+    command.add_argument(
+        "--retries", type=whole(0, 1000), default=3, metavar="N", help="of a failure that may pass (default: 3)"
+    )
     command.add_argument(
         "--url",
         default=environment("URL"),

@@ -35,6 +35,8 @@ _LITTLE_MEMORY = 1024 * MIB
 _SHOWN = ("openvino", "numpy", "pillow", "msgspec", "starlette", "uvicorn", "tokenizers")
 """Packages whose versions somebody who helps wants to know."""
 _TINY_MODEL = """
+import sys
+sys.modules["openvino_telemetry"] = None
 import numpy, openvino
 from openvino import opset13 as op
 given = op.parameter([1, 3, 8, 8], numpy.float32)

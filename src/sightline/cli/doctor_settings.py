@@ -42,12 +42,12 @@ _ANSWER_S = 3.0
 
 def settings_checks(file: Path | None) -> Sequence[Check]:
     """Of a file with problems, only these are told: nothing that could be said of the rest would be of use."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(exit_on_error=False)
     serve.add_arguments(parser)
     arguments = ["--open-to-anyone", *([] if file is None else ["--config", str(file)])]
     try:
         settings = serve.with_data_dir(serve.to_settings(parser.parse_args(arguments)))
-    except SightlineError as error:
+    except (SightlineError, argparse.ArgumentError) as error:  # the latter: what a variable says
         wrong = error.message
         return (Check("configuration", lambda: _wrong(file, wrong)),)
     checks = [

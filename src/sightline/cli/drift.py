@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sightline import logs
-from sightline.cli.models import to_options
+from sightline.cli.models import to_options, whole
 from sightline.config import PEEK, ModelConfig
 from sightline.drift.answers import Told, ask
 from sightline.drift.compare import MEANING, Agreement, compare_all
@@ -49,7 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a question a line, each asked of every picture (default: three general ones, or those drawn)",
     )
     parser.add_argument("--count", type=int, default=200, metavar="N", help="how many are drawn (default 200)")
-    parser.add_argument("--max-tokens", type=int, default=32, metavar="N", help="longest answer (default 32)")
+    parser.add_argument(
+        "--max-tokens", type=whole(1, 2**31 - 1), default=32, metavar="N", help="longest answer (default 32)"
+    )
     parser.add_argument(
         "--tolerance",
         type=float,

@@ -28,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     try:
         given = yaml.safe_load(args.file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise InvalidRequest(f"Cannot read {args.file}: {error.strerror}.") from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise InvalidRequest(f"Cannot read {args.file} as YAML ({type(error).__name__}).") from None
     made, notes = to_sightline(given)
     try:

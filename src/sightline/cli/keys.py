@@ -18,6 +18,7 @@ from sightline.access.keyfile import KeyFile, today
 from sightline.access.keys import Key, new_id, new_secret, to_digest, to_key
 from sightline.access.limits import Used
 from sightline.cli.check import to_table
+from sightline.cli.models import PORT
 from sightline.cli.serve import with_data_dir
 from sightline.config import AccessPolicy, KeyConfig, KeyLimits, Settings, environment
 from sightline.configfile import load
@@ -62,7 +63,7 @@ def _add_place(action: argparse.ArgumentParser) -> None:
     place.add_argument(
         "--data-dir", default=environment("DATA_DIR"), metavar="DIR", help="as `serve --data-dir` has it"
     )
-    place.add_argument("--port", type=int, metavar="N", help="of a server without any of these (default: 8000)")
+    place.add_argument("--port", type=PORT, metavar="N", help="of a server without any of these (default: 8000)")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -50,6 +50,52 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help='most pictures in a request to this model; also as JSON: {"image": 4}',
     )
     add_picture_size_arguments(parser, "", "to this model")
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """Reads a number of a flag that must lie within these bounds."""
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"takes a whole number, not {text!r}") from None
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"takes a number from {low} to {high}, not {value}")
+        return value
+
+    return read
+
+
+PORT = whole(0, 65_535)
+
+
+def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    """Within the bounds that the API has, too."""
+    parser.add_argument(
+        "--max-tokens",
+        type=whole(1, 2**31 - 1),
+        metavar="N",
+        help="longest answer (default: what the context holds)",
+    )
+    parser.add_argument(
+        "--temperature",
+        type=_temperature,
+        default=0.0,
+        metavar="T",
+        help="0 (default): always the likeliest answer; up to 2",
+    )
+    parser.add_argument("--seed", type=whole(-(2**63), 2**63 - 1), metavar="N", help="draws the same answer again")
+
+
+def _temperature(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"takes a number, not {text!r}") from None
+    if not 0 <= value <= 2:  # nan is not
+        raise argparse.ArgumentTypeError(f"takes a number from 0 to 2, not {text}")
+    return value
 
 
 def add_picture_size_arguments(parser: argparse.ArgumentParser, prefix: str, whose: str) -> None:

@@ -17,6 +17,7 @@ from sightline import logs, tracing
 from sightline.access.gate import Gate, keys_path
 from sightline.api.app import create_admin_app, create_app
 from sightline.cli.models import (
+    PORT,
     add_model_arguments,
     add_picture_size_arguments,
     to_model_config,
@@ -47,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument("file", nargs="?", type=Path, metavar="FILE", help="a configuration file: sightline.yaml")
     where.add_argument("-c", "--config", type=Path, metavar="FILE", help="the same")
     parser.add_argument("--host", default=environment("HOST"), help="address to listen on (default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=environment("PORT"), help="0: any free one (default: 8000)")
+    parser.add_argument("--port", type=PORT, default=environment("PORT"), help="0: any free one (default: 8000)")
     parser.add_argument(
         "--workers",
         type=int,
