@@ -7,6 +7,7 @@ knows only this protocol.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -50,6 +51,9 @@ __all__ = [
     "target_of",
 ]
 
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+"""Not to be imported: `import openvino` would send an event to a service on the internet, with an id that it leaves in
+the user's home. Without the package openvino takes a stub of its own."""
 
 Work = Literal["messages", "completions", "embeddings", "transcription"]
 """Answering messages, going on with plain text (`EngineRequest.prompt`), texts to vectors (`Embeds`), speech to text"""
