@@ -4,6 +4,7 @@
 #   make test            lint, types, every fast test
 #   make test-engines    engines against their references (installs torch into .venv-reference)   (ALL=1: vllm, easydel and litellm too, 9 GB)
 #   make test-clients    other people's clients: LiteLLM, LangChain, OpenAI's JavaScript SDK (npm)
+#   make test-cluster    several machines of a real Ray, on this one; replicas, a machine and the ingress are killed (6 minutes)
 #   make reliability-jobs    batches killed again and again; what is synced; how long people wait beside a batch
 #   make reliability     drain, clients that leave, overload, dying engines, a soak, hostile bodies   ONLY=4,6 SOAK_MINUTES=20
 #   make fuzz-images     10,000 damaged pictures through the decoders, then a server   MUTATIONS=10000
@@ -26,6 +27,7 @@ LITELLM := .venv-litellm
 VLLM := .venv-vllm
 EASYDEL := .venv-easydel
 CLIENTS := .venv-clients
+CLUSTER := .venv-cluster
 TRAIN := .venv-train
 GATEWAY := .venv-gateway
 WHEEL := .venv-wheel
@@ -39,7 +41,7 @@ FUZZ_MINUTES ?= 10
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 LOCKED := requirements/dev.txt
 
-.PHONY: demo test test-engines test-clients reliability reliability-jobs fuzz-images chaos bench-images train-peek check-training package train-whisper eval-peek bench-health bench-gateway lint lock clean
+.PHONY: demo test test-engines test-clients test-cluster reliability reliability-jobs fuzz-images chaos bench-images train-peek check-training package train-whisper eval-peek bench-health bench-gateway lint lock clean
 
 $(VENV)/.installed: pyproject.toml $(LOCKED)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Sightline needs Python 3.11 or newer; name one with PYTHON=python3.12"; exit 1; }
@@ -97,6 +99,16 @@ reliability: $(VENV)/.installed
 fuzz-images: $(VENV)/.installed
 	$(BIN)/python -m tests.images.damage --mutations $(MUTATIONS)
 	$(BIN)/python -m tests.images.damage --mutations $(MUTATIONS) --server
+
+$(CLUSTER)/.installed: tests/cluster/requirements.txt pyproject.toml $(LOCKED)
+	$(PYTHON) -m venv $(CLUSTER)
+	$(CLUSTER)/bin/python $(PIP_INSTALL) -r $(LOCKED)
+	$(CLUSTER)/bin/python $(PIP_INSTALL) -r tests/cluster/requirements.txt
+	$(CLUSTER)/bin/python $(PIP_INSTALL) --no-deps --editable .
+	@touch $@
+
+test-cluster: $(CLUSTER)/.installed
+	$(CLUSTER)/bin/python -m pytest -p no:warnings tests/cluster -m cluster -rs
 
 chaos: $(VENV)/.installed
 	$(BIN)/python -m tests.chaos_report --requests $(REQUESTS) --json runs/chaos.json $(CHAOS)
@@ -157,4 +169,4 @@ lock: $(VENV)/.installed
 	$(BIN)/python -m piptools compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --extra dev --all-build-deps --output-file requirements/dev.txt pyproject.toml
 
 clean:
-	rm -rf $(VENV) $(CLIENTS) $(REFERENCE) $(LITELLM) $(VLLM) $(EASYDEL) $(TRAIN) $(WHEEL) build dist
+	rm -rf $(VENV) $(CLIENTS) $(CLUSTER) $(REFERENCE) $(LITELLM) $(VLLM) $(EASYDEL) $(TRAIN) $(WHEEL) build dist
