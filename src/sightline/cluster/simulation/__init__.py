@@ -4,6 +4,7 @@
     replica.py    one replica: the fake engine's steps, and what its caches keep
     policy.py     who is asked: at random, the least loaded, or as `cluster/affinity.py` decides
     run.py        discrete events; what came of them
+    measured.py   the same as measured on engines or clusters; a program
     __main__.py   the table, the plot and the page in the docs
 
 A replica's steps are those of `engines/fake`, and a test runs both on the same requests: they end at the same moments.

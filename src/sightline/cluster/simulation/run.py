@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import random
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -37,13 +38,19 @@ def simulate(
 ) -> Outcome:
     """Runs all conversations to their end. `policy`: of `POLICIES`. `warm`: the share of the arrivals of conversations
     that are not told of."""
-    names = [f"replica-{number}" for number in range(replicas)]
-    cluster = _Cluster(names, pace)
-    choose = POLICIES[policy](names, pace.slots, random.Random(seed))
-    told = list(cluster.run(conversations, choose))
+    told = trace(conversations, replicas, policy, pace, seed=seed)
     begins = [conversation[0].wait_s for conversation in conversations]
     since, until = float(np.quantile(begins, warm)), max(begins)
-    return _outcome(told, names, pace, since, until)
+    return _outcome(told, replicas, pace, since, until)
+
+
+def trace(
+    conversations: Sequence[Conversation], replicas: int, policy: str, pace: Pace, *, seed: int = 0
+) -> list[tuple[str, Asked]]:
+    """Every request with the replica that answered it, in the order in which they ended."""
+    names = [f"replica-{number}" for number in range(replicas)]
+    choose = POLICIES[policy](names, pace.slots, random.Random(seed))
+    return list(_Cluster(names, pace).run(conversations, choose))
 
 
 class _Cluster:
@@ -91,16 +98,14 @@ class _Cluster:
             heapq.heappush(self._due, (time, self._count, what))
 
 
-def _outcome(
-    told: Sequence[tuple[str, Asked]], names: Sequence[str], pace: Pace, since: float, until: float
-) -> Outcome:
+def _outcome(told: Sequence[tuple[str, Asked]], replicas: int, pace: Pace, since: float, until: float) -> Outcome:
     """Of what arrived from `since` to `until`; loads are those in between, whenever what they are of arrived."""
     asked = [asked for _, asked in told if since <= asked.arrived <= until]
     waits = np.array([one.first_token - one.arrived for one in asked])
-    load_s = dict.fromkeys(names, 0.0)
+    load_s: defaultdict[str, float] = defaultdict(float)
     for name, one in told:
         load_s[name] += max(0.0, min(one.finished, until) - max(one.arrived, since))
-    mean = sum(load_s.values()) / len(names)
+    mean = sum(load_s.values()) / replicas
     finished = [one for _, one in told if since <= one.finished <= until]
     return Outcome(
         requests=len(asked),
