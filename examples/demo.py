@@ -104,7 +104,10 @@ def main() -> int:
         wrong = 0
         for question in QUESTIONS:
             print()
-            print("\n".join(side_by_side([to_blocks(Image.open(PICTURES / p)) for p in question.pictures])))
+            if sys.stdout.isatty():
+                print("\n".join(side_by_side([to_blocks(Image.open(PICTURES / p)) for p in question.pictures])))
+            else:
+                print(f"  {', '.join(question.pictures)}")
             print(f"  {question.text}  ", end="", flush=True)
             answer = ask(client, question)
             if answer.strip().rstrip(".").lower() != question.answer:

@@ -68,6 +68,20 @@ def test_a_question_that_is_no_text() -> None:
     assert (done.returncode, done.stderr) == (1, b"sightline: The question is not text in UTF-8.\n")
 
 
+def test_ctrl_c_while_its_code_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sightline.cli.import_module", interrupted)
+    assert main(["ask", "?"]) == 130
+
+
+def test_a_command_reads_no_other_commands_code() -> None:
+    seen = "import sys, sightline.cli as c; c.to_parser(only='check'); print('sightline.cli.drift' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", seen], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "False\n"
+
+
 @pytest.mark.parametrize(
     "argv",
     [

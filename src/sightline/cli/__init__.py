@@ -35,13 +35,16 @@ COMMANDS = {
 }
 
 
-def to_parser() -> argparse.ArgumentParser:
-    """Of the whole command line; the commands' own are its subparsers."""
+def to_parser(only: str | None = None) -> argparse.ArgumentParser:
+    """Of the whole command line; the commands' own are its subparsers. `only`: the one command whose arguments are
+    wanted, so that the code of all others need not be read."""
     parser = argparse.ArgumentParser(prog="sightline", description="Serve vision-language models.")
     parser.add_argument("--version", action="version", version=f"sightline {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, summary in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=summary)
+        if only is not None and name != only:
+            continue
         module = import_module(f"sightline.cli.{name}_" if iskeyword(name) else f"sightline.cli.{name}")
         module.add_arguments(command)
         command.set_defaults(run=module.run)
@@ -54,8 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
             stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a character is told its number
-    args = to_parser().parse_args(argv)
+    given = sys.argv[1:] if argv is None else argv
     try:
+        args = to_parser(only=given[0] if given else "").parse_args(given)
         status = int(args.run(args))
         if sys.stdout is not None:
             sys.stdout.flush()
