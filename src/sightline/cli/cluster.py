@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -23,13 +26,17 @@ from sightline.cluster.serve_config import (
     to_replicas,
     to_serve_config,
 )
-from sightline.config import is_loopback
+from sightline.config import is_loopback, state_dir, variable
 from sightline.engines import engine_names
 from sightline.errors import EngineUnavailable, InvalidRequest
 
 _DASHBOARD = "http://127.0.0.1:8265"
 _START_S = 600.0
-_STARTED_HEAD = "A Ray of one machine was started here. `sightline cluster down --ray` stops it too."
+_STARTED = "Ray runtime started"
+"""Of Ray's own log, when its machine is part of it: its dashboard answers sooner."""
+_RAY_START_S = 120.0
+_RAY_STOP_S = 40.0
+"""Ray drains its machine for up to 30 s first."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,8 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     up = actions.add_parser("up", help="run such a file; starts Ray on this machine if there is none")
     up.add_argument("file", type=Path, metavar="FILE", help="what `sightline cluster config` wrote")
     status = actions.add_parser("status", help="show what runs")
-    down = actions.add_parser("down", help="end it")
-    down.add_argument("--ray", action="store_true", help="and Ray itself on this machine")
+    down = actions.add_parser("down", help="end it, and the Ray that `up` started")
     for action in (up, status, down):
         action.add_argument("--address", default=None, metavar="URL", help=f"Ray's dashboard (default: {_DASHBOARD})")
 
@@ -118,13 +124,16 @@ def _ask(args: argparse.Namespace) -> Answers:
 
 def _up(args: argparse.Namespace) -> int:
     config = _read(args.file)
-    address = args.address or os.environ.get("RAY_DASHBOARD_ADDRESS") or _DASHBOARD
+    address = args.address or _DASHBOARD
     if not _is_there(address):
-        if args.address is not None:
+        if not is_loopback(urlsplit(address).hostname or ""):
             raise EngineUnavailable(f"No Ray answers at {address}.")
-        _start_ray()
+        _start_ray(address)
     client = _client(address)
-    client.deploy_applications(config)
+    try:
+        client.deploy_applications(config)
+    except RuntimeError as error:
+        raise InvalidRequest(f"Ray does not take {args.file}: {str(error)[-1000:]}") from None
     told = ""
     deadline = time.monotonic() + _START_S
     while time.monotonic() < deadline:
@@ -158,8 +167,7 @@ def _status(args: argparse.Namespace) -> int:
 def _down(args: argparse.Namespace) -> int:
     _client(args.address or _DASHBOARD).delete_applications()
     print("Nothing runs any more.")
-    if args.ray:
-        _ray("stop")
+    _stop_ray()
     return 0
 
 
@@ -200,22 +208,49 @@ def _is_there(address: str) -> bool:
 def _require_ray() -> None:
     if find_spec("ray") is None:
         raise InvalidRequest("This needs Ray: pip install 'ray[serve]>=2.60'.")
+    os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray's library reads it when it is imported
 
 
-def _start_ray() -> None:
-    """Of one machine, its dashboard on loopback and with a token."""
+def _start_ray(address: str) -> None:
+    """Of one machine, with a token; its dashboard at `address`, on loopback. Returns when that answers."""
     print("Ray is started on this machine ...", flush=True)
-    token = Path.home() / ".ray" / "auth_token"
-    if "RAY_AUTH_TOKEN" not in os.environ and "RAY_AUTH_TOKEN_PATH" not in os.environ and not token.exists():
-        _ray("get-auth-token", "--generate")
-    _ray("start", "--head", "--dashboard-host=127.0.0.1", "--disable-usage-stats")
-    print(_STARTED_HEAD, flush=True)
-
-
-def _ray(*arguments: str) -> None:
-    """Ray's command line, of the Python that runs this. Raises `EngineUnavailable` with its last words."""
     environment = {"RAY_AUTH_MODE": "token", "RAY_SERVE_ENABLE_HA_PROXY": "1", **os.environ}
-    command = [sys.executable, "-m", "ray.scripts.scripts", *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise EngineUnavailable(f"ray {arguments[0]} failed: {done.stderr.strip()[-1000:]}")
+    ray = [sys.executable, "-m", "ray.scripts.scripts"]
+    has_token = variable("RAY_AUTH_TOKEN") or variable("RAY_AUTH_TOKEN_PATH")
+    if not has_token and not (Path.home() / ".ray" / "auth_token").exists():
+        subprocess.run([*ray, "get-auth-token", "--generate"], env=environment, capture_output=True, check=False)
+    port = urlsplit(address).port or 8265
+    ours = state_dir() / "cluster"
+    ours.mkdir(parents=True, exist_ok=True, mode=0o700)
+    command = [
+        *ray, "start", "--head", "--block", "--port=0", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}",
+        "--dashboard-agent-listen-port=0", "--disable-usage-stats",
+    ]  # fmt: skip
+    with (ours / "ray.log").open("wb") as log:
+        process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
+    (ours / "ray.pid").write_text(str(process.pid))
+    deadline = time.monotonic() + _RAY_START_S
+    while not (_STARTED in (ours / "ray.log").read_text(errors="replace") and _is_there(address)):
+        if process.poll() is not None or time.monotonic() > deadline:
+            words = (ours / "ray.log").read_text(errors="replace").strip()
+            _stop_ray()
+            raise EngineUnavailable(f"Ray could not be started: {words[-1000:]}")
+        time.sleep(0.5)
+
+
+def _stop_ray() -> None:
+    """The one that `up` started; another is somebody else's to stop."""
+    file = state_dir() / "cluster" / "ray.pid"
+    if not file.exists():
+        return
+    process = int(file.read_text())
+    file.unlink()
+    with suppress(ProcessLookupError):
+        os.kill(process, signal.SIGTERM)  # it ends all that it started
+        deadline = time.monotonic() + _RAY_STOP_S
+        while time.monotonic() < deadline:
+            os.kill(process, 0)
+            time.sleep(0.2)
+        os.killpg(process, signal.SIGKILL)
