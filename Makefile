@@ -40,6 +40,7 @@ SOAK_MINUTES ?= 20
 FUZZ_MINUTES ?= 10
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 LOCKED := requirements/dev.txt
+PIP_COMPILE = $(BIN)/python -m piptools compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header
 
 .PHONY: demo test test-engines test-clients test-cluster reliability reliability-jobs fuzz-images chaos bench-images train-peek check-training package train-whisper eval-peek bench-health bench-gateway lint lock clean
 
@@ -165,8 +166,9 @@ bench-gateway: $(VENV)/.installed $(GATEWAY)/.installed
 
 lock: $(VENV)/.installed
 	$(BIN)/python $(PIP_INSTALL) pip-tools
-	$(BIN)/python -m piptools compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --output-file requirements/core.txt pyproject.toml
-	$(BIN)/python -m piptools compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --extra dev --all-build-deps --output-file requirements/dev.txt pyproject.toml
+	$(PIP_COMPILE) --output-file requirements/core.txt pyproject.toml
+	$(PIP_COMPILE) --extra dev --all-build-deps --output-file requirements/dev.txt pyproject.toml
+	$(PIP_COMPILE) --extra redis --extra otel -c requirements/core.txt -c requirements/dev.txt --output-file deploy/docker/requirements.txt pyproject.toml
 
 clean:
 	rm -rf $(VENV) $(CLIENTS) $(CLUSTER) $(REFERENCE) $(LITELLM) $(VLLM) $(EASYDEL) $(TRAIN) $(WHEEL) build dist
