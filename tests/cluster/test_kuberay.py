@@ -14,6 +14,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sightline.cli import main
 from sightline.cluster.kuberay import Kubernetes, to_ray_service, to_yaml
 from sightline.errors import InvalidRequest
 
@@ -167,6 +168,12 @@ def test_answers_under_way_have_their_time() -> None:
     assert manifest["spec"]["rayClusterDeletionDelaySeconds"] > 120
 
 
+def test_people_can_read_it() -> None:
+    text = to_yaml(to_ray_service(SERVE, {"ingress": {}, "peek": {}}, OPTIONS))
+    assert "\n    applications:\n    - name: sightline\n" in text  # the Serve config, line by line
+    assert "&id" not in text
+
+
 # --- pods ------------------------------------------------------------------------------------------------------------
 
 
@@ -223,6 +230,31 @@ def test_rays_auto_is_rays_auto() -> None:
 def test_models_whose_names_are_alike_to_kubernetes_have_groups_of_their_own() -> None:
     groups = cluster(render({"Qwen/Qwen2.5": {}, "qwen-qwen2-5": {}, "模型": {}}))["workerGroupSpecs"]
     assert [each["groupName"] for each in groups] == ["qwen-qwen2-5", "qwen-qwen2-5-2", "model"]
+
+
+# --- from a file -----------------------------------------------------------------------------------------------------
+
+
+def test_models_of_a_file_have_their_pods(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "sightline.yaml"
+    file.write_text("drain_s: 90\nallowed_hosts: [vision.example]\nmodels: [{name: one}, {name: two, engine: fake}]\n")
+    asked = ["cluster", "config", str(file), "--replicas", "1-4", "--kuberay", "registry.example/sightline:1"]
+    assert main([*asked, "--secret", "tokens"]) == 0
+    manifest = yaml.safe_load(capsys.readouterr().out)
+    VALIDATOR.validate(manifest)
+    counts = {g["groupName"]: (g["minReplicas"], g["maxReplicas"]) for g in cluster(manifest)["workerGroupSpecs"]}
+    assert counts == {"ingress": (1, 1), "one": (1, 4), "two": (1, 4)}
+    pod = group(manifest, "two")["template"]["spec"]
+    assert pod["containers"][0]["image"] == "registry.example/sightline:1"
+    assert pod["containers"][0]["envFrom"] == [{"secretRef": {"name": "tokens"}}]
+    assert pod["terminationGracePeriodSeconds"] == 110
+    (application,) = yaml.safe_load(manifest["spec"]["serveConfigV2"])["applications"]
+    assert application["args"]["settings"]["allowed_hosts"] == ["vision.example"]
+
+
+def test_no_model_without_a_file_is_open_to_a_kubernetes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cluster", "config", "--model", "peek", "--kuberay", "i"]) != 0
+    assert "no key protects them" in capsys.readouterr().err
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------

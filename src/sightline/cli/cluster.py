@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from sightline.cluster import kuberay
 from sightline.cluster.serve_config import (
     NAME,
     Answers,
@@ -52,6 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     config.add_argument("--host", default="127.0.0.1", help="address that Ray's proxies listen on")
     config.add_argument("--port", type=int, default=8000)
     config.add_argument("--anyscale", metavar="IMAGE", help="write Anyscale's service file, with this image")
+    config.add_argument("--kuberay", metavar="IMAGE", help="write a RayService for Kubernetes, with this image")
+    config.add_argument("--ray-version", default="2.60.0", metavar="N", help="with --kuberay: of the Ray in the image")
+    config.add_argument("--secret", metavar="NAME", help="with --kuberay: whose entries are variables of the pods")
     config.add_argument("-o", "--out", type=Path, metavar="FILE", help="where to (default: standard output)")
     up = actions.add_parser("up", help="run such a file; starts Ray on this machine if there is none")
     up.add_argument("file", type=Path, metavar="FILE", help="what `sightline cluster config` wrote")
@@ -69,25 +73,31 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _config(args: argparse.Namespace) -> int:
-    if not is_loopback(args.host) and args.file is None:
+    host = "0.0.0.0" if args.kuberay else args.host
+    if not is_loopback(host) and args.file is None:
         raise InvalidRequest(
-            f"Listening on {args.host} would let other machines use the models, and no key protects them. Name a "
+            f"Listening on {host} would let other machines use the models, and no key protects them. Name a "
             "sightline.yaml that says `access` and `allowed_hosts`, or listen on 127.0.0.1.",
             param="host",
         )
     app = _of_file(args) if args.file is not None else of_answers(_ask(args))
-    if args.anyscale:
+    if args.kuberay:
+        head = "# kubectl apply -f FILE. UNPROVEN: held to KubeRay's schema, never run on Kubernetes from here.\n"
+        options = kuberay.Kubernetes(image=args.kuberay, ray_version=args.ray_version, secret=args.secret)
+        written = kuberay.of_args(app, options)
+    elif args.anyscale:
         head = "# Anyscale's service file. UNPROVEN: written by its documented fields, never deployed from here.\n"
         written = to_anyscale_service(app, image=args.anyscale)
     else:
         head = "# serve run FILE, serve deploy FILE, or: sightline cluster up FILE\n"
         written = to_serve_config(app, host=args.host, port=args.port)
-    text = head + yaml.safe_dump(written, sort_keys=False, allow_unicode=True)
+    text = head + kuberay.to_yaml(written)
     if args.out is None:
         print(text, end="")
     else:
         args.out.write_text(text, encoding="utf-8")
-        print(f"Wrote {args.out}. Next: sightline cluster up {args.out}", file=sys.stderr)
+        following = f"kubectl apply -f {args.out}" if args.kuberay else f"sightline cluster up {args.out}"
+        print(f"Wrote {args.out}. Next: {following}", file=sys.stderr)
     return 0
 
 

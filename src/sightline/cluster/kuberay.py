@@ -17,11 +17,17 @@ from typing import Any
 import msgspec
 import yaml
 
+from sightline.cluster.plan import of_app
+from sightline.cluster.serve_config import to_serve_config
+from sightline.config import PEEK
 from sightline.errors import InvalidRequest
 
 INGRESS = "ingress"
 """Among the deployments, the one that answers HTTP."""
+_EVERYWHERE = "0.0.0.0"
 _PORT = 8000
+_INGRESS_CPUS = 2
+"""Of a pod that answers HTTP, at least: pictures are decoded in processes of their own."""
 _LONGEST_NAME = 47
 """Of a RayService: KubeRay makes longer names of it, and Kubernetes allows 63 characters."""
 _LONGEST_GROUP = 30
@@ -60,8 +66,32 @@ class Kubernetes(msgspec.Struct, frozen=True, kw_only=True):
     """As in settings: how long answers under way may take to end."""
 
 
+class _Readable(yaml.SafeDumper):
+    """Text of several lines stands as it is, for the Serve config inside is for people, too; nothing is an alias."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Readable.add_representer(str, _text)
+
+
 def to_yaml(manifest: Mapping[str, Any]) -> str:
-    return str(yaml.safe_dump(dict(manifest), sort_keys=False, allow_unicode=True, width=120))
+    return str(yaml.dump(dict(manifest), Dumper=_Readable, sort_keys=False, allow_unicode=True, width=120))
+
+
+def of_args(args: Mapping[str, Any], options: Kubernetes) -> dict[str, Any]:
+    """The manifest of `args` of `sightline.cluster:app`. Raises as `to_serve_config` and `to_ray_service`."""
+    plan = of_app(args)
+    models = [model["name"] for model in plan.settings.get("models", [{"name": PEEK}])]
+    deployments = {INGRESS: plan.ingress, **{name: plan.deployments.get(name, {}) for name in models}}
+    drain_s = plan.settings.get("drain_s", options.drain_s)
+    options = msgspec.structs.replace(options, drain_s=float(drain_s))
+    return to_ray_service(to_serve_config(args, host=_EVERYWHERE, port=_PORT), deployments, options)
 
 
 def to_ray_service(
@@ -122,7 +152,10 @@ def _release(version: str) -> tuple[int, ...]:
 
 
 def _listening(serve_config: Mapping[str, Any]) -> dict[str, Any]:
-    return {**serve_config, "http_options": {**serve_config.get("http_options", {}), "host": "0.0.0.0", "port": _PORT}}
+    return {
+        **serve_config,
+        "http_options": {**serve_config.get("http_options", {}), "host": _EVERYWHERE, "port": _PORT},
+    }
 
 
 def _outliving_its_head(options: Kubernetes) -> dict[str, Any]:
@@ -172,7 +205,7 @@ def _groups(deployments: Mapping[str, Mapping[str, Any]], options: Kubernetes) -
 def _group(group: str, name: str, given: Mapping[str, Any], options: Kubernetes) -> dict[str, Any]:
     needs, (least, most) = _needs(name, given), _replicas(name, given)
     limits = {
-        "cpu": str(needs.cpus if name == INGRESS else max(needs.cpus, options.cpus)),
+        "cpu": str(max(needs.cpus, _INGRESS_CPUS if name == INGRESS else options.cpus)),
         "memory": needs.memory or ("4Gi" if name == INGRESS else options.memory),
         **({options.gpu: str(needs.gpus)} if needs.gpus else {}),
     }
