@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -28,13 +29,18 @@ class Scripted:
         self.tries = 0
         self.closed = 0
         self.ended = False
+        self.context_length = 9
 
     async def call(self, method: str, *args: Any, **kwargs: Any) -> bytes:
         self.tries += 1
         if self.lost:
             self.lost.pop(0)
             raise ReplicaLost("gone")
-        return parcels.from_info(EngineInfo("fake", 9)) if method == "info" else parcels.from_counted(TokenCount(3))
+        return (
+            parcels.from_info(EngineInfo("fake", self.context_length))
+            if method == "info"
+            else parcels.from_counted(TokenCount(3))
+        )
 
     async def stream(self, method: str, *args: Any, **kwargs: Any) -> AsyncGenerator[bytes, None]:
         self.tries += 1
@@ -107,3 +113,18 @@ async def test_closing_a_stream_closes_the_replicas_and_closing_the_engine_ends_
     assert replicas.closed == 1
     await engine.close()
     assert replicas.ended
+
+
+async def test_what_a_rollout_changed_is_learned_beside_the_next_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    replicas = Scripted()
+    engine = HandleEngine("m", replicas)
+    await engine.start()
+    replicas.context_length = 7
+    await engine.count_tokens(REQUEST)
+    await asyncio.sleep(0)
+    assert engine.info.context_length == 9  # asked a moment ago
+    monkeypatch.setattr(handle_engine, "_INFO_S", -1.0)
+    await engine.count_tokens(REQUEST)
+    while engine.info.context_length == 9:
+        await asyncio.sleep(0)
+    assert engine.info.context_length == 7

@@ -33,6 +33,8 @@ T = TypeVar("T")
 _TRIES = 8
 """Of what has not begun to be answered: on a lost machine there may be several replicas, which Ray finds out one by
 one."""
+_INFO_S = 5.0
+"""For how long what replicas tell of themselves is believed."""
 _ANSWER_TOKENS = 512
 """Of an answer whose length nobody limits, as the autoscaler is told."""
 _GONE = "The replica of the model ended while it had this request."
@@ -70,6 +72,9 @@ class HandleEngine:
         self._name = name
         self._replicas = replicas
         self._info: EngineInfo | None = None
+        self._asked = 0.0
+        """When replicas were last asked who they are, by the event loop's clock."""
+        self._asking: asyncio.Task[None] | None = None
 
     @property
     def info(self) -> EngineInfo:
@@ -80,9 +85,19 @@ class HandleEngine:
 
     async def start(self) -> None:
         """Returns when a replica runs; where there is none, because nobody needed one, this starts one."""
+        self._asked = asyncio.get_running_loop().time()
         self._info = await self._ask(lambda: self._replicas.call("info"))
 
+    def _ask_again(self) -> None:
+        """Where the answer may be out of date: while a new configuration is rolled out, an old replica may have been
+        asked. Only beside a request: a model that nobody uses is not to be woken."""
+        now = asyncio.get_running_loop().time()
+        if now - self._asked > _INFO_S and (self._asking is None or self._asking.done()):
+            self._asking = asyncio.create_task(self.start())
+            self._asking.add_done_callback(lambda task: task.cancelled() or task.exception())
+
     async def count_tokens(self, request: EngineRequest) -> TokenCount:
+        self._ask_again()
         parcel, affinity = parcels.from_count(request), _affinity(request)
         count: TokenCount = await self._ask(lambda: self._replicas.call("count", parcel, affinity=affinity))
         return count
@@ -111,6 +126,8 @@ class HandleEngine:
 
     async def close(self) -> None:
         """Ends what is under way. The replicas are not ours to end."""
+        if self._asking is not None:
+            self._asking.cancel()
         self._replicas.end()
 
     async def _ask(self, call: Callable[[], Awaitable[bytes]]) -> Any:
