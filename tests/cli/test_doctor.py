@@ -20,6 +20,7 @@ from sightline.cli import doctor_settings as of_settings
 from sightline.cli import main
 from sightline.cli.doctor_findings import Check, examine, ok, problem
 from sightline.config import AdminEndpoint, Settings, Tls, Tracing
+from tests.jobs.redis_server import BINARY, WHY_NOT, RedisServer
 
 NOW = datetime.datetime.now(datetime.UTC)
 GIB = 1024**3
@@ -197,6 +198,16 @@ def test_redis_that_is_away() -> None:
     found = list(of_settings.redis("redis://:secret@127.0.0.1:1/0"))
     assert [each[0] for each in found] == ["problem"]
     assert "secret" not in "".join(found[0])
+
+
+@pytest.mark.skipif(BINARY is None, reason=WHY_NOT)
+@pytest.mark.parametrize(("kept", "statuses_told"), [("yes", ["ok"]), ("no", ["warning", "ok"])])
+def test_redis_that_keeps_or_forgets(tmp_path: Path, kept: str, statuses_told: list[str]) -> None:
+    server = RedisServer(tmp_path, "--appendonly", kept).start()
+    try:
+        assert statuses(of_settings.redis(server.url)) == statuses_told
+    finally:
+        server.stop()
 
 
 def test_a_collector() -> None:
