@@ -12,6 +12,7 @@
 #   make bench-images    speed and closeness of decoding, side by side with Pillow's own
 #   make train-peek      trains the embedded model           MINUTES=90 RUN=runs/peek
 #   make check-training      two minutes of train-peek, whose loss must fall   MINUTES=2
+#   make audit           known vulnerabilities of what is pinned; an SBOM in dist/
 #   make package         wheel and sdist, and the embedded model asked from the wheel in a clean environment
 #   make train-whisper   trains the tiny Whisper of the tests (espeak-ng)   MINUTES=50
 #   make eval-peek       measures the embedded model         PER_TASK=200 EVAL="--photographs DIR --compare FILE"
@@ -31,6 +32,7 @@ CLUSTER := .venv-cluster
 TRAIN := .venv-train
 GATEWAY := .venv-gateway
 WHEEL := .venv-wheel
+AUDIT := .venv-audit
 MINUTES ?= 90
 RUN ?= runs/peek
 PER_TASK ?= 200
@@ -42,7 +44,7 @@ PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 LOCKED := requirements/dev.txt
 PIP_COMPILE = $(BIN)/python -m piptools compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header
 
-.PHONY: demo test test-engines test-clients test-cluster reliability reliability-jobs fuzz-images chaos bench-images train-peek check-training package train-whisper eval-peek bench-health bench-gateway lint lock clean
+.PHONY: demo test test-engines test-clients test-cluster reliability reliability-jobs fuzz-images chaos bench-images train-peek check-training audit package train-whisper eval-peek bench-health bench-gateway lint lock clean
 
 $(VENV)/.installed: pyproject.toml $(LOCKED)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Sightline needs Python 3.11 or newer; name one with PYTHON=python3.12"; exit 1; }
@@ -134,6 +136,13 @@ check-training: $(REFERENCE)/.installed
 	$(REFERENCE)/bin/python -m training.peek.train --minutes $(if $(filter file,$(origin MINUTES)),2,$(MINUTES)) --out runs/check-training
 	$(REFERENCE)/bin/python -m training.peek.falls runs/check-training
 
+audit: $(VENV)/.installed
+	$(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/python $(PIP_INSTALL) 'pip-audit>=2.9' 'cyclonedx-bom>=7'
+	mkdir -p dist
+	$(AUDIT)/bin/python -m cyclonedx_py requirements --output-file dist/sightline.cdx.json requirements/core.txt
+	$(BIN)/python -m tests.audit $(AUDIT)/bin/python requirements/core.txt deploy/docker/requirements.txt
+
 package: $(VENV)/.installed
 	rm -rf dist $(WHEEL)
 	$(BIN)/python $(PIP_INSTALL) build
@@ -171,4 +180,4 @@ lock: $(VENV)/.installed
 	$(PIP_COMPILE) --extra redis --extra otel -c requirements/core.txt -c requirements/dev.txt --output-file deploy/docker/requirements.txt pyproject.toml
 
 clean:
-	rm -rf $(VENV) $(CLIENTS) $(CLUSTER) $(REFERENCE) $(LITELLM) $(VLLM) $(EASYDEL) $(TRAIN) $(WHEEL) build dist
+	rm -rf $(VENV) $(CLIENTS) $(CLUSTER) $(REFERENCE) $(LITELLM) $(VLLM) $(EASYDEL) $(TRAIN) $(WHEEL) $(AUDIT) build dist
