@@ -1,7 +1,7 @@
-"""`make audit`: whether anything that ships pinned is known to be vulnerable. `python -m tests.audit LOCK...`
+"""`make audit`: whether anything that ships pinned is known to be vulnerable. `python -m tests.audit PYTHON LOCK...`
 
-Asks the Python Packaging Advisory Database through pip-audit (of its own environment: AUDIT is its Python). Exit status 1
-with a finding. Where the service cannot be reached, nothing is known: that is printed, and is no failure.
+Asks the Python Packaging Advisory Database through pip-audit, by the Python of an environment that has it. Exit status
+1 with a finding. Where the service cannot be reached, nothing is known: that is printed, and is no failure.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def told(lock: str, dependencies: Sequence[dict[str, Any]]) -> bool:
 
 def main() -> int:
     python, *locks = sys.argv[1:]
-    return int(not all([told(lock, run(python, lock)) for lock in locks]))
+    sound = [told(lock, run(python, lock)) for lock in locks]
+    return int(not all(sound))
 
 
 if __name__ == "__main__":
