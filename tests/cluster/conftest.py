@@ -9,8 +9,9 @@ import pytest
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # As Ray has it by default; its library reads these once, when it is imported.
+    # Ray's library reads these once, when it is imported; a token it has by default.
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "1")  # as `sightline cluster up` has it
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     config.addinivalue_line("markers", "cluster: needs Ray; run by `make test-cluster`")
