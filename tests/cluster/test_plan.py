@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from sightline.cluster import plan as plans
 from sightline.errors import InvalidRequest
@@ -72,6 +74,14 @@ def test_a_placement_group_is_one_bundle_on_one_machine(placed: dict[str, Any]) 
 def test_what_has_no_meaning_is_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(InvalidRequest, match=words):
         llm(**changes)
+
+
+def test_a_configuration_may_stand_in_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "qwen.yaml"
+    file.write_text(yaml.safe_dump(QWEN))
+    assert plans.of_llm_configs({"llm_configs": [str(file)]}) == llm()
+    with pytest.raises(InvalidRequest, match=r"llm_configs\[0\]: .* cannot be read"):
+        plans.of_llm_configs({"llm_configs": [str(tmp_path / "none.yaml")]})
 
 
 def test_two_models_of_one_id_are_refused() -> None:

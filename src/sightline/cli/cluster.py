@@ -175,9 +175,14 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _down(args: argparse.Namespace) -> int:
-    _client(args.address or _DASHBOARD).delete_applications()
+    try:
+        _client(args.address or _DASHBOARD).delete_applications()
+    except EngineUnavailable:
+        if not _stop_ray():
+            raise
+    else:
+        _stop_ray()
     print("Nothing runs any more.")
-    _stop_ray()
     return 0
 
 
@@ -250,17 +255,26 @@ def _start_ray(address: str) -> None:
         time.sleep(0.5)
 
 
-def _stop_ray() -> None:
-    """The one that `up` started; another is somebody else's to stop."""
+def _is_ray(process: int) -> bool:
+    """Whether that process still is what `up` started: its number may be another's by now."""
+    shown = subprocess.run(["ps", "-o", "command=", "-p", str(process)], capture_output=True, text=True, check=False)
+    return "ray.scripts.scripts start" in shown.stdout
+
+
+def _stop_ray() -> bool:
+    """The one that `up` started, and whether there was one; another is somebody else's to stop."""
     file = state_dir() / "cluster" / "ray.pid"
     if not file.exists():
-        return
+        return False
     process = int(file.read_text())
     file.unlink()
+    if not _is_ray(process):
+        return False
     with suppress(ProcessLookupError):
         os.kill(process, signal.SIGTERM)  # it ends all that it started
         deadline = time.monotonic() + _RAY_STOP_S
-        while time.monotonic() < deadline:
-            os.kill(process, 0)
+        while _is_ray(process):
+            if time.monotonic() > deadline:
+                os.killpg(process, signal.SIGKILL)
             time.sleep(0.2)
-        os.killpg(process, signal.SIGKILL)
+    return True

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import msgspec
+import yaml
 
 from sightline.cluster.llm_config import to_deployment, to_model
 from sightline.config import PEEK, Settings
@@ -57,7 +59,7 @@ class _AppArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _LlmArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    llm_configs: list[dict[str, Any]]
+    llm_configs: list[dict[str, Any] | str]
     settings: dict[str, Any] = {}
     ingress_deployment_config: dict[str, Any] = {}
 
@@ -82,8 +84,9 @@ def of_llm_configs(args: Mapping[str, Any]) -> Plan:
             param="settings",
         )
     models, deployments = [], {}
-    for index, config in enumerate(given.llm_configs):
+    for index, named in enumerate(given.llm_configs):
         at = f"llm_configs[{index}]"
+        config = _load(named, at) if isinstance(named, str) else named
         model = to_model(config, at)
         if model["name"] in deployments:
             raise InvalidRequest(f"{at}: {model['name']!r} is another model's id already.", param="llm_configs")
@@ -100,6 +103,17 @@ def _read(args: Mapping[str, Any], kind: type[Any]) -> Any:
     except msgspec.ValidationError as error:
         known = ", ".join(kind.__struct_fields__)
         raise InvalidRequest(f"args: {error}. Known: {known}.", param="args") from None
+
+
+def _load(file: str, at: str) -> dict[str, Any]:
+    """A configuration that stands in a file of its own, as Ray allows."""
+    try:
+        found = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InvalidRequest(f"{at}: {file} cannot be read: {type(error).__name__}.", param="llm_configs") from None
+    if not isinstance(found, dict):
+        raise InvalidRequest(f"{at}: {file} must hold a configuration.", param="llm_configs")
+    return found
 
 
 def _checked(plan: Plan) -> Plan:
