@@ -125,3 +125,11 @@ def test_the_ingress_admits_for_all_replicas_and_wakes_nobody() -> None:
     assert (b.max_concurrent, b.load) == (8, "start")
     assert "by_outstanding_tokens" in str(plans.model_options(plan, settings, "a")["autoscaling_config"])
     assert plans.model_options(plan, settings, "b")["max_ongoing_requests"] > 4
+
+
+def test_an_ingress_is_replaced_when_the_new_one_answers() -> None:
+    plan = plans.of_app({"ingress": {"num_replicas": 2, "ray_actor_options": {"resources": {"edge": 1}}}})
+    options = plans.ingress_options(plan, plans.to_settings(plan.settings))
+    assert options["max_surge_percent"] == 100
+    assert options["num_replicas"] == 2
+    assert options["ray_actor_options"] == {"num_cpus": 0.5, "resources": {"edge": 1}}

@@ -162,9 +162,11 @@ def model_options(plan: Plan, settings: Settings, name: str) -> dict[str, Any]:
 def ingress_options(plan: Plan, settings: Settings) -> dict[str, Any]:
     return {
         "max_ongoing_requests": INGRESS_ONGOING,
+        "max_surge_percent": 100,  # who answers HTTP is replaced only when the new one does
         "graceful_shutdown_timeout_s": max(1.0, settings.drain_s),
         "health_check_period_s": 2.0,
         **plan.ingress,
+        "ray_actor_options": {"num_cpus": 0.5, **plan.ingress.get("ray_actor_options", {})},
     }
 
 
