@@ -14,4 +14,3 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "1")  # as `sightline cluster up` has it
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    config.addinivalue_line("markers", "cluster: needs Ray; run by `make test-cluster`")
