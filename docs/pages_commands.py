@@ -66,7 +66,9 @@ def _defaults(parser: argparse.ArgumentParser, action: argparse.Action) -> dict[
 
 
 def _name(action: argparse.Action) -> str:
-    shown = action.metavar or ("{" + ",".join(map(str, action.choices)) + "}" if action.choices else action.dest.upper())
+    shown = action.metavar or (
+        "{" + ",".join(map(str, action.choices)) + "}" if action.choices else action.dest.upper()
+    )
     value = " ".join(shown) if isinstance(shown, tuple) else str(shown)
     if not action.option_strings:
         return f"`{_cell(value)}`" + (", several" if action.nargs in ("*", "+") else "")

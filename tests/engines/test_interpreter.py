@@ -110,7 +110,7 @@ def test_in_a_file_it_is_checked_and_relative_to_the_file(tmp_path: Path, bare: 
     assert "has no sightline" in problem.message
 
 
-def test_on_the_command_line(bare: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_on_the_command_line(bare: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture = Path(__file__).parent.parent.parent / "examples" / "pictures" / "blue-square.jpg"
     assert main(["ask", "--engine", "fake", "--python", str(bare), str(picture), "What is it?"]) == 1
-    assert "has no sightline" in caplog.text
+    assert "has no sightline" in capsys.readouterr().err

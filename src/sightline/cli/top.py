@@ -17,7 +17,7 @@ import httpcore2 as http
 from sightline.client.transport import NETWORK_ERRORS
 from sightline.client.wire import to_headers
 from sightline.config import DEFAULT_URL, environment
-from sightline.errors import InvalidRequest, SightlineError
+from sightline.errors import InvalidRequest
 
 if TYPE_CHECKING:  # rich takes a while, which other commands need not wait for
     from rich.console import RenderableType
@@ -112,8 +112,8 @@ class Top:
         """Never raises for what a server does: `problem` says it."""
         try:
             now = self.server.scrape()
-        except SightlineError as error:
-            self.problem = error.message
+        except Unreadable as error:
+            self.problem = str(error)
             return
         self.problem = None
         from sightline.cli.top_figures import to_frame
@@ -133,8 +133,8 @@ class Top:
         return to_problem(f"{self.problem} Trying again.") if self.problem else "Asking the server …"
 
 
-class Unreadable(SightlineError):
-    """The server does not tell."""
+class Unreadable(Exception):
+    """The server does not tell; the message says why."""
 
 
 class Server:
