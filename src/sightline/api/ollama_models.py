@@ -64,7 +64,7 @@ class Shown(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def resolve(name: str, service: Service) -> ModelStatus:
-    """The model that a client means. Raises `Forbidden`, and `ModelNotFound` in the words that Ollama's clients know."""
+    """The model that a client means. Raises `Forbidden`, and `ModelNotFound` in the words that Ollama has for it."""
     names = (name, name.removesuffix(_LATEST))
     for wanted in names:
         for status in service.models():
