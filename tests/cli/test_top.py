@@ -360,6 +360,7 @@ def test_live_in_a_terminal_that_changes_its_size(port: int) -> None:
     command = ["-m", "sightline.cli", "top", "--interval", "0.2", "--url", f"http://127.0.0.1:{port}"]
     process, terminal = os.forkpty()
     if process == 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # who runs tests in the background has it ignored
         os.execve(sys.executable, [sys.executable, *command], {**os.environ, "TERM": "xterm-256color"})
 
     def resize(columns: int) -> None:
