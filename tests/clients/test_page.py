@@ -256,7 +256,8 @@ def test_a_photograph_is_taken_and_seen(page: Page) -> None:
     page.until("document.querySelector('#camera video')?.videoWidth > 0")
     page.click("#camera [aria-label='capture photo']")
     page.until("!!document.querySelector('#camera img')")
-    assert re.search(r"I see 1 picture: \d+x\d+ mostly", ask(page, "hello"))
+    ask(page, "hello")
+    page.until(r"/I see 1 picture: \d+x\d+ mostly/.test(document.querySelector('#conversation').innerText)")
     page.until("!document.querySelector('#camera img[src]')")
 
 

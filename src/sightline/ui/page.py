@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
@@ -127,6 +129,9 @@ def _to_parameter_controls() -> list[Any]:
 
 
 _ASKING = {"submit_btn": False, "stop_btn": True}
+_DRAWN_EVERY_S = 0.05
+"""Gradio sends what has changed since the last time, and a busy page misses one of these when they come in a crowd. The
+last is drawn whole."""
 _IDLE = {"submit_btn": True, "stop_btn": False}
 
 
@@ -195,11 +200,12 @@ class _Asking:
     ) -> AsyncGenerator[Any, None]:
         server = self._connect(request.request)
         async with server.client, aclosing(answer(server, turns, asked, parameters)) as growing:
-            rest = first
+            rest, drawn = first, -_DRAWN_EVERY_S
             async for turns in growing:
-                yield turns, to_shown(turns), *rest
-                rest = (gr.skip(), gr.skip(), gr.skip())
-        # Gradio sends what has changed since the last time, and a busy page may miss one of these; the last, whole.
+                if time.monotonic() - drawn >= _DRAWN_EVERY_S:
+                    yield turns, to_shown(turns), *rest
+                    rest, drawn = (gr.skip(), gr.skip(), gr.skip()), time.monotonic()
+        await asyncio.sleep(max(0.0, drawn + _DRAWN_EVERY_S - time.monotonic()))
         yield turns, to_shown(turns), gr.update(**_IDLE), gr.skip(), gr.skip()
 
 
