@@ -123,7 +123,7 @@ def ask(page: Page, question: str, *pictures: Path) -> str:
     page.write("#composer textarea", question)
     page.press_enter()
     page.until(f"document.querySelectorAll('#conversation .bot-row').length == {before + 1}")
-    page.until("[...document.querySelectorAll('#conversation .bot-row')].at(-1).innerText.includes(' in all')")
+    page.until(f"{_LAST_ANSWER}.includes(' in all')")
     page.until("!document.querySelector('#composer .stop-button')")
     return answers(page)[-1]
 

@@ -463,3 +463,15 @@ def test_questions_of_unseen_pictures_are_those_of_seen_ones() -> None:
 def test_no_template_is_both_inside_and_outside() -> None:
     inside = {*questions.DESCRIBE, *questions.SHAPE_ALONE, *reading.READ, *reading.BAR_COUNT}
     assert not inside & {*talk.OUTSIDE, *talk.WHOS, *talk.GREETINGS, *talk.THANKS}
+
+
+def test_a_grid_that_was_left_empty_is_not_asked_about() -> None:
+    """It ended a training run: there was no colour to count."""
+    from training.peek.studio import is_askable
+
+    rng = np.random.default_rng(1)
+    grids = [make(rng, 4 + i % 5, 4 + i % 4) for make, _ in tasks.DENSE.values() for i in range(300)]
+    empty = [scene for scene in grids if tasks.kind_of(scene) == "shapes" and not scene.things]
+    assert empty
+    assert not any(map(is_askable, empty))
+    assert all(is_askable(tasks.sample_unseen(rng, 5, 5)) for _ in range(20))

@@ -140,13 +140,6 @@ _SMALLEST: Final = 0.075
 
 
 def sample_shapes(rng: np.random.Generator, rows: int, columns: int, count: int | None = None) -> Scene:
-    """Shapes that don't touch, on one background; never none, whatever did not fit."""
-    while not (scene := _sample_shapes(rng, rows, columns, count)).things:
-        pass
-    return scene
-
-
-def _sample_shapes(rng: np.random.Generator, rows: int, columns: int, count: int | None = None) -> Scene:
     """One to five shapes that don't touch, on one background. Repeats of a shape or colour are common, and so are
     pairs of which one is at least half as large again."""
     background, rgb = sample_background(rng)

@@ -129,8 +129,11 @@ class Studio:
 
 
 def is_askable(scene: Scene) -> bool:
-    """Not one of the grids full of shapes or characters, which only the dense heads learn from."""
-    return scene.chart is not None or (len(scene.things) <= 5 and len(scene.lines) <= 2)
+    """Not one of the grids full of shapes or characters, which only the dense heads learn from, nor one that was left
+    empty: there is nothing in it to ask about."""
+    if scene.chart is not None or scene.unseen:
+        return True
+    return bool(scene.things or scene.lines) and len(scene.things) <= 5 and len(scene.lines) <= 2
 
 
 def _places(groups: list[Group]) -> list[tuple[Scene, Picture]]:
