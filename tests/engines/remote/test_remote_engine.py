@@ -267,6 +267,10 @@ async def test_a_connection_is_used_again_after_a_whole_answer_and_closed_at_a_s
         server.misbehave = keeps_alive
         await answer(engine, ask("hello"))
         assert len(engine.open()._kept) == 1
+    async with upstream(kind="llamacpp") as (server, engine):
+        server.misbehave = keeps_alive  # or so it seems: the real one closes it a moment later, and says nothing
+        await answer(engine, ask("hello"))
+        assert engine.open()._kept == []
     closed = asyncio.Event()
 
     async def has_more_to_say(connection: Connection) -> None:

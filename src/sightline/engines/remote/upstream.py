@@ -158,7 +158,7 @@ class Upstream:
         request = [to_head(method, target, headers), *(body or ())]
         await self.within(self._free.acquire(), deadline)
         try:
-            async with self._connected(deadline) as connection:
+            async with self._connected(deadline, keep) as connection:
                 with self.translated(deadline):
                     await connection.ask(request, silence_s=self._limits.silence_s, deadline=deadline)
                 if connection.status // 100 == 3:
@@ -169,8 +169,8 @@ class Upstream:
             self._free.release()
 
     @asynccontextmanager
-    async def _connected(self, deadline: float) -> AsyncIterator[Connection]:
-        """A connection for one request; kept for the next if that has been read to its end."""
+    async def _connected(self, deadline: float, keep: bool) -> AsyncIterator[Connection]:
+        """A connection for one request; kept for the next if it may be and that has been read to its end."""
         connection = self._take_kept()
         if connection is None:
             connection = await self.within(self._connect(), deadline)
@@ -180,7 +180,7 @@ class Upstream:
         finally:
             self._busy.discard(connection)
             connection.rest()
-            if connection.reusable and not self._closed:
+            if keep and connection.reusable and not self._closed:
                 self._keep(connection)
             else:
                 connection.close()
