@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
@@ -129,6 +130,17 @@ async def test_only_the_last_user_message_is_echoed_and_scripted() -> None:
 
 
 # --- scripts ---------------------------------------------------------------------------------------------------------
+
+
+async def test_the_clock_tells_when_each_token_was_made_and_by_whom() -> None:
+    async with running(step_s=0.01) as engine:
+        before = time.monotonic()
+        text, finish = await answer(engine, ask("[[fake: clock 3]]"))
+        after = time.monotonic()
+    told = [stamp.split("@") for stamp in text.split()]
+    assert [process for _, process in told] == [str(os.getpid())] * 3
+    assert before < float(told[0][0]) < float(told[1][0]) < float(told[2][0]) < after
+    assert finish.usage.completion_tokens == 3
 
 
 async def test_say_and_think() -> None:

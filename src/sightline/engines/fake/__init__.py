@@ -11,6 +11,8 @@ same answer: there is nothing to sample, so seed, temperature and penalties chan
 **Scripts.** Commands in the text of the last user message (or in the option `script`, for messages without any):
 
     [[fake: say TEXT]]          answers TEXT
+    [[fake: clock N]]           says N times, each as one token, when it was made, on the machine's monotonic clock, and
+                                by which process: ` 81.250917@4711`; the only answer that is never the same
     [[fake: length N]]          stops after N tokens as if out of room: finish reason `length`
     [[fake: tool NAME {JSON}]]  calls a tool; several commands make several calls
     [[fake: refuse]]            refuses

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -49,6 +50,7 @@ class Plan:
 @dataclass(slots=True)
 class Script:
     say: str | None = None
+    clock: int | None = None
     think: str = ""
     length: int | None = None
     tools: list[tuple[str, str]] = field(default_factory=list)
@@ -76,6 +78,8 @@ def to_plan(request: EngineRequest, default_script: str, shaped: Shaped) -> Plan
         answer = (RefusalDelta(token) for token in tokenise(REFUSAL))
     elif calls:
         answer, reason = _tool_tokens(calls), "tool_calls"
+    elif script.clock is not None:
+        answer = (TextDelta(f" {time.monotonic():.6f}@{os.getpid()}") for _ in range(script.clock))
     else:
         text = script.say if script.say is not None else shaped.answer or describe(request, said)
         answer = (TextDelta(token) for token in tokenise(text))
@@ -170,6 +174,8 @@ def _apply(script: Script, name: str, argument: str) -> None:
     match name:
         case "say":
             script.say = argument
+        case "clock":
+            script.clock = int(argument)
         case "think":
             script.think = argument
         case "length":
