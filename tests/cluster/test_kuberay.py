@@ -11,7 +11,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sightline.cli import main
@@ -109,6 +109,7 @@ deployments = st.dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(deployments, st.booleans(), st.booleans())
 def test_whatever_is_rendered_is_allowed(drawn: dict[str, dict[str, Any]], redis: bool, secret: bool) -> None:
     options = Kubernetes(

@@ -123,7 +123,7 @@ def test_the_ingress_admits_for_all_replicas_and_wakes_nobody() -> None:
     a, b = plans.ingress_settings(plan, settings).models
     assert (a.max_concurrent, a.load) == (12, "demand")
     assert (b.max_concurrent, b.load) == (8, "start")
-    assert "by_outstanding_tokens" in str(plans.model_options(plan, settings, "a")["autoscaling_config"])
+    assert "ByOutstandingTokens" in str(plans.model_options(plan, settings, "a")["autoscaling_config"])
     assert plans.model_options(plan, settings, "b")["max_ongoing_requests"] > 4
 
 
@@ -133,3 +133,52 @@ def test_an_ingress_is_replaced_when_the_new_one_answers() -> None:
     assert options["max_surge_percent"] == 100
     assert options["num_replicas"] == 2
     assert options["ray_actor_options"] == {"num_cpus": 0.5, "resources": {"edge": 1}}
+
+
+def scaling(plan: plans.Plan, name: str) -> Any:
+    return plans.model_options(plan, plans.to_settings(plan.settings), name)["autoscaling_config"]
+
+
+def test_how_much_a_replica_is_to_have_is_told_to_the_policy_in_both_kinds_of_file() -> None:
+    own = {"min_replicas": 1, "max_replicas": 4, "target_outstanding_tokens": 9000}
+    asked = {
+        "policy_function": "sightline.cluster.scaling:ByOutstandingTokens",
+        "policy_kwargs": {"tokens_per_replica": 9000},
+    }
+    wanted = {"min_replicas": 1, "max_replicas": 4, "policy": asked}
+    assert scaling(plans.of_app({"deployments": {"peek": {"autoscaling_config": own}}}), "peek") == wanted
+    assert scaling(llm(deployment_config={"autoscaling_config": own}), "qwen-vl") == wanted
+
+
+def test_as_many_replicas_as_ray_likes_are_counted_by_tokens_too() -> None:
+    plan = plans.of_app({"deployments": {"peek": {"num_replicas": "auto"}}})
+    assert "ByOutstandingTokens" in str(scaling(plan, "peek"))
+    (model,) = plans.ingress_settings(plan, plans.to_settings(plan.settings)).models
+    assert model.max_concurrent == 100 * plans.to_settings(plan.settings).models[0].max_concurrent
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"num_replicas": "many"}, "from 'many' to 'many' replicas"),
+        ({"num_replicas": 0}, "from 0 to 0 replicas"),
+        ({"num_replicas": True}, "from True"),
+        ({"autoscaling_config": {"min_replicas": 3, "max_replicas": 2}}, "from 3 to 2 replicas"),
+        ({"autoscaling_config": {"min_replicas": "1"}}, "from '1'"),
+        ({"autoscaling_config": 4}, "autoscaling_config holds Ray's options"),
+        ({"num_replicas": 2, "autoscaling_config": {"max_replicas": 2}}, "give one"),
+        ({"autoscaling_config": {"max_replicas": 2, "target_outstanding_tokens": 0}}, "a number of tokens from 1 on"),
+        (
+            {"autoscaling_config": {"max_replicas": 2, "target_outstanding_tokens": 9, "target_ongoing_requests": 2}},
+            "may stand beside it",
+        ),
+    ],
+)
+def test_replicas_that_there_cannot_be_are_refused_before_anything_is_deployed(
+    options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=words) as caught:
+        plans.of_app({"deployments": {"peek": options}})
+    assert "deployments.peek" in caught.value.message
+    with pytest.raises(InvalidRequest, match=words):
+        plans.of_app({"ingress": options})

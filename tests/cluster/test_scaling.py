@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sightline.cluster.scaling import TOKENS_PER_REPLICA, by_outstanding_tokens, replicas_for
+from sightline.cluster.scaling import TOKENS_PER_REPLICA, ByOutstandingTokens, replicas_for
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,19 @@ def test_the_policy_stays_within_what_it_is_given(tokens: float, wanted: int) ->
         capacity_adjusted_min_replicas=1,
         capacity_adjusted_max_replicas=5,
     )
-    assert by_outstanding_tokens(context) == (wanted, {})
+    assert ByOutstandingTokens()(context) == (wanted, {})
+
+
+@pytest.mark.parametrize(("target", "wanted"), [(100, 10), (500, 2), (1000, 1)])
+def test_what_one_replica_is_to_have_is_the_operators_to_say(target: int, wanted: int) -> None:
+    context = SimpleNamespace(
+        aggregated_metrics={"outstanding_tokens": {"a": 1000}},
+        total_queued_requests=0,
+        current_num_replicas=2,
+        capacity_adjusted_min_replicas=1,
+        capacity_adjusted_max_replicas=50,
+    )
+    assert ByOutstandingTokens(tokens_per_replica=target)(context) == (wanted, {})
 
 
 def test_before_any_replica_has_told_what_it_does() -> None:
@@ -45,4 +57,4 @@ def test_before_any_replica_has_told_what_it_does() -> None:
         capacity_adjusted_min_replicas=0,
         capacity_adjusted_max_replicas=5,
     )
-    assert by_outstanding_tokens(context) == (3, {})
+    assert ByOutstandingTokens()(context) == (3, {})

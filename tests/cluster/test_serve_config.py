@@ -76,6 +76,25 @@ def test_a_file_with_a_mistake_is_refused(tmp_path: Path, capsys: pytest.Capture
     assert "request_timeout_s" in capsys.readouterr().err
 
 
+def test_what_a_replica_may_have_to_do_is_written_where_the_policy_reads_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "sightline.yaml"
+    file.write_text("models:\n- {name: a, engine: fake}\n")
+    for words in (("--model", "peek"), (str(file),)):
+        (application,) = config(capsys, *words, "--replicas", "0-3", "--target-tokens", "900")["applications"]
+        ((_, options),) = application["args"]["deployments"].items()
+        assert options["autoscaling_config"] == {
+            "min_replicas": 0,
+            "max_replicas": 3,
+            "target_outstanding_tokens": 900,
+        }
+    assert cli.main(["cluster", "config", "--model", "peek", "--replicas", "2", "--target-tokens", "900"]) == 1
+    assert "name two numbers, 2-3" in capsys.readouterr().err
+    assert cli.main(["cluster", "config", "--model", "peek", "--replicas", "0-2", "--target-tokens", "0"]) == 1
+    assert "a number of tokens from 1 on" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("text", "replicas"), [("3", (3, 3)), ("0-8", (0, 8)), ("2-2", (2, 2))])
 def test_replicas(text: str, replicas: tuple[int, int]) -> None:
     assert to_replicas(text) == replicas

@@ -49,6 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     config.add_argument("--name", help="what requests call it")
     config.add_argument("--accelerator", metavar="KIND", help="Ray's name of a kind, such as A10G (default: none)")
     config.add_argument("--replicas", metavar="N|MIN-MAX", help="of each model: 2, or 0-8 (default: 1)")
+    config.add_argument(
+        "--target-tokens", type=int, metavar="N", help="with MIN-MAX: what one replica may have to do (default: 4096)"
+    )
     config.add_argument("--token-variable", metavar="NAME", help="of the machines' environment: the hub's token")
     config.add_argument("--host", default="127.0.0.1", help="address that Ray's proxies listen on")
     config.add_argument("--port", type=int, default=8000)
@@ -106,7 +109,10 @@ def _of_file(args: argparse.Namespace) -> dict[str, Any]:
         if getattr(args, name) is not None:
             raise InvalidRequest(f"--{name.replace('_', '-')} is about one model, and {args.file} names its own.")
     values = _read(args.file)
-    found: dict[str, Any] = of_file(values, args.file.parent, to_replicas(args.replicas or "1"), args.accelerator)
+    replicas = to_replicas(args.replicas or "1")
+    found: dict[str, Any] = of_file(
+        values, args.file.parent, replicas, args.accelerator, target_tokens=args.target_tokens
+    )
     return found
 
 
@@ -128,6 +134,7 @@ def _ask(args: argparse.Namespace) -> Answers:
         name=args.name,
         accelerator=answer(args.accelerator, "Accelerator, as Ray names it: A10G, H100 ...", "") or None,
         replicas=to_replicas(answer(args.replicas, "Replicas: 2, or 0-8 for as many as there is work for", "1")),
+        target_tokens=args.target_tokens,
         token_variable=answer(args.token_variable, "Variable of the machines that holds the hub's token", "") or None,
     )
 

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 import yaml
 
-from sightline.cluster.plan import of_app
+from sightline.cluster.plan import of_app, replicas
 from sightline.cluster.serve_config import to_serve_config
 from sightline.config import PEEK
 from sightline.errors import InvalidRequest
@@ -203,7 +203,7 @@ def _groups(deployments: Mapping[str, Mapping[str, Any]], options: Kubernetes) -
 
 
 def _group(group: str, name: str, given: Mapping[str, Any], options: Kubernetes) -> dict[str, Any]:
-    needs, (least, most) = _needs(name, given), _replicas(name, given)
+    needs, (least, most) = _needs(name, given), replicas(name, given)
     limits = {
         "cpu": str(max(needs.cpus, _INGRESS_CPUS if name == INGRESS else options.cpus)),
         "memory": needs.memory or ("4Gi" if name == INGRESS else options.memory),
@@ -286,20 +286,6 @@ def _accelerator_of(bundles: Iterable[Mapping[str, Any]]) -> str | None:
     """A bundle asks for a kind of accelerator as for a resource: `accelerator_type:A10G`."""
     kinds = (key.removeprefix("accelerator_type:") for bundle in bundles for key in bundle if ":" in key)
     return next(kinds, None)
-
-
-def _replicas(name: str, given: Mapping[str, Any]) -> tuple[int, int]:
-    """Least and most."""
-    count, scaling = given.get("num_replicas"), given.get("autoscaling_config")
-    if count == "auto":
-        scaling = {"max_replicas": 100, **(scaling or {})}  # Ray's own default
-    if scaling:
-        least, most = scaling.get("min_replicas", 1), scaling.get("max_replicas", 1)
-    else:
-        least = most = 1 if count is None else count
-    if not all(isinstance(each, int) for each in (least, most)) or not 0 <= least <= most or most < 1:
-        raise InvalidRequest(f"{name}: it cannot have from {least!r} to {most!r} replicas.", param="deployments")
-    return least, most
 
 
 def _group_names(deployments: Iterable[str]) -> dict[str, str]:

@@ -15,7 +15,7 @@ from sightline.config import PEEK, Settings
 from sightline.configfile import to_settings
 from sightline.errors import InvalidRequest
 
-__all__ = ["Plan", "ingress_settings", "model_options", "of_app", "of_llm_configs", "to_settings"]
+__all__ = ["Plan", "ingress_settings", "model_options", "of_app", "of_llm_configs", "replicas", "to_settings"]
 
 INGRESS_ONGOING = 4096
 """Requests in one replica of the ingress. Its own admission is what refuses."""
@@ -37,7 +37,12 @@ _SINGLE_SERVER = {
 }
 _ALONE: Mapping[str, tuple[Any, ...]] = {"ui": (None, False), "workers": (None, 1)}
 """Values of those that say nothing."""
-_POLICY = "sightline.cluster.scaling:by_outstanding_tokens"
+_POLICY = "sightline.cluster.scaling:ByOutstandingTokens"
+_TARGET = "target_outstanding_tokens"
+"""Of `autoscaling_config`, the only field that is ours: what one replica may have to do, in tokens."""
+_OTHER_POLICIES = frozenset({"target_ongoing_requests", "policy"})
+_AUTO_MOST = 100
+"""Replicas with `num_replicas: auto`: Ray's own default."""
 _ROUTER = "sightline.cluster.router:PictureRouter"
 _SPARE = 8
 """Calls beside answers that a replica takes at once: counting is short, and must not wait for an answer to end."""
@@ -132,6 +137,7 @@ def _checked(plan: Plan) -> Plan:
                 f"{', '.join(sorted(DEPLOYMENT_OPTIONS))}.",
                 param="deployments",
             )
+        replicas(place, options)
     return plan
 
 
@@ -143,8 +149,8 @@ def model_options(plan: Plan, settings: Settings, name: str) -> dict[str, Any]:
     model = next(each for each in settings.models if each.name == name)
     given = dict(plan.deployments.get(name, {}))
     scaling = given.get("autoscaling_config")
-    if isinstance(scaling, Mapping) and not {"target_ongoing_requests", "policy"} & scaling.keys():
-        given["autoscaling_config"] = {**scaling, "policy": {"policy_function": _POLICY}}
+    if (given.get("num_replicas") == "auto" or scaling) and not _OTHER_POLICIES & (scaling or {}).keys():
+        given["autoscaling_config"] = _by_tokens(scaling or {})
     return {
         "request_router_config": {
             "request_router_class": _ROUTER,
@@ -157,6 +163,13 @@ def model_options(plan: Plan, settings: Settings, name: str) -> dict[str, Any]:
         "graceful_shutdown_timeout_s": max(1.0, settings.drain_s),
         **given,
     }
+
+
+def _by_tokens(scaling: Mapping[str, Any]) -> dict[str, Any]:
+    """With our policy, which has its target in its own arguments: Ray's configuration has no field for it."""
+    kept = {option: value for option, value in scaling.items() if option != _TARGET}
+    told = {"tokens_per_replica": scaling[_TARGET]} if _TARGET in scaling else {}
+    return {**kept, "policy": {"policy_function": _POLICY, "policy_kwargs": told}}
 
 
 def ingress_options(plan: Plan, settings: Settings) -> dict[str, Any]:
@@ -175,7 +188,7 @@ def ingress_settings(plan: Plan, settings: Settings) -> Settings:
     have no replica only when somebody wants it."""
 
     def model(config: Any) -> Any:
-        least, most = _replicas(plan.deployments.get(config.name, {}))
+        least, most = replicas(f"deployments.{config.name}", plan.deployments.get(config.name, {}))
         return msgspec.structs.replace(
             config,
             max_concurrent=config.max_concurrent * max(1, most),
@@ -186,10 +199,30 @@ def ingress_settings(plan: Plan, settings: Settings) -> Settings:
     return msgspec.structs.replace(settings, models=tuple(model(each) for each in settings.models))
 
 
-def _replicas(options: Mapping[str, Any]) -> tuple[int, int]:
-    """Least and most."""
-    scaling = options.get("autoscaling_config")
-    if isinstance(scaling, Mapping):
-        return int(scaling.get("min_replicas", 1)), int(scaling.get("max_replicas", 1))
-    count = options.get("num_replicas") or 1
-    return (1, 100) if count == "auto" else (int(count), int(count))
+def replicas(place: str, options: Mapping[str, Any]) -> tuple[int, int]:
+    """How many a deployment of these options has at least and at most. `place`: where they stand. Raises
+    `InvalidRequest` for what Ray could not run."""
+    count, scaling = options.get("num_replicas"), options.get("autoscaling_config") or {}
+    if not isinstance(scaling, Mapping):
+        raise InvalidRequest(
+            f"{place}.autoscaling_config holds Ray's options by name, not {scaling!r}.", param="deployments"
+        )
+    if count == "auto":
+        scaling = {"max_replicas": _AUTO_MOST, **scaling}
+    elif count is not None and scaling:
+        raise InvalidRequest(
+            f"{place}: num_replicas fixes how many there are, and autoscaling_config lets that change; give one.",
+            param="deployments",
+        )
+    least, most = (scaling.get(end, 1) for end in ("min_replicas", "max_replicas")) if scaling else (count, count)
+    least, most = (1 if end is None else end for end in (least, most))
+    if not all(type(end) is int for end in (least, most)) or not 0 <= least <= most or most < 1:
+        raise InvalidRequest(f"{place}: it cannot have from {least!r} to {most!r} replicas.", param="deployments")
+    target = scaling.get(_TARGET)
+    if target is not None and (type(target) is not int or target < 1 or _OTHER_POLICIES & scaling.keys()):
+        raise InvalidRequest(
+            f"{place}.autoscaling_config.{_TARGET} is a number of tokens from 1 on, and the only thing replicas are "
+            "counted by: neither target_ongoing_requests nor a policy may stand beside it.",
+            param="deployments",
+        )
+    return least, most

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 TOKENS_PER_REPLICA = 4096
+"""Where `target_outstanding_tokens` does not say."""
 
 
 def replicas_for(outstanding: float, queued: float, current: int, *, tokens_per_replica: int) -> int:
@@ -18,15 +19,20 @@ def replicas_for(outstanding: float, queued: float, current: int, *, tokens_per_
     return max(1, math.ceil((outstanding + waiting) / tokens_per_replica))
 
 
-def by_outstanding_tokens(context: Any) -> tuple[int, Mapping[str, Any]]:
-    """A policy of Ray Serve's autoscaler, which gives an `AutoscalingContext`: a number of replicas, and state that it
-    keeps for us."""
-    told = context.aggregated_metrics.get("outstanding_tokens", {})
-    wanted = replicas_for(
-        sum(told.values()),
-        context.total_queued_requests or 0,
-        context.current_num_replicas,
-        tokens_per_replica=TOKENS_PER_REPLICA,
-    )
-    least, most = context.capacity_adjusted_min_replicas, context.capacity_adjusted_max_replicas
-    return min(max(wanted, least), most), {}
+class ByOutstandingTokens:
+    """A policy of Ray Serve's autoscaler, which makes it once, of `policy_kwargs`."""
+
+    def __init__(self, tokens_per_replica: int = TOKENS_PER_REPLICA) -> None:
+        self._tokens = tokens_per_replica
+
+    def __call__(self, context: Any) -> tuple[int, Mapping[str, Any]]:
+        """`context`: Ray's `AutoscalingContext`. A number of replicas, and state that Ray would keep for us."""
+        told = context.aggregated_metrics.get("outstanding_tokens", {})
+        wanted = replicas_for(
+            sum(told.values()),
+            context.total_queued_requests or 0,
+            context.current_num_replicas,
+            tokens_per_replica=self._tokens,
+        )
+        least, most = context.capacity_adjusted_min_replicas, context.capacity_adjusted_max_replicas
+        return min(max(wanted, least), most), {}

@@ -32,6 +32,8 @@ class Answers(msgspec.Struct, frozen=True, kw_only=True):
     """Ray's name of a kind: `A10G`, `H100` ...; None: the processor, unless the engine needs another."""
     replicas: tuple[int, int] = (1, 1)
     """At least and at most."""
+    target_tokens: int | None = None
+    """As `of_file` has it."""
     token_variable: str | None = None
     """Of the machines' environment: holds the hub's token, for a model that is not everybody's."""
 
@@ -59,23 +61,39 @@ def of_answers(answers: Answers) -> dict[str, Any]:
         actor["num_gpus"] = 1
     if answers.accelerator:
         actor |= {"num_gpus": 1, "accelerator_type": answers.accelerator}
-    least, most = answers.replicas
-    scale = {"num_replicas": most} if least == most else {"autoscaling_config": _scaling(least, most)}
+    scale = _scale(answers.replicas, answers.target_tokens)
     return {
         "settings": {"models": [model]},
         "deployments": {name: {**scale, **({"ray_actor_options": actor} if actor else {})}},
     }
 
 
-def _scaling(least: int, most: int) -> dict[str, Any]:
-    return {"min_replicas": least, "max_replicas": most}
-
-
-def of_file(values: Mapping[str, Any], directory: Path, replicas: tuple[int, int], accelerator: str | None) -> Any:
-    """`args` for what a sightline.yaml in `directory` holds; every model gets the same."""
-    settings = {key: value for key, value in values.items() if key not in ("host", "port")}
+def _scale(replicas: tuple[int, int], target_tokens: int | None) -> dict[str, Any]:
     least, most = replicas
-    scale = {"num_replicas": most} if least == most else {"autoscaling_config": _scaling(least, most)}
+    told = {} if target_tokens is None else {"target_outstanding_tokens": target_tokens}
+    if least < most:
+        return {"autoscaling_config": {"min_replicas": least, "max_replicas": most, **told}}
+    if told:
+        raise InvalidRequest(
+            f"A target of {target_tokens} tokens says when replicas come and go, and there are always {most}: name two "
+            f"numbers, {most}-{most + 1}.",
+            param="replicas",
+        )
+    return {"num_replicas": most}
+
+
+def of_file(
+    values: Mapping[str, Any],
+    directory: Path,
+    replicas: tuple[int, int],
+    accelerator: str | None,
+    *,
+    target_tokens: int | None = None,
+) -> Any:
+    """`args` for what a sightline.yaml in `directory` holds; every model gets the same. `target_tokens`: that one
+    replica may have to do before another is started; None: our default. Raises `InvalidRequest`."""
+    settings = {key: value for key, value in values.items() if key not in ("host", "port")}
+    scale = _scale(replicas, target_tokens)
     actor = {"ray_actor_options": {"num_gpus": 1, "accelerator_type": accelerator}} if accelerator else {}
     models = [_anchored(model, directory) for model in settings.get("models", [{"name": "peek"}])]
     return {
