@@ -40,11 +40,12 @@ class Inside:
         }
         exchange.task = asyncio.create_task(exchange.run(self._app, scope))
         try:
-            start = await exchange.messages.get()
+            start = await exchange.read()
         except BaseException:
             exchange.task.cancel()
             raise
         if start is None:
+            await exchange.end()
             raise http.RemoteProtocolError("The server ended before it had answered.")
         return http.Response(start["status"], headers=start["headers"], content=_Body(exchange))
 
@@ -54,17 +55,34 @@ class Inside:
 
 class _Exchange:
     def __init__(self, body: bytes) -> None:
-        self.messages: asyncio.Queue[Message | None] = asyncio.Queue(_AHEAD)
         self.task: asyncio.Task[None] | None = None
         self._body: bytes | None = body
+        # Unbounded, with room that is counted beside it: so that the end, which may not wait, always fits.
+        self._messages: asyncio.Queue[Message | None] = asyncio.Queue()
+        self._room = asyncio.Semaphore(_AHEAD)
 
     async def run(self, app: ASGIApp, scope: Scope) -> None:
         try:
-            await app(scope, self._receive, self.messages.put)
+            await app(scope, self._receive, self._send)
         finally:
-            if self.messages.full():
-                self.messages.get_nowait()
-            self.messages.put_nowait(None)
+            self._messages.put_nowait(None)
+
+    async def read(self) -> Message | None:
+        """The next message of the response; None: the application ended."""
+        message = await self._messages.get()
+        self._room.release()
+        return message
+
+    async def end(self) -> None:
+        """Ends what still runs. What the application broke of, it has logged itself."""
+        assert self.task is not None
+        if not self.task.done():
+            self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+
+    async def _send(self, message: Message) -> None:
+        await self._room.acquire()
+        self._messages.put_nowait(message)
 
     async def _receive(self) -> Message:
         if self._body is not None:
@@ -79,7 +97,7 @@ class _Body:
         self._exchange = exchange
 
     async def __aiter__(self) -> AsyncGenerator[bytes, None]:
-        while (message := await self._exchange.messages.get()) is not None:
+        while (message := await self._exchange.read()) is not None:
             if body := message.get("body"):
                 yield body
             if not message.get("more_body", False):
@@ -87,8 +105,4 @@ class _Body:
         raise http.RemoteProtocolError("The server ended in the middle of its answer.")
 
     async def aclose(self) -> None:
-        task = self._exchange.task
-        assert task is not None
-        if not task.done():
-            task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await self._exchange.end()
