@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline import metrics
-from sightline.api import openapi_document
+from sightline.api.openapi import document as openapi_document
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))  # the test runs this file by its path
@@ -248,7 +248,7 @@ PAGES = {
     "metrics.md": metrics_page,
     "peek.md": peek_page,
     "sightline.schema.json": schema_page,
-    "../src/sightline/api/openapi.json": openapi_document.to_json,
+    "../src/sightline/api/openapi/openapi.json": openapi_document.to_json,
 }
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 from starlette.types import ASGIApp
 
-from sightline.api.openapi_document import served_routes
+from sightline.api.openapi.document import served_routes
 from sightline.config import ModelConfig
 from tests.access.keyed import Keyed, bearer, picture
 from tests.access.test_batches import ended, line, submit

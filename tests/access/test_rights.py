@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from starlette.types import ASGIApp
 
-from sightline.api.openapi_operations import APIS
+from sightline.api.openapi.operations import APIS
 from sightline.config import ModelConfig
 from tests.access.keyed import Keyed, bearer, picture
 from tests.api.standin import JSON_HEADERS, Call, Reply, get

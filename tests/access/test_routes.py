@@ -12,9 +12,9 @@ import pytest
 from starlette.types import ASGIApp
 
 from sightline.access.keys import new_secret
-from sightline.api import ollama
 from sightline.api.entrance import KEYLESS
-from sightline.api.openapi_document import served_routes
+from sightline.api.ollama import routes as ollama
+from sightline.api.openapi.document import served_routes
 from sightline.config import CorsPolicy
 from tests.access.keyed import Keyed, bearer
 from tests.api.standin import Call, Reply

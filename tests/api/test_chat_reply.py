@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sightline.api.chat_reply import Chunks, Head, to_completion, to_input_tokens
+from sightline.api.chat.reply import Chunks, Head, to_completion, to_input_tokens
 from sightline.api.collected import to_collected
 from sightline.api.wire import encode
 from sightline.items import ChoiceEvent, Item

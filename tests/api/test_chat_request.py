@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from sightline.api.chat import read_chat_body, to_chat_request
-from sightline.api.chat_schema import ChatBody
+from sightline.api.chat.routes import read_chat_body, to_chat_request
+from sightline.api.chat.schema import ChatBody
 from sightline.config import HttpLimits
 from sightline.errors import ImageForbidden, InvalidRequest
 from sightline.types import (

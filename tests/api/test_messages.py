@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sightline import errors as e
-from sightline.api.messages_reply import INVALID_JSON, to_error
+from sightline.api.messages.reply import INVALID_JSON, to_error
 from sightline.api.wire import encode
 from sightline.models import ModelStatus
 from sightline.types import (

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sightline import errors as e
-from sightline.api.ollama_embed import to_reply
-from sightline.api.ollama_schema import EmbedReply
+from sightline.api.ollama.embed import to_reply
+from sightline.api.ollama.schema import EmbedReply
 from sightline.items import ChoiceEvent
 from sightline.models import ModelStatus
 from sightline.types import (

@@ -14,7 +14,6 @@ import pytest
 from jsonschema import Draft202012Validator
 from starlette.routing import Route
 
-from sightline.api import openapi
 from sightline.api.fields import (
     anything,
     array,
@@ -29,8 +28,9 @@ from sightline.api.fields import (
     to_rules,
     to_schema,
 )
-from sightline.api.openapi_document import Schemas, served_routes, structs_read, to_document, to_json
-from sightline.api.openapi_operations import APIS, Operation
+from sightline.api.openapi import served as openapi
+from sightline.api.openapi.document import Schemas, served_routes, structs_read, to_document, to_json
+from sightline.api.openapi.operations import APIS, Operation
 from sightline.errors import RequestError
 from sightline.models import ModelStatus
 from tests.api.standin import HELLO, INFO, ScriptedService, app_of, chat, get, post
@@ -54,7 +54,9 @@ def walk(value: Any) -> Iterator[Any]:
 
 
 def test_it_is_up_to_date() -> None:
-    assert openapi.FILE.read_text() == to_json(), "src/sightline/api/openapi.json is old: python docs/generate.py"
+    assert openapi.FILE.read_text() == to_json(), (
+        "src/sightline/api/openapi/openapi.json is old: python docs/generate.py"
+    )
 
 
 def test_every_route_is_in_it_and_nothing_else() -> None:

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sightline.api.responses_items import read_items, seal
-from sightline.api.responses_request import fit, refuse_contradictions, to_chat_request, to_response
-from sightline.api.responses_schema import ResponsesBody, read_responses_body
+from sightline.api.responses.items import read_items, seal
+from sightline.api.responses.request import fit, refuse_contradictions, to_chat_request, to_response
+from sightline.api.responses.schema import ResponsesBody, read_responses_body
 from sightline.api.wire import encode
 from sightline.config import HttpLimits
 from sightline.errors import ContextLengthExceeded, SightlineError

@@ -23,7 +23,7 @@ from PIL import Image as PILImage
 from pydantic import BaseModel, TypeAdapter
 
 from sightline.api.app import create_app
-from sightline.api.responses_items import unseal
+from sightline.api.responses.items import unseal
 from sightline.config import ModelConfig, Settings
 from sightline.service import Service
 from tests.api.serving import serving

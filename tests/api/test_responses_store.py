@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sightline.api.responses_items import read_items
-from sightline.api.responses_objects import OutputMessage, OutputText, ResponseReply
-from sightline.api.responses_request import to_response
-from sightline.api.responses_schema import read_responses_body
-from sightline.api.responses_store import (
+from sightline.api.responses.items import read_items
+from sightline.api.responses.objects import OutputMessage, OutputText, ResponseReply
+from sightline.api.responses.request import to_response
+from sightline.api.responses.schema import read_responses_body
+from sightline.api.responses.store import (
     MemoryStore,
     StoredResponse,
     _own_bytes,

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 
 from sightline import metrics
 from sightline.api.app import create_app
-from sightline.api.transcriptions_reply import Deltas, to_srt, to_transcript, to_vtt
+from sightline.api.transcriptions.reply import Deltas, to_srt, to_transcript, to_vtt
 from sightline.audio.decoder import AudioDecoder
 from sightline.audio.decoder_process import decode
 from sightline.config import AudioLimits, HttpLimits, ImageLimits, ModelConfig, Settings

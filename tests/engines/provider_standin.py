@@ -1,7 +1,7 @@
 """Speaks the wires of OpenAI and of Anthropic, without a model: a raw HTTP/1.1 server, for engines that call providers.
 
 Sources: openai-openapi 2.3.0 (`CreateChatCompletionStreamResponse`), Anthropic's Messages API (streaming events). Its
-model is that of `ollama_standin.py`: it never ends by itself. What it does beside that is asked for by words of the
+model is that of `ollama/standin.py`: it never ends by itself. What it does beside that is asked for by words of the
 prompt. `requests` holds what it was sent, headers and all.
 """
 

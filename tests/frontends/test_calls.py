@@ -8,7 +8,7 @@ from typing import Any, Protocol, cast
 import msgspec
 import pytest
 
-from sightline.api.responses_store import MemoryStore, ResponseStore, StoredResponse
+from sightline.api.responses.store import MemoryStore, ResponseStore, StoredResponse
 from sightline.config import ResponseLimits
 from sightline.errors import ObjectNotFound
 from sightline.frontends.calls import Far, offered

@@ -11,14 +11,15 @@ wire.py         a body read under a cap and parsed strictly; values encoded
 bodies.py       how much of what clients send is held at once
 forms.py        a form with files, read under the same cap
 fields.py       a request's schema, and how a field is checked
-chat.py         OpenAI's chat completions: body to request, and the routes
-  chat_schema.py    the fields and objects on the wire
-  content.py        messages, content parts, pictures
-  chat_reply.py     events to a reply, whole or in chunks
-  extension.py      what we add: the `sightline` object and headers
-responses.py    OpenAI's Responses API, and Open Responses; its own map is in its head
-messages.py     Anthropic's messages, in files as chat's; `messages_models.py` lists models for its clients
-ollama.py       Ollama's own API, likewise; `ollama_embed.py`, `ollama_models.py`
+content.py      messages, content parts, pictures
+extension.py    what we add: the `sightline` object and headers
+
+chat/           OpenAI's chat completions: routes, fields on the wire, the reply
+completions/    and its completions
+responses/      its Responses API, and Open Responses
+transcriptions/ its audio
+messages/       Anthropic's messages
+ollama/         Ollama's own API
 ovms.py         OpenVINO Model Server's: the routes of /v1 under /v3, states of models, probes
 analyze.py      the simple service
 models.py       GET /v1/models
@@ -26,7 +27,6 @@ errors.py       from error to status, error object and headers: the table
 sse.py          an event stream, its first event, its keep-alive
 disconnect.py   a client that leaves ends its work
 cors.py         which web pages may use the server
-openapi.py      /openapi.json and /docs; `openapi_operations.py` has a row for each route, of which
-                `openapi_document.py` makes the document and `openapi_page.py` the page
+openapi/        /openapi.json and /docs, made of a row for each route
 access.py       the line in the log
 """

@@ -23,34 +23,21 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sightline import metrics, tracing
 from sightline.access.gate import Gate, keys_path
 from sightline.access.permit import Permit, acting_by
-from sightline.api import (
-    access,
-    admin,
-    analyze,
-    batches,
-    caller,
-    chat,
-    completions,
-    embeddings,
-    errors,
-    files,
-    inside,
-    jobs,
-    messages,
-    models,
-    ollama,
-    openapi,
-    ovms,
-    responses,
-    transcriptions,
-)
+from sightline.api import access, admin, analyze, batches, caller, embeddings, errors, files, inside, jobs, models, ovms
 from sightline.api.bodies import Bodies
+from sightline.api.chat import routes as chat
+from sightline.api.completions import routes as completions
 from sightline.api.cors import Cors
 from sightline.api.dialect import Dialect
 from sightline.api.disconnect import ClientDisconnected
 from sightline.api.entrance import KEYLESS, METRICS, Entrance, to_rate_headers
+from sightline.api.messages import routes as messages
+from sightline.api.ollama import routes as ollama
+from sightline.api.openapi import served as openapi
+from sightline.api.responses import routes as responses
 from sightline.api.shared import ALONE, Shared
 from sightline.api.traced import traced
+from sightline.api.transcriptions import routes as transcriptions
 from sightline.api.wire import json_response
 from sightline.api.work import Work
 from sightline.config import CorsPolicy, Settings, is_loopback
@@ -142,7 +129,7 @@ def create_admin_app(service: Service, settings: Settings, gate: Gate, shared: S
 
 
 def to_dialects(service: Service, settings: Settings, work: Work, gate: Gate, shared: Shared = ALONE) -> list[Dialect]:
-    """All that is served. `openapi_operations.py` has a row for each of the routes."""
+    """All that is served. `openapi/operations.py` has a row for each of the routes."""
     dialects = [
         Dialect(chat.routes(service, settings)),
         responses.dialect(service, settings, shared),

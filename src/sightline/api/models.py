@@ -1,5 +1,5 @@
 """GET /v1/models: what is served, and in which state it is. Anthropic's clients, who say so by a header, get theirs
-(`messages_models.py`)."""
+(`messages/models.py`)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from sightline.api import messages_models
+from sightline.api.messages import models as messages_models
 from sightline.api.wire import json_response
 from sightline.engines import EngineState, Work
 from sightline.errors import ModelNotFound

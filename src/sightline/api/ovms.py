@@ -21,9 +21,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from sightline import __version__
-from sightline.api import access, chat, errors
-from sightline.api.chat_reply import Chunks
-from sightline.api.chat_schema import DeltaReply
+from sightline.api import access, errors
+from sightline.api.chat import routes as chat
+from sightline.api.chat.reply import Chunks
+from sightline.api.chat.schema import DeltaReply
 from sightline.api.dialect import Dialect
 from sightline.api.sse import EventStream, Framer, to_event
 from sightline.api.wire import json_response

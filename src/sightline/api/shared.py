@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sightline import metrics
-from sightline.api.responses_store import ResponseStore
+from sightline.api.responses.store import ResponseStore
 
 
 async def _render_own() -> tuple[bytes, str]:

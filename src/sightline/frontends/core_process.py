@@ -10,7 +10,7 @@ import socket
 from sightline.access.gate import Gate, keys_path
 from sightline.api.app import create_app
 from sightline.api.lifespan import running
-from sightline.api.responses_store import MemoryStore, ResponseStore
+from sightline.api.responses.store import MemoryStore, ResponseStore
 from sightline.api.shared import Shared
 from sightline.frontends import frames, orders
 from sightline.frontends.core import Core

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sightline import metrics
 from sightline.access.gate import Gate, keys_path
 from sightline.api.app import create_admin_app, create_app
-from sightline.api.responses_store import ResponseStore
+from sightline.api.responses.store import ResponseStore
 from sightline.api.shared import Shared
 from sightline.config import Settings, is_loopback
 from sightline.frontends import frames, orders

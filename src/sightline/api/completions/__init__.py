@@ -1,0 +1,1 @@
+"""OpenAI's completions: plain text that a model goes on with. Files as in `chat`."""

@@ -1,0 +1,1 @@
+"""Anthropic's messages. Files as in `chat`; `content.py` reads blocks, `models.py` lists models for its clients."""

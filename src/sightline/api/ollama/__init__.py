@@ -1,0 +1,1 @@
+"""Ollama's own API. Files as in `chat`; `embed.py` has embeddings, `models.py` the models."""
