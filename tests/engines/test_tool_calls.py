@@ -167,3 +167,23 @@ def test_texts_of_elements_are_what_the_schema_says() -> None:
     text = "<tool_call><function=look><parameter=at>7</parameter><parameter=n>7</parameter></function></tool_call>"
     ((_, arguments),) = told(read("qwen3-coder", text))[1]
     assert json.loads(arguments) == {"at": "7", "n": 7}
+
+
+@pytest.mark.parametrize("name", ["hermes", "mistral", "mistral-args", "qwen3-coder", "llama3"])
+def test_what_is_left_of_a_call_that_had_to_be_is_no_words(name: str) -> None:
+    """`max_tokens` ended the answer in the middle of a call that `tool_choice` asked for: nobody is shown its tags."""
+    begin = FORMATS[name].begin
+    whole = {
+        "qwen3-coder": f"{begin}\n<function=look>\n<parameter=n>\n2\n</parameter>\n</function>\n</tool_call>",
+        "mistral": f"{begin}[{LOOK}]",
+        "mistral-args": f"{begin}look[ARGS]{ARGUMENTS}",
+        "llama3": '{"name": "look", "parameters": {"n": 2}}',
+    }.get(name, f"{begin}\n{LOOK}\n</tool_call>")
+    for cut in range(len(whole) + 1):
+        calls = ToolCalls(FORMATS[name], TOOLS, enforced=True)
+        pieces = [*calls.push(whole[:cut]), *calls.flush()]
+        words, found = told(pieces)
+        assert words == ""
+        assert sum(piece.num_characters for piece in pieces) == cut
+        assert [tool for tool, _ in found] in ([], ["look"])
+    assert found

@@ -52,16 +52,20 @@ def calls_of(request: EngineRequest, form: ToolFormat) -> ToolCalls | None:
     if not request.tools or choice.mode == "none":
         return None
     tools = (tool for tool in request.tools if not choice.names or tool.name in choice.names)
-    return ToolCalls(form, tools, parallel=choice.parallel)
+    return ToolCalls(form, tools, parallel=choice.parallel, enforced=choice.mode == "required")
 
 
 class ToolCalls:
     """One answer's text in one format."""
 
-    def __init__(self, form: ToolFormat, tools: Iterable[Tool], *, parallel: bool = True) -> None:
+    def __init__(
+        self, form: ToolFormat, tools: Iterable[Tool], *, parallel: bool = True, enforced: bool = False
+    ) -> None:
+        """`enforced`: the model can write nothing but calls, so the beginning of one is never words."""
         self._form = form
         self._tools: Mapping[str, Tool] = {tool.name: tool for tool in tools}
         self._parallel = parallel
+        self._enforced = enforced
         self.markers = form.markers
         self._state: Literal["words", "head", "arguments", "tail", "after"] = "words"
         self._held = ""
@@ -89,10 +93,12 @@ class ToolCalls:
         held, self._held = self._held, ""
         if self.is_done:
             return []
-        if self._state == "head":
-            return [_words(self._head + held)]
-        if held.strip() or (self._state == "words" and not self.num_calls):
-            return [_words(held)] if held else []
+        head = self._head if self._state == "head" else ""
+        # Cut off in a call's closing text, or, where nothing but a call can be, before it had a name.
+        if self._state == "after" or (self._enforced and self._state in ("words", "head")):
+            return [Piece("nothing", "", len(head + held))] if head + held else []
+        if head or held.strip() or (self._state == "words" and not self.num_calls):
+            return [_words(head + held)] if head + held else []
         return [Piece("nothing", "", len(held))] if held else []
 
     # --- states: each takes from what is held and gives pieces ---------------------------------------------------
