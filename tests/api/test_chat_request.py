@@ -118,6 +118,8 @@ BAD: list[tuple[dict[str, Any], str | None, str]] = [
     (parts({"type": "file", "file": {"file_id": 1}}), TYPE, f"{P0}.file.file_id"),
     (parts({"type": "image_url", "image_url": {"file_id": "f", "url": DATA_URL}}), None, f"{P0}.image_url.file_id"),
     (parts({"type": "image_url", "image_url": DATA_URL, "file_id": "file-1"}), None, f"{P0}.file_id"),
+    (parts({"type": "image", "image": DATA_URL, "image_url": DATA_URL}), None, f"{P0}.image_url"),
+    (parts({"type": "image_url", "image": DATA_URL, "image_url": {"url": DATA_URL}}), None, f"{P0}.image"),
     (parts({"type": "image_url"}), MISSING, f"{P0}.image_url"),
     (parts({"type": "image_url", "image_url": None}), MISSING, f"{P0}.image_url"),
     (parts({"type": "image_url", "image_url": 1}), TYPE, f"{P0}.image_url"),

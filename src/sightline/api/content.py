@@ -234,6 +234,9 @@ def _to_image_ref(part: PicturePart, kind: str, at: str, defaults: PictureDefaul
 
 def _source(part: PicturePart, kind: str, at: str) -> tuple[str, str, Detail]:
     """The picture, where it stands in the request, and its detail. Raises `InvalidRequest` for none or two."""
+    if part.image is not None and part.image_url is not None:
+        other = "image" if kind == "image_url" else "image_url"
+        raise invalid(f"{at}.{other}", f"cannot stand beside '{kind}'; send one of them")
     place = f"{at}.{kind}"
     given = part.image_url if kind == "image_url" else part.image
     match given:
