@@ -101,6 +101,25 @@ async def test_other_paths_and_methods_get_the_error_object(method: str, path: s
     assert ("allow" in reply.headers) == (status == 405)
 
 
+@pytest.mark.parametrize(
+    ("path", "shape"),
+    [
+        ("/v1/models/a\n", "openai"),
+        ("/api/\x00", "ollama"),
+        ("/v2/models/\r\n/ready", "ovms"),
+        ("/v3/models/\x7f", "ovms"),
+        ("/v1/messages/\x1b", "anthropic"),
+    ],
+)
+async def test_control_characters_in_a_path_are_refused_in_the_shape_of_its_dialect(path: str, shape: str) -> None:
+    reply = await get(app_of(ScriptedService()), path)
+    assert (reply.status, reply.headers["connection"]) == (400, "close")
+    error = reply.json["error"]
+    message = error if shape in ("ollama", "ovms") else error["message"]
+    assert "control characters" in message
+    assert (reply.json.get("type") == "error") == (shape == "anthropic")
+
+
 async def test_a_path_tells_all_its_methods() -> None:
     reply = await get(app_of(ScriptedService()), "/v1/responses/resp_1", "PUT")
     assert (reply.status, reply.headers["allow"]) == (405, "DELETE, GET, HEAD")

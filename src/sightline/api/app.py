@@ -53,6 +53,7 @@ CLIENT_CLOSED_REQUEST = 499
 """In the log only: nobody is there to be told. nginx's number for it."""
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_-]{1,64}")
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f]")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
 
 
@@ -216,6 +217,7 @@ class Edge:
         metrics.HTTP_IN_FLIGHT.inc()
         try:
             try:
+                _verify_path(scope)
                 self._verify_host(scope)
                 preflight = self._cors.preflight(scope)
                 permit = None if preflight else await self._entrance.admit(scope)  # a preflight has no key to show
@@ -285,6 +287,16 @@ class Edge:
             raise HTTPException(400, "The request needs one well-formed Host header.")
         if host[1].lower() not in self._allowed_hosts:
             raise HTTPException(421, "This server does not answer under the name in the Host header.")
+
+
+def _verify_path(scope: Scope) -> None:
+    """Here and not where bytes are read, because the path says which dialect the refusal is told in.
+
+    Raises `HTTPException`: a path with control characters is nobody's mistake, and the connection ends.
+    """
+    if _CONTROLS.search(scope["path"]):
+        message = "The path must not have control characters, percent-encoded ones neither."
+        raise HTTPException(400, message, {"connection": "close"})
 
 
 def _request_id(scope: Scope) -> str:

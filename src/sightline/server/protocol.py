@@ -12,7 +12,6 @@ import logging
 import re
 from collections import deque
 from typing import Any, Literal
-from urllib.parse import unquote_to_bytes
 
 import httptools
 import uvicorn
@@ -38,7 +37,6 @@ LINGER_BYTES = 256 * 1024 * 1024
 before it was refused. Were the connection closed at once, TCP would reset it, and most clients would lose the answer,
 because they look for it only after they have sent everything."""
 
-_CONTROLS = re.compile(rb"[\x00-\x1f\x7f]")
 _CHECKED = frozenset({b"host", b"content-length", b"transfer-encoding"})
 _ABSOLUTE = re.compile(rb"https?://([^/?#]*)", re.IGNORECASE)
 
@@ -47,9 +45,7 @@ _SLOW_HEAD = Refusal("slow", 408, "The head of the request took too long to arri
 _FRAMING = Refusal("overlong", 400, "The body's chunks are far longer than what is in them.")
 _VERSION = Refusal("unsupported", 505, "This server speaks HTTP/1.1 and HTTP/1.0.")
 _HOST = Refusal("malformed", 400, "The request needs one Host header.")
-_TARGET = Refusal(
-    "malformed", 400, "The request's target must be a path of this server, without a fragment or control characters."
-)
+_TARGET = Refusal("malformed", 400, "The request's target must be a path of this server, without a fragment.")
 _CODING = Refusal(
     "unsupported", 501, "A body is sent with its length or in chunks: no other Transfer-Encoding is known here."
 )
@@ -301,7 +297,7 @@ class Guarded(HttpToolsProtocol):
             absolute = _ABSOLUTE.match(url)
             if absolute is None or absolute[1].lower() != host.lower():
                 self._stop(_TARGET)
-        if b"#" in url or (b"%" in url and _CONTROLS.search(unquote_to_bytes(url.partition(b"?")[0]))):
+        if b"#" in url:
             self._stop(_TARGET)
 
     def _stop(self, refusal: Refusal) -> None:
