@@ -217,11 +217,11 @@ class Edge:
         metrics.HTTP_IN_FLIGHT.inc()
         try:
             try:
-                _verify_path(scope)
                 self._verify_host(scope)
                 preflight = self._cors.preflight(scope)
                 permit = None if preflight else await self._entrance.admit(scope)  # a preflight has no key to show
                 with acting_by(permit):
+                    _verify_path(scope)
                     self._refuse(scope, permit)
                     with self._taken(scope), self._bodies.around(scope):
                         await (preflight or self._app)(scope, access.counted(receive, record), send_with_headers)
