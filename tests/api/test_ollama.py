@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,10 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sightline import errors as e
+from sightline.api.app import create_app
 from sightline.api.ollama.embed import to_reply
 from sightline.api.ollama.schema import EmbedReply
+from sightline.config import ModelConfig, Settings
 from sightline.items import ChoiceEvent
 from sightline.models import ModelStatus
+from sightline.service import Service
 from sightline.types import (
     Embeddings,
     Finish,
@@ -451,6 +454,24 @@ async def test_it_says_that_it_is_there() -> None:
     assert (root.status, root.body) == (200, b"Ollama is running")
     assert (await get(app, "/", "HEAD")).status == 200
     assert re.fullmatch(r"\d+\.\d+\.\d+", (await get(app, "/api/version")).json["version"])
+
+
+async def test_a_browser_is_told_where_to_go_and_programs_get_the_exact_text() -> None:
+    browser = {"accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
+    for ui in (False, True):
+        config = Settings(models=(ModelConfig(name="m", engine="fake"),), ui=ui)
+        app = create_app(cast(Service, ScriptedService()), config)
+        page = await get(app, "/", **browser)
+        assert (page.status, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+        links = re.findall('href="([^"]+)"', page.body.decode())
+        assert "docs" in links
+        assert ("ui" in links) == ui
+        for link in set(links) - {"ui"}:
+            assert (await get(app, f"/{link}")).status == 200, link
+        assert "default-src 'none'" in page.headers["content-security-policy"]
+        for accept in ("*/*", "application/json", "text/plain"):
+            assert (await get(app, "/", accept=accept)).body == b"Ollama is running"
+        assert page.headers["vary"] == "Accept"
 
 
 async def test_loading_and_unloading() -> None:

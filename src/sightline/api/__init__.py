@@ -25,6 +25,7 @@ analyze.py      the simple service
 models.py       GET /v1/models
 errors.py       from error to status, error object and headers: the table
 sse.py          an event stream, its first event, its keep-alive
+home.py         GET /, for Ollama's clients and for browsers
 disconnect.py   a client that leaves ends its work
 cors.py         which web pages may use the server
 openapi/        /openapi.json and /docs, made of a row for each route

@@ -12,10 +12,10 @@ from dataclasses import replace
 from typing import TypeVar
 
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
-from sightline.api import access
+from sightline.api import access, home
 from sightline.api.dialect import Dialect
 from sightline.api.exchange import Exchange, new_id
 from sightline.api.extension import to_headers
@@ -166,7 +166,7 @@ def dialect(service: Service, settings: Settings) -> Dialect:
         Route("/api/show", api.show, methods=["POST"]),
         Route("/api/ps", api.ps),
         Route("/api/version", _version),
-        Route("/", _running),
+        *home.routes(has_page=settings.ui),
         *(Route(path, _refuse, methods=["HEAD", "POST", "DELETE"]) for path in REFUSED),
     ]
     return Dialect(routes, ("/api/",), to_error_response, "ollama")
@@ -174,10 +174,6 @@ def dialect(service: Service, settings: Settings) -> Dialect:
 
 async def _version(request: Request) -> Response:
     return json_response({"version": VERSION})
-
-
-async def _running(request: Request) -> Response:
-    return PlainTextResponse("Ollama is running")
 
 
 async def _refuse(request: Request) -> Response:

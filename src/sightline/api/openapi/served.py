@@ -18,8 +18,8 @@ from starlette.routing import Route
 from sightline.api.openapi.page import to_page
 
 FILE = Path(__file__).with_name("openapi.json")
-_HEADERS = {
-    # A page without scripts that loads nothing, from us or anybody else.
+HEADERS = {
+    # Of a page without scripts that loads nothing, from us or anybody else.
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
 }
@@ -40,7 +40,7 @@ async def _show_document(request: Request) -> Response:
 
 
 async def _show_page(request: Request) -> Response:
-    return Response(await asyncio.to_thread(page), headers=_HEADERS, media_type="text/html")
+    return Response(await asyncio.to_thread(page), headers=HEADERS, media_type="text/html")
 
 
 def routes() -> list[Route]:
