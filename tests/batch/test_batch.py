@@ -138,7 +138,7 @@ async def test_a_real_service_sees_each_picture(folder: Path) -> None:
     paths = [folder / f"{number:02}.png" for number in range(12)]
     (folder / "03.png").write_bytes(b"no picture")
     batch = Batch("hello", settings=settings(), model="fake")
-    rows = await rows_of(batch, [*paths, [png("red"), Image.new("RGB", (32, 32), "blue")], folder / "none.png"])
+    rows = await rows_of(batch, [*paths, [png("red"), Image.new("RGB", (32, 32), "blue")], folder / "none.png", ""])
     for number, row in enumerate(rows[:12]):
         if number == 3:
             assert row.error is not None
@@ -148,6 +148,7 @@ async def test_a_real_service_sees_each_picture(folder: Path) -> None:
             assert row.image_tokens > 0
     assert "2 pictures: 32x32 mostly red; 32x32 mostly blue" in (rows[12].answer or "")
     assert rows[13].error == RowError("picture_unreadable", "The picture cannot be read: No such file or directory.")
+    assert rows[14].error == RowError("picture_unreadable", "The picture cannot be read: its name is empty.")
 
 
 async def test_the_same_of_a_server(folder: Path) -> None:

@@ -66,6 +66,7 @@ def test_jsonl_too(tmp_path: Path) -> None:
         ("in.jsonl", '{"pictures": "x.png"}\n', "'pictures' is a list"),
         ("in.jsonl", '{"picture": "x.png", "prompt": 3}\n', "'prompt' is a text"),
         ("in.jsonl", b"\xff\n", "not UTF-8"),
+        ("in.csv", "picture,pictures\na.png,b.png\n", "line 2: it has both"),
         ("in.csv", "picture,answer\nx.png,red\n", "line 2: the answers have a column 'answer' of their own"),
     ],
 )
@@ -76,6 +77,18 @@ def test_what_is_wrong_in_a_table_is_told_with_its_line(
     path.write_bytes(text.encode() if isinstance(text, str) else text)
     with pytest.raises(InvalidRequest, match=said):
         list(read_tasks([str(path)], "?"))
+
+
+def test_an_empty_cell_is_a_picture_that_cannot_be_read_and_no_question_without_one(tmp_path: Path) -> None:
+    one, several, lines = (tmp_path / name for name in ("one.csv", "several.csv", "in.jsonl"))
+    one.write_text("id,picture\n1,a.png\n2,\n")
+    several.write_text("id,pictures\n1,a.png|b.png\n2,\n")
+    lines.write_text('{"picture": ""}\n{"picture": null}\n{"pictures": null}\n{"pictures": []}\n{}\n')
+    assert [task.pictures for task in read_tasks([str(one)], "?")] == [(str(tmp_path / "a.png"),), ("",)]
+    assert [len(task.pictures) for task in read_tasks([str(several)], "?")] == [2, 1]
+    read = list(read_tasks([str(lines)], "?"))
+    assert [task.pictures for task in read] == [("",), ("",), ("",), (), ()]
+    assert all(task.id.endswith(f"line {number}") for number, task in enumerate(read, 1))
 
 
 def test_what_is_not_there(tmp_path: Path) -> None:

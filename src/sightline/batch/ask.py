@@ -191,7 +191,7 @@ async def _to_source(picture: Picture) -> str | bytes:
     """As an `ImageRef` has it: a file's bytes where there is a file, else a URL."""
     if isinstance(picture, bytes):
         return picture
-    if isinstance(picture, str | Path) and not str(picture).startswith(("http:", "https:", "data:")):
+    if isinstance(picture, str | Path) and str(picture) and not str(picture).startswith(("http:", "https:", "data:")):
         return await asyncio.to_thread(Path(picture).read_bytes)
     return await asyncio.to_thread(to_url, picture)
 

@@ -153,8 +153,9 @@ def _csv_rows(file: Iterable[str], path: Path) -> Iterator[tuple[str, dict[str, 
         place = f"{path}, line {reader.line_num}"
         if None in row or None in row.values():
             raise InvalidRequest(f"{place}: it has not as many columns as the header.", param=str(path))
-        pictures = [part for part in (row.pop("pictures", "") or "").split("|") if part.strip()]
-        yield place, {**row, **({"pictures": pictures} if pictures else {})}
+        if "pictures" in row:
+            row["pictures"] = [part for part in row["pictures"].split("|") if part.strip()] or None
+        yield place, row
 
 
 def _jsonl_rows(file: Iterable[str], path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -172,16 +173,17 @@ def _jsonl_rows(file: Iterable[str], path: Path) -> Iterator[tuple[str, dict[str
 
 
 def _to_task(row: Mapping[str, Any], place: str, base: Path, prompt: str | None) -> Task:
-    given = row.get("pictures") or ([row["picture"]] if row.get("picture") else [])
+    given = _pictures(row, place)
     if not isinstance(given, list) or not all(isinstance(picture, str) for picture in given):
         raise InvalidRequest(f"{place}: 'pictures' is a list of paths or URLs.", param="pictures")
     pictures = tuple(
-        picture if picture.startswith(("http:", "https:", "data:")) else str(base / picture) for picture in given
+        str(base / picture) if picture and not picture.startswith(("http:", "https:", "data:")) else picture
+        for picture in given
     )
     own = row.get("prompt") or None
     if own is not None and not isinstance(own, str):
         raise InvalidRequest(f"{place}: 'prompt' is a text.", param="prompt")
-    name = row.get("id") or (pictures[0] if pictures else place)
+    name = row.get("id") or next(iter(pictures), None) or place
     extra = {key: value for key, value in row.items() if key not in _OURS}
     if taken := sorted(_ANSWERS & extra.keys()):
         raise InvalidRequest(
@@ -189,6 +191,17 @@ def _to_task(row: Mapping[str, Any], place: str, base: Path, prompt: str | None)
             param=taken[0],
         )
     return Task(0, str(name), pictures, _prompt(prompt, own, place), extra)
+
+
+def _pictures(row: Mapping[str, Any], place: str) -> Any:
+    """Of an empty cell, a picture without a name, which becomes the row's error: its question would be answered
+    without the picture otherwise. A row has none where it lacks the column, or says `[]`."""
+    one, several = row.get("picture"), row.get("pictures")
+    if one and several:
+        raise InvalidRequest(f"{place}: it has both 'picture' and 'pictures'. Name all in 'pictures'.", param="picture")
+    if one or several or several == []:
+        return several or ([one] if one else [])
+    return [""] if row.keys() & {"picture", "pictures"} else []
 
 
 def _prompt(everywhere: str | None, own: str | None, place: str) -> str:

@@ -24,6 +24,8 @@ _URLS = ("https:", "http:", "data:")
 def to_url(picture: Picture) -> str:
     """Raises `OSError` for a file that cannot be read, `TypeError` and `ValueError` for what is no picture."""
     match picture:
+        case "":
+            raise ValueError("its name is empty")
         case str() if picture.startswith(_URLS):
             return picture
         case str() | os.PathLike():
