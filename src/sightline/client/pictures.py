@@ -24,7 +24,7 @@ _URLS = ("https:", "http:", "data:")
 def to_url(picture: Picture) -> str:
     """Raises `OSError` for a file that cannot be read, `TypeError` and `ValueError` for what is no picture."""
     match picture:
-        case "":
+        case str() if not picture:
             raise ValueError("its name is empty")
         case str() if picture.startswith(_URLS):
             return picture
