@@ -132,7 +132,25 @@ def test_an_ingress_is_replaced_when_the_new_one_answers() -> None:
     options = plans.ingress_options(plan, plans.to_settings(plan.settings))
     assert options["max_surge_percent"] == 100
     assert options["num_replicas"] == 2
-    assert options["ray_actor_options"] == {"num_cpus": 0.5, "resources": {"edge": 1}}
+    actor = options["ray_actor_options"]
+    assert (actor["num_cpus"], actor["resources"]) == (0.5, {"edge": 1})
+
+
+def test_the_ingress_feels_that_a_client_has_stopped_reading() -> None:
+    own = {"ray_actor_options": {"runtime_env": {"pip": ["a"], "env_vars": {"HF_HUB_OFFLINE": "1"}}}}
+    plan = plans.of_app({"ingress": own})
+    environment = plans.ingress_options(plan, plans.to_settings(plan.settings))["ray_actor_options"]["runtime_env"]
+    assert environment == {
+        "pip": ["a"],
+        "env_vars": {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0", "HF_HUB_OFFLINE": "1"},
+    }
+
+
+def test_a_router_of_the_operators_own_is_told_of_no_answer() -> None:
+    other = {"request_router_config": {"request_router_class": "their.router:Theirs"}}
+    plan = plans.of_app({"deployments": {"peek": other}})
+    assert not plans.is_ours_to_route(plan, "peek")
+    assert plans.is_ours_to_route(plans.of_app({}), "peek")
 
 
 def scaling(plan: plans.Plan, name: str) -> Any:

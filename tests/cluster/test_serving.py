@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
@@ -22,42 +21,41 @@ from tests.cluster.real import Cluster  # noqa: E402  # it needs Ray
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with Cluster() as cluster:
-        cluster.deploy(
-            {
-                "settings": {
-                    "models": [
-                        {"name": "fake", "engine": "fake", "max_concurrent": 8, "options": {"step_s": 0.01}},
-                        {"name": "sleepy", "engine": "fake", "options": {"step_s": 0.01}},
-                        {
-                            "name": "slow",
-                            "engine": "fake",
-                            "max_concurrent": 1,
-                            "options": {"slots": 1, "step_s": 0.05},
-                        },
-                    ]
-                },
-                "deployments": {
-                    "fake": {"num_replicas": 2, "ray_actor_options": {"num_cpus": 0.1}},
-                    "sleepy": {
-                        "autoscaling_config": {
-                            "min_replicas": 0,
-                            "max_replicas": 2,
-                            "downscale_delay_s": 1.0,
-                            "downscale_to_zero_delay_s": 1.0,
-                            "upscale_delay_s": 0.5,
-                            "metrics_interval_s": 0.5,
-                            "look_back_period_s": 1.0,
-                        },
-                        "ray_actor_options": {"num_cpus": 0.1},
+def cluster(machines: Cluster) -> Cluster:
+    machines.deploy(
+        {
+            "settings": {
+                "models": [
+                    {"name": "fake", "engine": "fake", "max_concurrent": 8, "options": {"step_s": 0.01}},
+                    {"name": "sleepy", "engine": "fake", "options": {"step_s": 0.01}},
+                    {
+                        "name": "slow",
+                        "engine": "fake",
+                        "max_concurrent": 1,
+                        "options": {"slots": 1, "step_s": 0.05},
                     },
-                    "slow": {"ray_actor_options": {"num_cpus": 0.1}},
+                ]
+            },
+            "deployments": {
+                "fake": {"num_replicas": 2, "ray_actor_options": {"num_cpus": 0.1}},
+                "sleepy": {
+                    "autoscaling_config": {
+                        "min_replicas": 0,
+                        "max_replicas": 2,
+                        "downscale_delay_s": 1.0,
+                        "downscale_to_zero_delay_s": 1.0,
+                        "upscale_delay_s": 0.5,
+                        "metrics_interval_s": 0.5,
+                        "look_back_period_s": 1.0,
+                    },
+                    "ray_actor_options": {"num_cpus": 0.1},
                 },
-                "ingress": {"ray_actor_options": {"num_cpus": 0.1}},
-            }
-        )
-        yield cluster
+                "slow": {"ray_actor_options": {"num_cpus": 0.1}},
+            },
+            "ingress": {"ray_actor_options": {"num_cpus": 0.1}},
+        }
+    )
+    return machines
 
 
 def picture(colour: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +17,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sightline.api.app import create_app
 from sightline.cluster.handle_engine import HandleEngine, ReplicaLost
-from sightline.cluster.plan import Plan, ingress_settings, to_settings
+from sightline.cluster.plan import Plan, ingress_settings, is_ours_to_route, to_settings
+from sightline.cluster.router import forget, tell_read
+from sightline.cluster.window import Reading
 from sightline.errors import EngineUnavailable, Overloaded
 from sightline.service import Service
 
@@ -25,7 +28,10 @@ class Ingress:
     def __init__(self, plan: Plan, handles: Mapping[str, Any]) -> None:
         """`handles`: of the models' deployments."""
         self._settings = ingress_settings(plan, to_settings(plan.settings))
-        engines = {name: HandleEngine(name, HandleReplicas(handle)) for name, handle in handles.items()}
+        engines = {
+            name: HandleEngine(name, HandleReplicas(handle, ours_to_route=is_ours_to_route(plan, name)))
+            for name, handle in handles.items()
+        }
         self._service = Service(self._settings, engines)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -50,8 +56,10 @@ def _without_request_id(app: ASGIApp) -> ASGIApp:
 class HandleReplicas:
     """`Replicas` of a `DeploymentHandle`."""
 
-    def __init__(self, handle: Any) -> None:
+    def __init__(self, handle: Any, *, ours_to_route: bool) -> None:
+        """`ours_to_route`: our router knows which replica makes an answer, and can tell it how far that was read."""
         self._handle = handle
+        self._ours_to_route = ours_to_route
         self._streaming = handle.options(stream=True)
         self._under_way: set[Any] = set()
 
@@ -61,9 +69,18 @@ class HandleReplicas:
         return answer
 
     async def stream(self, method: str, *args: Any, **kwargs: Any) -> AsyncGenerator[bytes, None]:
-        with self._cancelled_after(getattr(self._streaming, method).remote(*args, **kwargs)) as response:
-            async for parcel in response:
-                yield parcel
+        answer = uuid.uuid4().hex if self._ours_to_route else None
+        reading = Reading()
+        try:
+            call = getattr(self._streaming, method).remote(*args, answer=answer, **kwargs)
+            with self._cancelled_after(call) as response:
+                async for parcel in response:
+                    yield parcel
+                    if reading.next() and answer is not None:
+                        tell_read(answer, reading.count)
+        finally:
+            if answer is not None:
+                forget(answer)
 
     def end(self) -> None:
         for response in self._under_way:

@@ -15,10 +15,22 @@ from sightline.config import PEEK, Settings
 from sightline.configfile import to_settings
 from sightline.errors import InvalidRequest
 
-__all__ = ["Plan", "ingress_settings", "model_options", "of_app", "of_llm_configs", "replicas", "to_settings"]
+__all__ = [
+    "Plan",
+    "ingress_settings",
+    "is_ours_to_route",
+    "model_options",
+    "of_app",
+    "of_llm_configs",
+    "replicas",
+    "to_settings",
+]
 
 INGRESS_ONGOING = 4096
 """Requests in one replica of the ingress. Its own admission is what refuses."""
+_INGRESS_VARIABLES = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
+"""On a thread of its own, what the application sends would go into a queue without a bound, and it would never learn
+that a client has stopped reading. Nothing of ours holds up the loop that it now shares with Ray."""
 DEPLOYMENT_OPTIONS = frozenset(
     {
         "num_replicas", "ray_actor_options", "placement_group_bundles", "placement_group_strategy",
@@ -165,6 +177,11 @@ def model_options(plan: Plan, settings: Settings, name: str) -> dict[str, Any]:
     }
 
 
+def is_ours_to_route(plan: Plan, name: str) -> bool:
+    """Whether our router chooses the model's replicas, and not one that the operator names."""
+    return "request_router_config" not in plan.deployments.get(name, {})
+
+
 def _by_tokens(scaling: Mapping[str, Any]) -> dict[str, Any]:
     """With our policy, which has its target in its own arguments: Ray's configuration has no field for it."""
     kept = {option: value for option, value in scaling.items() if option != _TARGET}
@@ -173,13 +190,16 @@ def _by_tokens(scaling: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def ingress_options(plan: Plan, settings: Settings) -> dict[str, Any]:
+    given = plan.ingress.get("ray_actor_options", {})
+    environment = given.get("runtime_env", {})
+    variables = {**_INGRESS_VARIABLES, **environment.get("env_vars", {})}
     return {
         "max_ongoing_requests": INGRESS_ONGOING,
         "max_surge_percent": 100,  # who answers HTTP is replaced only when the new one does
         "graceful_shutdown_timeout_s": max(1.0, settings.drain_s),
         "health_check_period_s": 2.0,
         **plan.ingress,
-        "ray_actor_options": {"num_cpus": 0.5, **plan.ingress.get("ray_actor_options", {})},
+        "ray_actor_options": {"num_cpus": 0.5, **given, "runtime_env": {**environment, "env_vars": variables}},
     }
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Mapping
 from contextlib import aclosing
 from typing import Any
 
 from sightline.cluster import parcels
 from sightline.cluster.plan import to_settings
+from sightline.cluster.window import Ahead
 from sightline.engines import Embeds, Engine, Supervised, Transcribes, open_engine
 from sightline.errors import EngineFailed, EngineUnavailable, SightlineError, UnsupportedFeature
+from sightline.types import Event, TranscriptionEvent
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +29,8 @@ class EngineReplica:
         self._engine: Engine | None = None
         self._outstanding: dict[object, int] = {}
         """Tokens that each request may still cost."""
+        self._ahead: dict[str, Ahead] = {}
+        """Of the answers under way, by the names that the ingress gave them."""
         config = next(model for model in to_settings(values).models if model.name == name)
         engine = open_engine(config)
         await engine.start()
@@ -63,29 +67,54 @@ class EngineReplica:
 
         return await _answer(embed())
 
-    async def generate(self, parcel: bytes, *, affinity: str | None, tokens: int) -> AsyncGenerator[bytes, None]:
-        """`tokens`: that it may cost, prompt and answer. Closed or cancelled, it frees the sequence."""
+    async def generate(
+        self, parcel: bytes, *, affinity: str | None, tokens: int, answer: str | None
+    ) -> AsyncGenerator[bytes, None]:
+        """`tokens`: that it may cost, prompt and answer. `answer`: its name, under which `read` is told how far it has
+        been read; None: nobody tells, and it waits for nobody. Closed or cancelled, it frees the sequence."""
         this = object()
         self._outstanding[this] = tokens
         try:
             async with aclosing(self._started().generate(parcels.to_request(parcel))) as events:
-                async for event in events:
-                    yield parcels.from_event(event)
+                async for said in self._ahead_of(answer, events):
+                    yield said
         except Exception as error:
             yield _to_error(error)
         finally:
             del self._outstanding[this]
 
-    async def transcribe(self, parcel: bytes) -> AsyncGenerator[bytes, None]:
+    async def transcribe(self, parcel: bytes, *, answer: str | None) -> AsyncGenerator[bytes, None]:
+        """`answer`: as in `generate`."""
         try:
             engine = self._started()
             if not isinstance(engine, Transcribes):
                 raise UnsupportedFeature("The engine does not transcribe.", param="model")
             async with aclosing(engine.transcribe(parcels.to_transcription(parcel))) as events:
-                async for event in events:
-                    yield parcels.from_event(event)
+                async for said in self._ahead_of(answer, events):
+                    yield said
         except Exception as error:
             yield _to_error(error)
+
+    async def read(self, count: int, *, of: str) -> None:
+        """So many parcels of the answer of that name have been read. One that has ended is nobody's business."""
+        if (ahead := self._ahead.get(of)) is not None:
+            ahead.read(count)
+
+    async def _ahead_of(
+        self, answer: str | None, events: AsyncIterable[Event | TranscriptionEvent]
+    ) -> AsyncGenerator[bytes, None]:
+        """As parcels, no more than a window ahead of who reads them."""
+        if answer is None:
+            async for event in events:
+                yield parcels.from_event(event)
+            return
+        ahead = self._ahead[answer] = Ahead()
+        try:
+            async for event in events:
+                await ahead.send()
+                yield parcels.from_event(event)
+        finally:
+            del self._ahead[answer]
 
     async def __del__(self) -> None:
         """Ray awaits it when the replica is to end and nothing is under way in it."""
