@@ -47,6 +47,8 @@ from training.peek.tasks import TASKS
 CHECKPOINT: Final = "checkpoint.pt"
 _SAVE_EVERY_S: Final = 60.0
 _LOG_EVERY: Final = 20
+_LOG_EVERY_S: Final = 10.0
+"""A line in the log after so many steps or seconds, whichever comes first: a slow machine is told of too."""
 _EXAMS: Final = (16, 24)
 """Groups of pictures an exam has, and pictures in each."""
 
@@ -335,7 +337,7 @@ def _lead(trainer: Trainer, crew: Crew, feed: Feed, span: Span, log: TextIO) -> 
         pictures += crew.size * sum(len(group) for group in batch.pictures)
         seen += 1
         now = trainer.elapsed_s
-        if seen % _LOG_EVERY == 0 or seen == 1:
+        if seen % _LOG_EVERY == 0 or seen == 1 or now - mark > _LOG_EVERY_S:
             means = {name: round(float(torch.stack(values).mean()), 4) for name, values in sums.items()}
             note(stage="joint" if batch.rows else "dense", rate=round(trainer.rate(), 4), **means,
                  pictures_per_s=round(pictures / (now - mark), 1))  # fmt: skip
