@@ -12,7 +12,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Iterable
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Generic, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar
 
 from sightline.engines.delivery import EventQueue, Events, stopped
 from sightline.errors import SightlineError
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sightline.engines.generation import Generation
 
 
-G = TypeVar("G", bound="Generation")
+G = TypeVar("G", bound="Generation[Any]")
 
 _Command: TypeAlias = tuple[Literal["submit", "cancel", "close"], G | None]
 

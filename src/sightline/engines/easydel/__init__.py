@@ -15,10 +15,7 @@ JAX and EasyDeL are imported when a model is loaded, never before: this module c
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import aclosing
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -27,14 +24,12 @@ from sightline.config import ModelConfig
 from sightline.engines import EngineInfo
 from sightline.engines.answer import Vocabulary
 from sightline.engines.checkpoint import CheckpointError
-from sightline.engines.delivery import Events, room_for_answer
 from sightline.engines.easydel.options import Options, read_options
+from sightline.engines.local import StepEngine, Stepping
 from sightline.engines.openvino.checkpoint import read_facts
-from sightline.engines.openvino.prompt import Prompt, PromptBuilder
+from sightline.engines.openvino.prompt import PromptBuilder
 from sightline.engines.openvino.vision import read_preprocessor
-from sightline.engines.steps import generated
-from sightline.errors import EngineUnavailable
-from sightline.types import EngineRequest, Event, Image, Message, Text, TokenCount
+from sightline.types import EngineRequest, Image, Message, Text
 
 if TYPE_CHECKING:  # it imports JAX
     from sightline.engines.easydel.loop import StepLoop
@@ -49,81 +44,18 @@ _WARM_UP_TEXT: Final = 64
 """Tokens, at most, of a warm-up's text and template."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Running:
-    """What is there between `start` and `close`."""
-
-    info: EngineInfo
-    prompts: PromptBuilder
-    vocabulary: Vocabulary
-    loop: StepLoop
-
-
-class EasyDelEngine:
+class EasyDelEngine(StepEngine[PromptBuilder, "StepLoop"]):
     """An `Engine` that runs in this process; `worker` gives it a process of its own."""
 
     def __init__(self, config: ModelConfig) -> None:
         """Raises `InvalidRequest` for options that do not exist, have the wrong type or make no sense."""
+        super().__init__(config)
         self._options = read_options(config)
-        self._config = config
-        self._loaded: _Running | None = None
-        self._closed = False
 
-    @property
-    def info(self) -> EngineInfo:
-        return self._running.info
+    def _how_to_install(self) -> str:
+        return "`sightline engine install easydel` makes an environment."
 
-    async def start(self) -> None:
-        try:
-            loaded = await asyncio.to_thread(self._load)
-        except ImportError as error:
-            self._closed = True
-            raise EngineUnavailable(
-                f"The easydel engine needs a package: {error}. `sightline engine install easydel` makes an environment."
-            ) from error
-        except (CheckpointError, OSError, RuntimeError, TypeError, ValueError) as error:
-            self._closed = True
-            raise EngineUnavailable(f"The model {self._config.name!r} cannot be loaded: {error}") from error
-        if self._closed:
-            await asyncio.to_thread(loaded.loop.close)
-            raise EngineUnavailable("The engine was closed while it was loading.")
-        self._loaded = loaded
-
-    async def count_tokens(self, request: EngineRequest) -> TokenCount:
-        return (await self._fitting(request))[0].count
-
-    async def generate(self, request: EngineRequest) -> AsyncGenerator[Event, None]:
-        from sightline.engines.easydel.loop import Generation
-
-        running = self._running
-        prompt, max_tokens = await self._fitting(request)
-
-        def make(deliver: Callable[[Events], None]) -> Generation:
-            return Generation(request, prompt, max_tokens, deliver, running.vocabulary)
-
-        async with aclosing(generated(running.loop, make)) as events:
-            async for event in events:
-                yield event
-
-    async def close(self) -> None:
-        self._closed = True
-        if (loaded := self._loaded) is not None:
-            self._loaded = None
-            await asyncio.to_thread(loaded.loop.close)
-
-    async def _fitting(self, request: EngineRequest) -> tuple[Prompt, int]:
-        """The prompt, and how many tokens may follow it. Raises `ContextLengthExceeded`."""
-        running = self._running
-        prompt = await asyncio.to_thread(running.prompts.build, request)
-        return prompt, room_for_answer(running.info.context_length, prompt.count, request.sampling.max_tokens)
-
-    @property
-    def _running(self) -> _Running:
-        if self._loaded is None:
-            raise EngineUnavailable("The engine is not running.")
-        return self._loaded
-
-    def _load(self) -> _Running:
+    def _load(self) -> Stepping[PromptBuilder, StepLoop]:
         options, model_dir = self._options, self._config.path
         if not model_dir.is_dir():
             raise CheckpointError("there is no such directory")
@@ -131,7 +63,7 @@ class EasyDelEngine:
         preprocessor = read_preprocessor(model_dir, facts.vision)
         context = min(options.context_length or facts.language.context_length, facts.language.context_length)
         from sightline.engines.easydel.loading import load
-        from sightline.engines.easydel.loop import StepLoop
+        from sightline.engines.easydel.loop import Generation, StepLoop
 
         surge = load(model_dir, options, context=context, max_running=self._config.max_concurrent)
         info = EngineInfo(
@@ -145,7 +77,7 @@ class EasyDelEngine:
         loop = StepLoop(surge, preprocessor)
         loop.warm_up([prompts.build(request) for request in _sightings(info, options.pictures())])
         vocabulary = Vocabulary(model_dir, facts.language.vocab_size, facts.eos_token_ids)
-        return _Running(info, prompts, vocabulary, loop)
+        return Stepping(info, prompts, vocabulary, loop, Generation)
 
 
 def _sightings(info: EngineInfo, sizes: Sequence[tuple[int, int]] | None) -> Iterator[EngineRequest]:

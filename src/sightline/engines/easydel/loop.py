@@ -7,7 +7,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -15,15 +15,13 @@ from easydel.inference.esurge.request import EngineRequest as SurgeRequest
 from easydel.inference.esurge.request import EngineRequestStatus
 from easydel.inference.sampling_params import SamplingParams as SurgeSampling
 
-from sightline.engines.answer import End, Vocabulary
-from sightline.engines.delivery import Events
 from sightline.engines.easydel.loading import Positions, Surge
 from sightline.engines.generation import Generation as AnyGeneration
 from sightline.engines.openvino.prompt import Prompt
 from sightline.engines.openvino.vision import Preprocessor
 from sightline.engines.steps import StepThread
 from sightline.errors import EngineFailed, SightlineError
-from sightline.types import EngineRequest, Event, Finish, SamplingParams, Timing, Usage
+from sightline.types import Event, Finish, SamplingParams
 
 log = logging.getLogger(__name__)
 
@@ -32,41 +30,8 @@ _COLDEST: Final = 0.01
 _UNSEEN: Final = "The engine failed to look at a picture of this request."
 
 
-class Generation(AnyGeneration):
-    def __init__(
-        self,
-        request: EngineRequest,
-        prompt: Prompt,
-        max_tokens: int,
-        deliver: Callable[[Events], None],
-        vocabulary: Vocabulary,
-    ) -> None:
-        super().__init__(request, prompt.tokens, max_tokens, deliver, vocabulary)
-        self.prompt = prompt
-        self.max_tokens = max_tokens
-
-    def extend(self, token: int) -> list[Event]:
-        """What came of the next token."""
-        self.first_token = self.first_token or time.perf_counter()
-        deltas, end = self.answer.push(token)
-        return [*deltas, *([] if end is None else [self._finish(end)])]
-
-    def _finish(self, end: End) -> Finish:
-        now = time.perf_counter()
-        scheduled, first_token = self.scheduled or now, self.first_token or now
-        usage = Usage(
-            prompt_tokens=len(self.prompt.tokens),
-            completion_tokens=self.answer.num_tokens,
-            image_tokens=self.prompt.count.image_tokens,
-            images_cached=(False,) * len(self.prompt.images),
-        )
-        timing = Timing(
-            queue_s=scheduled - self.submitted,
-            encode_s=0.0,  # eSurge looks at pictures in the first step of the prefill
-            prefill_s=first_token - scheduled,
-            decode_s=now - first_token,
-        )
-        return Finish(end.reason, usage, timing, end.stop_sequence)
+class Generation(AnyGeneration[Prompt]):
+    """eSurge looks at pictures in the first step of the prefill, which is therefore not told apart."""
 
 
 class StepLoop(StepThread[Generation]):
@@ -133,7 +98,7 @@ class StepLoop(StepThread[Generation]):
             self._end(name, EngineFailed(_UNSEEN))
             return
         for token in tokens:
-            events = generation.extend(token)
+            events = generation.push(token)
             if events and isinstance(events[-1], Finish):
                 self._end(name, *events)
                 return

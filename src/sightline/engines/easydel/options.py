@@ -8,7 +8,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from sightline.config import ModelConfig
-from sightline.errors import InvalidRequest
+from sightline.engines import local
 
 _SIZE: Final = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 _Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -51,25 +51,20 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         matches = [(text, _SIZE.fullmatch(text)) for text in self.picture_sizes]
         for text, match in matches:
             if match is None:
-                raise _wrong(f'picture_sizes are as in ["448x448", "1024x768"], not {text!r}')
+                raise local.wrong_option(f'picture_sizes are as in ["448x448", "1024x768"], not {text!r}')
         return tuple((int(match[1]), int(match[2])) for _, match in matches if match is not None)
 
 
 def read_options(config: ModelConfig) -> Options:
     """Raises `InvalidRequest` for options that do not exist, have the wrong type or make no sense."""
-    try:
-        options = msgspec.convert(dict(config.options), Options, strict=False)
-    except msgspec.ValidationError as error:
-        raise _wrong(str(error)) from None
+    options = local.read_options(config, Options)
     if any(axis == 0 or axis < -1 for axis in options.sharding) or options.sharding.count(-1) > 1:
-        raise _wrong("sharding is five numbers of devices, one of which may be -1: all that are left")
+        raise local.wrong_option("sharding is five numbers of devices, one of which may be -1: all that are left")
     if options.batch_sizes and (
         list(options.batch_sizes) != sorted(set(options.batch_sizes)) or options.batch_sizes[-1] < config.max_concurrent
     ):
-        raise _wrong(f"batch_sizes must grow, and the last be at least max_concurrent ({config.max_concurrent})")
+        raise local.wrong_option(
+            f"batch_sizes must grow, and the last be at least max_concurrent ({config.max_concurrent})"
+        )
     options.pictures()
     return options
-
-
-def _wrong(problem: str) -> InvalidRequest:
-    return InvalidRequest(f"Engine options: {problem}.", param="options")

@@ -10,10 +10,7 @@ The event loop and the engine thread share nothing but the inbox and the queues;
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import aclosing
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Final, Literal
 
 import msgspec
@@ -23,18 +20,16 @@ from sightline.engines import FEATURES, EngineInfo
 from sightline.engines.answer import Vocabulary
 from sightline.engines.checkpoint import CheckpointError
 from sightline.engines.constraint import Constraints
-from sightline.engines.delivery import Events, refuse_hopeless, room_for_answer, verify_logit_bias
+from sightline.engines.generation import Prompt
+from sightline.engines.local import StepEngine, Stepping, read_options
 from sightline.engines.openvino import files
 from sightline.engines.openvino.checkpoint import read_facts
 from sightline.engines.openvino.loop import Generation, StepLoop
-from sightline.engines.openvino.prompt import Prompt, PromptBuilder
+from sightline.engines.openvino.prompt import PromptBuilder
 from sightline.engines.openvino.runner import LanguageRunner, load_models
 from sightline.engines.openvino.vision import VisionEncoder, read_preprocessor
-from sightline.engines.steps import generated
-from sightline.engines.tool_calls import calls_of
 from sightline.engines.tool_formats import FormatChoice
-from sightline.errors import EngineUnavailable, InvalidRequest
-from sightline.types import EngineRequest, Event, Text, TokenCount
+from sightline.types import EngineRequest, Text
 
 _LONG_PROMPT_CHARACTERS: Final = 20_000
 """From here on a prompt is tokenised in a thread, so that the event loop stays responsive."""
@@ -63,92 +58,21 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """CPU threads; 0: all, but one for the language model if it is small."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Loaded:
-    """What is there between `start` and `close`."""
-
-    info: EngineInfo
-    prompts: PromptBuilder
-    vocabulary: Vocabulary
-    constraints: Constraints
-    loop: StepLoop
-
-    def close(self) -> None:
-        self.loop.close()
-        self.constraints.close()
-
-
-class OpenVINOEngine:
+class OpenVINOEngine(StepEngine[PromptBuilder, StepLoop]):
     """An `Engine` that runs in this process; `worker` gives it a process of its own."""
+
+    progress = 0.0
 
     def __init__(self, config: ModelConfig) -> None:
         """Raises `InvalidRequest` for options that do not exist or have the wrong type."""
-        try:
-            self._options = msgspec.convert(dict(config.options), Options, strict=False)
-        except msgspec.ValidationError as error:
-            raise InvalidRequest(f"Engine options: {error}.", param="options") from None
-        self._config = config
-        self._loaded: _Loaded | None = None
-        self._closed = False
-        self.progress = 0.0
-        """Of loading: what part of the weights is in place."""
-
-    @property
-    def info(self) -> EngineInfo:
-        return self._running.info
-
-    async def start(self) -> None:
-        try:
-            loaded = await asyncio.to_thread(self._load)
-        except (CheckpointError, OSError, RuntimeError) as error:
-            self._closed = True
-            raise EngineUnavailable(f"The model {self._config.name!r} cannot be loaded: {error}") from error
-        if self._closed:
-            loaded.close()
-            raise EngineUnavailable("The engine was closed while it was loading.")
-        self._loaded = loaded
-
-    async def count_tokens(self, request: EngineRequest) -> TokenCount:
-        prompt = await self._build(request)
-        room_for_answer(self.info.context_length, prompt.count, request.sampling.max_tokens, request.param)
-        return prompt.count
-
-    async def generate(self, request: EngineRequest) -> AsyncGenerator[Event, None]:
-        running = self._running
-        verify_logit_bias(request.sampling, running.vocabulary.size)
-        prompt = await self._build(request)
-        max_tokens = room_for_answer(self.info.context_length, prompt.count, request.sampling.max_tokens, request.param)
-        constraint = await running.constraints.of(request)
-
-        def make(deliver: Callable[[Events], None]) -> Generation:
-            calls = calls_of(request, running.prompts.tool_format)
-            return Generation(request, prompt, max_tokens, deliver, running.vocabulary, constraint, calls)
-
-        async with aclosing(generated(running.loop, make)) as events:
-            async for event in events:
-                yield event
-
-    async def close(self) -> None:
-        self._closed = True
-        if (loaded := self._loaded) is not None:
-            self._loaded = None
-            await asyncio.to_thread(loaded.close)
+        super().__init__(config)
+        self._options = read_options(config, Options)
 
     @property
     def measures(self) -> Mapping[str, float]:
         return self._loaded.loop.measures if self._loaded is not None else {}
 
-    def _count(self, progress: float) -> None:
-        """From any thread; what comes late counts no less."""
-        self.progress = max(self.progress, progress)
-
-    @property
-    def _running(self) -> _Loaded:
-        if self._loaded is None:
-            raise EngineUnavailable("The engine is not running.")
-        return self._loaded
-
-    def _load(self) -> _Loaded:
+    def _load(self) -> Stepping[PromptBuilder, StepLoop]:
         options, model_dir = self._options, self._config.path
         if not model_dir.is_dir():
             raise CheckpointError("there is no such directory")
@@ -188,13 +112,11 @@ class OpenVINOEngine:
         prompts = PromptBuilder(model_dir, preprocessor, facts.image_token_id, options.tool_format)
         vocabulary = Vocabulary(model_dir, facts.language.vocab_size, facts.eos_token_ids)
         constraints = Constraints(vocabulary, prompts.encode_later, prompts.tool_format)
-        return _Loaded(info, prompts, vocabulary, constraints, loop)
+        return Stepping(info, prompts, vocabulary, loop, Generation, constraints)
 
     async def _build(self, request: EngineRequest) -> Prompt:
-        refuse_hopeless(self.info.context_length, request)
-        prompts = self._running.prompts
         texts = (part.text for m in request.messages for part in m.content if isinstance(part, Text))
         length = sum(map(len, texts)) + len(request.prompt or ())
         if not request.tools and length < _LONG_PROMPT_CHARACTERS:
-            return prompts.build(request)
-        return await asyncio.to_thread(prompts.build, request)
+            return self._running.prompts.build(request)
+        return await super()._build(request)

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
-from sightline.engines.answer import End, Vocabulary
-from sightline.engines.constraint import Constraint
-from sightline.engines.delivery import Events
 from sightline.engines.generation import Generation as AnyGeneration
 from sightline.engines.openvino.blocks import BlockPool, PrefixNames
 from sightline.engines.openvino.prompt import Prompt
@@ -23,30 +21,18 @@ from sightline.engines.openvino.scheduler import Chunk, Scheduler, Sequence
 from sightline.engines.openvino.vision import VisionEncoder
 from sightline.engines.sampler import Logits
 from sightline.engines.steps import StepThread
-from sightline.engines.tool_calls import ToolCalls
 from sightline.errors import EngineFailed, SightlineError
-from sightline.types import EngineRequest, Event, Finish, Timing, Usage
+from sightline.types import EngineRequest, Event, Finish
 
 log = logging.getLogger(__name__)
 
 
-class Generation(AnyGeneration):
-    def __init__(
-        self,
-        request: EngineRequest,
-        prompt: Prompt,
-        max_tokens: int,
-        deliver: Callable[[Events], None],
-        vocabulary: Vocabulary,
-        constraint: Constraint | None = None,
-        calls: ToolCalls | None = None,
-    ) -> None:
-        super().__init__(request, prompt.tokens, max_tokens, deliver, vocabulary, constraint, calls)
-        self.prompt = prompt
+class Generation(AnyGeneration[Prompt]):
+    def __init__(self, request: EngineRequest, prompt: Prompt, *rest: Any) -> None:
+        super().__init__(request, prompt, *rest)
         self.pictures: list[Embeddings | None] = [None] * len(prompt.images)
         """Embeddings, once a chunk has needed them. Kept until the end: the sequence may have to be computed again."""
         self.pictures_cached = [True] * len(prompt.images)
-        self.encode_s = 0.0
 
     def positions(self, begin: int, end: int) -> Tokens:
         """[3, tokens]: the prompt's own, and one further for each token generated."""
@@ -55,24 +41,6 @@ class Generation(AnyGeneration):
         generated = np.arange(max(begin, len(self.prompt.tokens)), end) - len(self.prompt.tokens)
         following = np.broadcast_to(self.prompt.next_position + generated, (3, len(generated)))
         return np.concatenate([self.prompt.positions[:, begin:], following], axis=1)
-
-    def finish(self, end: End, sequence: Sequence) -> Finish:
-        now = time.perf_counter()
-        scheduled, first_token = self.scheduled or now, self.first_token or now
-        usage = Usage(
-            prompt_tokens=len(self.prompt.tokens),
-            completion_tokens=self.answer.num_tokens,
-            image_tokens=self.prompt.count.image_tokens,
-            images_cached=tuple(self.pictures_cached),
-            cached_tokens=sequence.num_cached or 0,
-        )
-        timing = Timing(
-            queue_s=scheduled - self.submitted,
-            encode_s=self.encode_s,
-            prefill_s=max(0.0, first_token - scheduled - self.encode_s),
-            decode_s=now - first_token,
-        )
-        return Finish(end.reason, usage, timing, end.stop_sequence)
 
 
 class StepLoop(StepThread[Generation]):
@@ -186,16 +154,14 @@ class StepLoop(StepThread[Generation]):
     def _extend(self, sequence: Sequence, logits: Logits) -> None:
         """Samples the sequence's next token and delivers what came of it."""
         generation = self._live[sequence]
-        if not np.isfinite(logits.max()):  # a NaN anywhere makes the maximum NaN
-            self._end(generation, EngineFailed("The model gave no number for this request."))
-            return
+        generation.cached_tokens = sequence.num_cached or 0
         try:
-            token, deltas, end = generation.next_token(logits)
+            events = generation.extend(logits)
         except SightlineError as error:
             self._end(generation, error)
             return
-        sequence.tokens.append(token)
-        if end is not None:
-            self._end(generation, *deltas, generation.finish(end, sequence))
-        elif deltas:
-            generation.deliver([*deltas])
+        sequence.tokens.append(generation.last_token)
+        if events and isinstance(events[-1], Finish):
+            self._end(generation, *events)
+        elif events:
+            generation.deliver([*events])

@@ -11,9 +11,6 @@ torch and transformers are imported when a model is loaded, never before: this m
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -21,22 +18,16 @@ import msgspec
 from sightline.config import ModelConfig
 from sightline.engines import FEATURES, EngineInfo
 from sightline.engines.checkpoint import CheckpointError
-from sightline.engines.delivery import Events, refuse_hopeless, room_for_answer, verify_logit_bias
+from sightline.engines.delivery import refuse_hopeless
+from sightline.engines.local import StepEngine, Stepping, read_options, wrong_option
 from sightline.engines.sources import model_directory
-from sightline.engines.steps import generated
-from sightline.engines.tool_calls import calls_of
 from sightline.engines.tool_formats import FormatChoice
-from sightline.errors import EngineUnavailable, InvalidRequest
-from sightline.images.checkpoint import BudgetError
-from sightline.types import EngineRequest, Event, TokenCount
+from sightline.types import EngineRequest, TokenCount
 
 if TYPE_CHECKING:  # they import torch
-    from sightline.engines.answer import Vocabulary
-    from sightline.engines.constraint import Constraints
+    from sightline.engines.generation import Prompt
     from sightline.engines.transformers.loop import StepLoop
     from sightline.engines.transformers.prompt import PromptBuilder
-
-_INSTALL = "pip install 'sightline[transformers]'"
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -61,108 +52,41 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """CPU threads; 0: as torch chooses."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Running:
-    """What is there between `start` and `close`."""
-
-    info: EngineInfo
-    prompts: PromptBuilder
-    vocabulary: Vocabulary
-    constraints: Constraints
-    loop: StepLoop
-
-    def close(self) -> None:
-        self.loop.close()
-        self.constraints.close()
-
-
-class TransformersEngine:
+class TransformersEngine(StepEngine["PromptBuilder", "StepLoop"]):
     """An `Engine` that runs in this process; `worker` gives it a process of its own."""
+
+    progress = 0.0
 
     def __init__(self, config: ModelConfig) -> None:
         """Raises `InvalidRequest` for options that do not exist, have the wrong type or make no sense."""
-        try:
-            self._options = msgspec.convert(dict(config.options), Options, strict=False)
-        except msgspec.ValidationError as error:
-            raise InvalidRequest(f"Engine options: {error}.", param="options") from None
+        super().__init__(config)
+        self._options = read_options(config, Options)
         for name in ("context_length", "max_batch"):
             if (value := getattr(self._options, name)) is not None and value < 1:
-                raise InvalidRequest(f"Engine options: {name} is {value}; it must be 1 or more.", param="options")
+                raise wrong_option(f"{name} is {value}; it must be 1 or more")
         if self._options.threads < 0:
-            raise InvalidRequest("Engine options: threads must be 0 (as torch chooses) or more.", param="options")
-        self._config = config
-        self._loaded: _Running | None = None
-        self._closed = False
-        self.progress = 0.0
-        """Of loading: what part of the weights is in place."""
-
-    @property
-    def info(self) -> EngineInfo:
-        return self._running.info
-
-    async def start(self) -> None:
-        try:
-            loaded = await asyncio.to_thread(self._load)
-        except ImportError as error:
-            self._closed = True
-            raise EngineUnavailable(
-                f"The transformers engine needs a package: {error}. Install it: {_INSTALL}"
-            ) from error
-        except (CheckpointError, BudgetError, OSError, RuntimeError, ValueError) as error:
-            self._closed = True
-            raise EngineUnavailable(f"The model {self._config.name!r} cannot be loaded: {error}") from error
-        if self._closed:
-            loaded.close()
-            raise EngineUnavailable("The engine was closed while it was loading.")
-        self._loaded = loaded
+            raise wrong_option("threads must be 0 (as torch chooses) or more")
 
     async def count_tokens(self, request: EngineRequest) -> TokenCount:
-        running = self._running
-        refuse_hopeless(running.info.context_length, request)
-        count = await asyncio.to_thread(running.prompts.count, request)
-        room_for_answer(running.info.context_length, count, request.sampling.max_tokens, request.param)
+        count, _ = await self._counted(request)
         return count
 
-    async def generate(self, request: EngineRequest) -> AsyncGenerator[Event, None]:
-        from sightline.engines.transformers.loop import Generation
+    async def _fit(self, request: EngineRequest) -> tuple[Prompt, int]:
+        _, max_tokens = await self._counted(request)  # before pictures are prepared for nothing
+        return await self._build(request), max_tokens
 
-        running = self._running
-        verify_logit_bias(request.sampling, running.vocabulary.size)
-        refuse_hopeless(running.info.context_length, request)
-        count = await asyncio.to_thread(running.prompts.count, request)  # before pictures are prepared for nothing
-        max_tokens = room_for_answer(running.info.context_length, count, request.sampling.max_tokens, request.param)
-        prompt = await asyncio.to_thread(running.prompts.build, request)
-        constraint = await running.constraints.of(request)
+    async def _counted(self, request: EngineRequest) -> tuple[TokenCount, int]:
+        """What the prompt costs, and how many tokens may follow it. Raises `ContextLengthExceeded`."""
+        prompts = self._running.prompts
+        refuse_hopeless(self.info.context_length, request)
+        count = await asyncio.to_thread(prompts.count, request)
+        return count, self._room(request, count)
 
-        def make(deliver: Callable[[Events], None]) -> Generation:
-            calls = calls_of(request, running.prompts.tool_format)
-            return Generation(request, prompt, max_tokens, deliver, running.vocabulary, constraint, calls)
-
-        async with aclosing(generated(running.loop, make)) as events:
-            async for event in events:
-                yield event
-
-    async def close(self) -> None:
-        self._closed = True
-        if (loaded := self._loaded) is not None:
-            self._loaded = None
-            await asyncio.to_thread(loaded.close)
-
-    def _count(self, progress: float) -> None:
-        """From any thread; what comes late counts no less."""
-        self.progress = max(self.progress, progress)
-
-    @property
-    def _running(self) -> _Running:
-        if self._loaded is None:
-            raise EngineUnavailable("The engine is not running.")
-        return self._loaded
-
-    def _load(self) -> _Running:
+    def _load(self) -> Stepping[PromptBuilder, StepLoop]:
         from sightline.engines.answer import Vocabulary
         from sightline.engines.constraint import Constraints
         from sightline.engines.transformers.loading import load
-        from sightline.engines.transformers.loop import StepLoop
+        from sightline.engines.transformers.loop import Generation, StepLoop
         from sightline.engines.transformers.prompt import PromptBuilder
 
         options, model_dir = self._options, model_directory(self._config)
@@ -183,4 +107,4 @@ class TransformersEngine:
         loop = StepLoop(loaded.runner, max_running=min(options.max_batch or concurrent, concurrent))
         vocabulary = Vocabulary(model_dir, loaded.runner.vocab_size, loaded.eos_token_ids)
         constraints = Constraints(vocabulary, prompts.encode_later, prompts.tool_format)
-        return _Running(info, prompts, vocabulary, constraints, loop)
+        return Stepping(info, prompts, vocabulary, loop, Generation, constraints)

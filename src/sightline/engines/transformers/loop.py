@@ -11,60 +11,22 @@ import heapq
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
-import numpy as np
-
-from sightline.engines.answer import End, Vocabulary
-from sightline.engines.constraint import Constraint
 from sightline.engines.delivery import Events
 from sightline.engines.generation import Generation as AnyGeneration
 from sightline.engines.steps import StepThread
-from sightline.engines.tool_calls import ToolCalls
 from sightline.engines.transformers.batch import Logits, Row, Runner
 from sightline.engines.transformers.prompt import Prompt
 from sightline.errors import EngineFailed, SightlineError
-from sightline.types import EngineRequest, Event, Finish, Timing, Usage
+from sightline.types import Finish
 
 log = logging.getLogger(__name__)
 
 
-class Generation(AnyGeneration):
-    def __init__(
-        self,
-        request: EngineRequest,
-        prompt: Prompt,
-        max_tokens: int,
-        deliver: Callable[[Events], None],
-        vocabulary: Vocabulary,
-        constraint: Constraint | None = None,
-        calls: ToolCalls | None = None,
-    ) -> None:
-        super().__init__(request, prompt.tokens, max_tokens, deliver, vocabulary, constraint, calls)
-        self.prompt = prompt
-        self.row: Row | None = None
-        """Its place in the batch, while it runs."""
-        self.last_token = 0
-
-    def extend(self, logits: Logits) -> list[Event]:
-        """Samples the next token; what came of it. Logits are of one position, [vocabulary]. Raises what `next_token`
-        raises."""
-        self.last_token, deltas, end = self.next_token(logits)
-        return [*deltas, *([] if end is None else [self._finish(end)])]
-
-    def _finish(self, end: End) -> Finish:
-        now = time.perf_counter()
-        scheduled, first_token = self.scheduled or now, self.first_token or now
-        count = self.prompt.count
-        usage = Usage(
-            count.prompt_tokens, self.answer.num_tokens, count.image_tokens, (False,) * len(count.image_tokens)
-        )
-        timing = Timing(
-            queue_s=scheduled - self.submitted,
-            prefill_s=first_token - scheduled,  # pictures included: the model does both in one pass
-            decode_s=now - first_token,
-        )
-        return Finish(end.reason, usage, timing, end.stop_sequence)
+class Generation(AnyGeneration[Prompt]):
+    row: Row | None = None
+    """Its place in the batch, while it runs."""
 
 
 class StepLoop(StepThread[Generation]):
@@ -137,14 +99,11 @@ class StepLoop(StepThread[Generation]):
 
     def _extend(self, generation: Generation, logits: Logits) -> bool:
         """Samples and delivers; False: the generation has ended."""
-        events: list[Event | SightlineError]
-        if np.isfinite(logits.max()):  # a NaN anywhere makes the maximum NaN
-            try:
-                events = [*generation.extend(logits)]
-            except SightlineError as error:
-                events = [error]
-        else:
-            events = [EngineFailed("The model gave no number for this request.")]
+        events: Events
+        try:
+            events = [*generation.extend(logits)]
+        except SightlineError as error:
+            events = [error]
         if events:
             generation.deliver(events)
         return not (events and isinstance(events[-1], Finish | SightlineError))

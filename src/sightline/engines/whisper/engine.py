@@ -12,9 +12,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NoReturn, TypeVar
 
 import msgspec
@@ -22,13 +23,13 @@ import msgspec
 from sightline.audio.languages import to_name
 from sightline.config import ModelConfig
 from sightline.engines import EngineInfo
-from sightline.engines.checkpoint import CheckpointError
 from sightline.engines.delivery import stopped
+from sightline.engines.local import LocalEngine, read_options
 from sightline.engines.whisper.checkpoint import Facts, read_facts
 from sightline.engines.whisper.recording import Recording, Transcriber
 from sightline.engines.whisper.vocabulary import Vocabulary
 from sightline.engines.whisper.window import Cancelled, SpeechModel
-from sightline.errors import EngineFailed, EngineUnavailable, InvalidRequest, SightlineError, UnsupportedFeature
+from sightline.errors import EngineFailed, InvalidRequest, SightlineError, UnsupportedFeature
 from sightline.types import EngineRequest, Event, TokenCount, Transcribed, TranscriptionEvent, TranscriptionRequest
 
 log = logging.getLogger(__name__)
@@ -36,49 +37,27 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class WhisperEngine(ABC):
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """What is there between `start` and `close`."""
+
+    info: EngineInfo
+    transcriber: Transcriber
+
+    def close(self) -> None:
+        """Nothing: the model goes with the last who knows it."""
+
+
+class WhisperEngine(LocalEngine[_Loaded]):
     """An `Engine` that transcribes and does nothing else; `worker` gives it a process of its own."""
 
     OPTIONS: ClassVar[type[msgspec.Struct]]
 
     def __init__(self, config: ModelConfig) -> None:
         """Raises `InvalidRequest` for options that do not exist here or have the wrong type."""
-        try:
-            self._options: Any = msgspec.convert(dict(config.options), self.OPTIONS, strict=False)
-        except msgspec.ValidationError as error:
-            raise InvalidRequest(f"Engine options, of a Whisper model: {error}.", param="options") from None
-        self._config = config
-        self._transcriber: Transcriber | None = None
-        self._info: EngineInfo | None = None
+        super().__init__(config)
+        self._options: Any = read_options(config, self.OPTIONS, "Engine options, of a Whisper model")
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="whisper")
-        self._closed = threading.Event()
-
-    @property
-    def info(self) -> EngineInfo:
-        self._running()
-        assert self._info is not None
-        return self._info
-
-    async def start(self) -> None:
-        try:
-            transcriber = await asyncio.get_running_loop().run_in_executor(self._thread, self._load)
-        except ImportError as error:
-            self._closed.set()
-            raise EngineUnavailable(
-                f"The {self._config.engine} engine needs a package: {error}. "
-                f"Install it: pip install 'sightline[{self._config.engine}]'"
-            ) from error
-        except (CheckpointError, OSError, RuntimeError, ValueError) as error:
-            self._closed.set()
-            raise EngineUnavailable(f"The model {self._config.name!r} cannot be loaded: {error}") from error
-        if self._closed.is_set():
-            raise EngineUnavailable("The engine was closed while it was loading.")
-        self._info = EngineInfo(
-            engine=self._config.engine,
-            context_length=transcriber.facts.shape.target_positions,
-            work=frozenset({"transcription"}),
-        )
-        self._transcriber = transcriber
 
     async def count_tokens(self, request: EngineRequest) -> TokenCount:
         self._refuse_chat()
@@ -89,12 +68,12 @@ class WhisperEngine(ABC):
 
     async def transcribe(self, request: TranscriptionRequest) -> AsyncGenerator[TranscriptionEvent, None]:
         """As `Transcribes.transcribe`."""
-        transcriber = self._running()
+        transcriber = self._running.transcriber
         _verify(request, transcriber.vocabulary, self._config.name)
         gone = threading.Event()
 
         def is_wanted() -> bool:
-            return not gone.is_set() and not self._closed.is_set()
+            return not gone.is_set() and not self._closed
 
         try:
             recording = await asyncio.to_thread(Recording, transcriber, request, is_wanted)
@@ -106,8 +85,7 @@ class WhisperEngine(ABC):
             gone.set()
 
     async def close(self) -> None:
-        self._closed.set()
-        self._transcriber = None
+        await super().close()
         await asyncio.to_thread(self._thread.shutdown, cancel_futures=True)
 
     # --- what each runtime does --------------------------------------------------------------------------------------
@@ -127,24 +105,27 @@ class WhisperEngine(ABC):
         except SightlineError:
             raise
         except Exception as error:
-            if self._closed.is_set():  # there is no thread any more
+            if self._closed:  # there is no thread any more
                 raise stopped() from None
             log.exception("model %s failed under a recording", self._config.name)
             raise EngineFailed("The engine failed. The server's log says why.") from error
 
-    def _load(self) -> Transcriber:
+    async def _in_thread(self, load: Callable[[], _Loaded]) -> _Loaded:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, load)
+
+    def _load(self) -> _Loaded:
         model_dir = self._config.path
         facts = read_facts(model_dir)
         vocabulary = Vocabulary(model_dir, facts)
-        return Transcriber(self.open_model(facts), facts, vocabulary)
-
-    def _running(self) -> Transcriber:
-        if self._transcriber is None:
-            raise EngineUnavailable("The engine is not running.")
-        return self._transcriber
+        info = EngineInfo(
+            engine=self._config.engine,
+            context_length=facts.shape.target_positions,
+            work=frozenset({"transcription"}),
+        )
+        return _Loaded(info, Transcriber(self.open_model(facts), facts, vocabulary))
 
     def _refuse_chat(self) -> NoReturn:
-        self._running()
+        _ = self._running
         raise UnsupportedFeature(
             f"The model {self._config.name!r} writes down speech and does nothing else. Choose another model.",
             param="model",
