@@ -5,11 +5,15 @@ from __future__ import annotations
 import io
 import json
 import signal
+import subprocess
+import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from PIL import Image
 from redis import Redis
@@ -147,6 +151,43 @@ def test_one_that_is_told_to_end_gives_back_its_lines_at_once(tmp_path: Path, re
                     process.kill()
 
 
+@contextmanager
+def telling(tmp_path: Path, redis_url: str, *how: str) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+    """A worker with metrics, and a client of theirs."""
+    command = [sys.executable, "-m", "sightline.cli", "worker", "--jobs", redis_url, "--data-dir", str(tmp_path), *how]
+    process = subprocess.Popen([*command, "--metrics", "127.0.0.1:0"], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        address = process.stdout.readline().removeprefix("Metrics: ").strip().removesuffix("/metrics")
+        with httpx.Client(base_url=address, timeout=60) as client:
+            yield process, client
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("how", [("--engine", "fake"), ("--server", "http://127.0.0.1:1")])
+def test_it_tells_its_metrics(tmp_path: Path, redis_url: str, how: tuple[str, ...]) -> None:
+    with telling(tmp_path, redis_url, *how) as (process, client):
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("Sightline works on")
+        assert client.get("/ready").json() == {"status": "ready"}
+        told = client.get("/metrics").text
+        assert "sightline_jobs_requests_waiting 0.0" in told
+        assert ('sightline_model_state{model="fake",state="ready"} 1.0' in told) == (how[0] == "--engine")
+        assert client.get("/v1/models").status_code == 404
+        assert client.get("/metrics", headers={"Host": "elsewhere.example"}).status_code == 421
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+
+
+def test_while_its_model_loads_it_lives_and_is_not_ready(tmp_path: Path, redis_url: str) -> None:
+    with telling(tmp_path, redis_url, "--engine", "fake", "--option", "startup_s=1000") as (_, client):
+        assert client.get("/health").status_code == 200
+        reply = client.get("/ready")
+        assert (reply.status_code, reply.json()) == (503, {"status": "not ready"})
+
+
 def _until(holds: Any) -> None:
     deadline = time.monotonic() + 20
     while not holds():
@@ -162,6 +203,8 @@ def _until(holds: Any) -> None:
         (["--jobs", "redis://h/0", "--engine", "fake", "--concurrency", "-1"], "--concurrency is 1 or more"),
         (["--jobs", "postgres://h/0", "--engine", "fake"], "redis://HOST:PORT/DB"),
         (["--jobs", "redis://h/0", "--server", "localhost"], "http://127.0.0.1:8000"),
+        (["--jobs", "redis://h/0", "--engine", "fake", "--metrics", "9091"], "--metrics takes HOST:PORT"),
+        (["--jobs", "redis://h/0", "--engine", "fake", "--metrics", "192.0.2.1:9091"], "Choose another with --metrics"),
     ],
 )
 def test_what_is_wrong_with_its_arguments_is_told(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from functools import partial
 
@@ -114,7 +114,7 @@ def create_admin_app(service: Service, settings: Settings, gate: Gate, shared: S
     """What a server whose settings have an `admin` listener answers there: probes, metrics, control. It starts and
     closes nothing: the other application does."""
     assert settings.admin is not None
-    dialects = [Dialect(_probes(service), name="none"), admin.dialect(service, gate, shared)]
+    dialects = [Dialect(_probes(service.ready), name="none"), admin.dialect(service, gate, shared)]
     router = Router(
         [route for dialect in dialects for route in dialect.routes], redirect_slashes=False, default=_not_found
     )
@@ -125,6 +125,25 @@ def create_admin_app(service: Service, settings: Settings, gate: Gate, shared: S
         Cors(CorsPolicy()),
         service.draining,
         Entrance(gate, keyless=KEYLESS | {METRICS}),
+        Bodies(settings.http.max_held_bytes),
+    )
+
+
+def create_worker_app(ready: Callable[[], bool], settings: Settings, host: str) -> ASGIApp:
+    """What a worker answers on `host`, which has no other listener: probes, and metrics without a key."""
+
+    async def metrics_of_this(request: Request) -> Response:
+        body, media_type = metrics.render()
+        return Response(body, media_type=media_type)
+
+    dialects = [Dialect([*_probes(ready), Route(METRICS, metrics_of_this)], name="none")]
+    return Edge(
+        Router(dialects[0].routes, redirect_slashes=False, default=_not_found),
+        dialects,
+        settings.allowed_hosts if is_loopback(host) else ("*",),
+        Cors(CorsPolicy()),
+        Draining(),
+        Entrance(Gate(settings.access, keys_path(settings)), keyless=KEYLESS | {METRICS}),
         Bodies(settings.http.max_held_bytes),
     )
 
@@ -140,7 +159,7 @@ def to_dialects(service: Service, settings: Settings, work: Work, gate: Gate, sh
         embeddings.dialect(service, settings),
         transcriptions.dialect(service, settings),
         Dialect(models.routes(service)),
-        Dialect(_probes(service), name="none"),
+        Dialect(_probes(service.ready), name="none"),
         *([] if settings.admin else [admin.dialect(service, gate, shared)]),
         files.dialect(work, settings),
         batches.dialect(work, settings),
@@ -152,12 +171,12 @@ def to_dialects(service: Service, settings: Settings, work: Work, gate: Gate, sh
     return dialects
 
 
-def _probes(service: Service) -> list[Route]:
+def _probes(is_ready: Callable[[], bool]) -> list[Route]:
     async def health(request: Request) -> Response:
         return json_response({"status": "ok"})
 
     async def ready(request: Request) -> Response:
-        if service.ready():
+        if is_ready():
             return json_response({"status": "ready"})
         return json_response({"status": "not ready"}, 503)
 

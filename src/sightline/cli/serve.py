@@ -153,7 +153,7 @@ def run(args: argparse.Namespace) -> int:
     logs.set_up(settings.log_level, settings.log_format)
     tracing.verify(settings.tracing)
     certificate = None if settings.tls is None else Certificate(settings.tls)
-    listener = _listen(settings.host, settings.port)
+    listener = listen(settings.host, settings.port)
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     models = ", ".join(model.name for model in settings.models)
@@ -188,7 +188,7 @@ def _to_admin(service: Service, settings: Settings, gate: Gate, certificate: Cer
 def _listen_for_admins(settings: Settings, certificate: Certificate | None) -> Iterator[socket.socket]:
     if settings.admin is not None:
         host = settings.admin.host
-        listener = _listen(host, settings.admin.port)
+        listener = listen(host, settings.admin.port)
         scheme = "http" if certificate is None or is_loopback(host) else "https"
         print(f"Metrics and control: {scheme}://{host}:{listener.getsockname()[1]}/metrics and /admin", flush=True)
         yield listener
@@ -333,7 +333,7 @@ def _to_fetch_policy(choice: str, networks: Sequence[str]) -> FetchPolicy:
     )
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, argument: str = "--port") -> socket.socket:
     """The socket, bound before anything heavy is started, so that a taken port is told at once.
 
     Raises `InvalidRequest` when the address cannot be had.
@@ -349,7 +349,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.listen(2048)  # who connects as soon as the address is printed waits a moment, and is not refused
     except OSError as error:
         raise InvalidRequest(
-            f"Cannot listen on {host}:{port}: {error.strerror}. Choose another with --port.", param="port"
+            f"Cannot listen on {host}:{port}: {error.strerror}. Choose another with {argument}.", param="port"
         ) from None
     listener.set_inheritable(False)
     return listener

@@ -1,14 +1,14 @@
 """`sightline worker`: does what waits in a queue that several machines share, with its own engines or on a server.
 
-No socket: batches come from Redis, and their answers go there. SIGTERM gives back at once what is under way, to be
-done by another worker, as if it had never been tried.
+Batches come from Redis, and their answers go there: no socket, but for metrics where they are asked for. SIGTERM gives
+back at once what is under way, to be done by another worker, as if it had never been tried.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import signal
+import socket
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -16,16 +16,21 @@ from pathlib import Path
 import msgspec
 
 from sightline import logs, tracing
-from sightline.api.app import create_app
+from sightline.api.app import create_app, create_worker_app
 from sightline.api.elsewhere import Elsewhere
 from sightline.api.lifespan import running
 from sightline.api.work import Work
 from sightline.cli.models import add_model_arguments, to_model_config
+from sightline.cli.serve import listen
 from sightline.config import BatchLimits, Settings, data_dir_of, environment
 from sightline.configfile import load
 from sightline.errors import InvalidRequest
 from sightline.jobs.redis_connection import describe
+from sightline.server import Endpoint, Server
 from sightline.service import Service
+
+_SCRAPE_S = 1.0
+"""For one that is being answered when the worker is told to end."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--concurrency", type=int, metavar="N", help="lines asked at once (default: batches.max_concurrent, or 16)"
+    )
+    parser.add_argument(
+        "--metrics",
+        metavar="HOST:PORT",
+        help="answer /metrics, /health and /ready there, without a key, such as 127.0.0.1:9091 (default: nowhere)",
     )
     add_model_arguments(parser)
     parser.add_argument(
@@ -70,10 +80,24 @@ def run(args: argparse.Namespace) -> int:
     logs.set_up(settings.log_level, settings.log_format)
     tracing.verify(settings.tracing)
     where = describe(settings.jobs or "")
+    is_ready = asyncio.Event()
+    endpoints = _to_endpoints(args.metrics, settings, is_ready)
     doing = _asking(settings, args.server) if args.server else _serving(settings)
     with asyncio.Runner() as runner:
-        runner.run(_until_told(doing, f"Sightline works on {where}"))
+        runner.run(_until_told(doing, endpoints, is_ready, f"Sightline works on {where}"))
     return 0
+
+
+def _to_endpoints(address: str | None, settings: Settings, is_ready: asyncio.Event) -> list[Endpoint]:
+    """Raises `InvalidRequest` for what is no address, or cannot be had."""
+    if address is None:
+        return []
+    host, colon, port = address.rpartition(":")
+    if not (host and colon and port.isascii() and port.isdecimal() and int(port) < 2**16):
+        raise InvalidRequest(f"--metrics takes HOST:PORT, such as 127.0.0.1:9091, not {address!r}.", param="metrics")
+    listener: socket.socket = listen(host, int(port), "--metrics")
+    print(f"Metrics: http://{host}:{listener.getsockname()[1]}/metrics", flush=True)
+    return [Endpoint(create_worker_app(is_ready.is_set, settings, host), [listener])]
 
 
 def to_settings(args: argparse.Namespace) -> Settings:
@@ -131,12 +155,18 @@ async def _asking(settings: Settings, server: str) -> AsyncIterator[None]:
         await elsewhere.close()
 
 
-async def _until_told(doing: AbstractAsyncContextManager[None], told: str) -> None:
-    """Until SIGTERM or SIGINT."""
-    ended = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, ended.set)
-    async with doing:
-        print(told, flush=True)
-        await ended.wait()
+async def _until_told(
+    doing: AbstractAsyncContextManager[None], endpoints: list[Endpoint], is_ready: asyncio.Event, told: str
+) -> None:
+    """Until SIGTERM or SIGINT, which the server takes: probes are answered while models load."""
+    server = Server(endpoints, drain_s=_SCRAPE_S)
+    answering = asyncio.create_task(server.serve())
+    try:
+        async with doing:
+            is_ready.set()
+            print(told, flush=True)
+            await asyncio.shield(answering)
+            is_ready.clear()
+    finally:
+        server.stop()
+        await answering
