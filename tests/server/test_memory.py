@@ -36,3 +36,25 @@ def test_what_is_freed_goes_back_to_the_system() -> None:
 
     assert left_mib(gives_back=True) < 5
     assert left_mib(gives_back=False) > 25, "or this test shows nothing"
+
+
+AGAIN = """
+import resource
+from sightline.server.memory import give_back_large_blocks
+assert give_back_large_blocks()
+def strings_of_a_request():
+    return [b"a" * 125_000 for _ in range(16)]
+for _ in range(3):
+    strings_of_a_request()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    strings_of_a_request()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+def test_pictures_come_into_memory_that_is_at_hand() -> None:
+    faults = int(subprocess.run([sys.executable, "-c", AGAIN], capture_output=True, check=True, text=True).stdout)
+
+    assert faults < 500, "of 4,900 pages that were used"
