@@ -7,6 +7,7 @@
     ingress.py       a replica of the ingress: the application of `sightline serve`, whose engines are handles
     handle_engine.py an `Engine` that asks the replicas of a deployment, and another replica where one is lost
     replica.py       a replica of a model: any engine, in its child process as ever
+    meter.py         what API keys may ask for, counted once for all ingresses
     window.py        how far a replica may run ahead of who reads its answer; pure
     affinity.py      which replica is asked: the one that has seen the picture, unless it is hot; pure
     router.py        the same, as Ray asks for it

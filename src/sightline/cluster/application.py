@@ -9,7 +9,9 @@ from ray import serve  # type: ignore[import-not-found, unused-ignore]
 
 from sightline.cluster import plan as plans
 from sightline.cluster.ingress import Ingress
+from sightline.cluster.meter import MeterReplica
 from sightline.cluster.replica import EngineReplica
+from sightline.config import Settings
 
 
 def app(args: Mapping[str, Any]) -> Any:
@@ -32,4 +34,18 @@ def _to_application(plan: plans.Plan) -> Any:
         for model in settings.models
     }
     ingress = serve.deployment(serve.ingress()(Ingress), name="ingress", **plans.ingress_options(plan, settings))
-    return ingress.bind(plan, models)
+    return ingress.bind(plan, models, _to_meter(plan, settings))
+
+
+def _to_meter(plan: plans.Plan, settings: Settings) -> Any:
+    """Of what keys may ask for, where several ingresses have to agree on it; else None."""
+    if not plans.shares_limits(plan, settings):
+        return None
+    # Told of nothing but where keys are kept, it outlives new configurations of everything else.
+    places = {name: plan.settings[name] for name in ("access", "data_dir") if name in plan.settings}
+    options = {
+        "ray_actor_options": {"num_cpus": 0},
+        "max_ongoing_requests": plans.INGRESS_ONGOING,
+        "health_check_period_s": 2.0,
+    }
+    return serve.deployment(MeterReplica, name="limits", **options).bind(places)

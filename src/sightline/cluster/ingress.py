@@ -15,8 +15,10 @@ from ray.serve.exceptions import (  # type: ignore[import-not-found, unused-igno
 )
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sightline.access.gate import Gate, keys_path
 from sightline.api.app import create_app
 from sightline.cluster.handle_engine import HandleEngine, ReplicaLost
+from sightline.cluster.meter import SharedMeter
 from sightline.cluster.plan import Plan, ingress_settings, is_ours_to_route, to_settings
 from sightline.cluster.router import forget, tell_read
 from sightline.cluster.window import Reading
@@ -25,17 +27,20 @@ from sightline.service import Service
 
 
 class Ingress:
-    def __init__(self, plan: Plan, handles: Mapping[str, Any]) -> None:
-        """`handles`: of the models' deployments."""
+    def __init__(self, plan: Plan, handles: Mapping[str, Any], meter: Any = None) -> None:
+        """`handles`: of the models' deployments. `meter`: of the one that all ingresses ask what keys may do; None:
+        this one counts for itself."""
         self._settings = ingress_settings(plan, to_settings(plan.settings))
         engines = {
             name: HandleEngine(name, HandleReplicas(handle, ours_to_route=is_ours_to_route(plan, name)))
             for name, handle in handles.items()
         }
         self._service = Service(self._settings, engines)
+        shared = None if meter is None else SharedMeter(HandleReplicas(meter, ours_to_route=False))
+        self._gate = Gate(self._settings.access, keys_path(self._settings), shared)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        return _without_request_id(create_app(self._service, self._settings))
+        return _without_request_id(create_app(self._service, self._settings, gate=self._gate))
 
 
 def _without_request_id(app: ASGIApp) -> ASGIApp:

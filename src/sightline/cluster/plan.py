@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import yaml
 
+from sightline.access.gate import keys_path
 from sightline.cluster.llm_config import to_deployment, to_model
 from sightline.config import PEEK, Settings
 from sightline.configfile import to_settings
@@ -23,6 +24,7 @@ __all__ = [
     "of_app",
     "of_llm_configs",
     "replicas",
+    "shares_limits",
     "to_settings",
 ]
 
@@ -180,6 +182,12 @@ def model_options(plan: Plan, settings: Settings, name: str) -> dict[str, Any]:
 def is_ours_to_route(plan: Plan, name: str) -> bool:
     """Whether our router chooses the model's replicas, and not one that the operator names."""
     return "request_router_config" not in plan.deployments.get(name, {})
+
+
+def shares_limits(plan: Plan, settings: Settings) -> bool:
+    """Whether there are keys, and several ingresses at which they may be used."""
+    _, most = replicas("ingress", plan.ingress)
+    return most > 1 and (bool(settings.access.keys) or keys_path(settings) is not None)
 
 
 def _by_tokens(scaling: Mapping[str, Any]) -> dict[str, Any]:
