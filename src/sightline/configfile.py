@@ -79,11 +79,18 @@ def load(file: Path) -> Settings:
     return settings
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes out what a program names twice: `_Loader` takes no aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
 def to_settings(values: Mapping[str, Any]) -> Settings:
     """Settings of what a file holds, `${NAME}` filled in by this machine's environment. Models are not checked with
     their engines, which may be on other machines. Raises `InvalidRequest` with every problem, a line each."""
     reading = _Reading(Path())
-    node = yaml.compose(yaml.safe_dump(dict(values)), Loader=_Loader)
+    node = yaml.compose(yaml.dump(dict(values), Dumper=_Dumper), Loader=_Loader)
     settings = None if node is None else _to_struct(reading, _to_value(reading, node, ""), Settings, "")
     if reading.problems:
         raise InvalidRequest(

@@ -98,6 +98,12 @@ def test_settings_are_those_of_a_file_and_secrets_stay_where_they_are(monkeypatc
         plans.to_settings({"request_timeout_s": "long"})
 
 
+def test_what_a_program_says_of_several_models_at_once_is_said_of_each() -> None:
+    options = {"context_length": 77}
+    models = [{"name": name, "engine": "fake", "options": options} for name in ("a", "b")]
+    assert [model.options for model in plans.to_settings({"models": models}).models] == [options, options]
+
+
 @pytest.mark.parametrize(("name", "value"), [("ui", True), ("workers", 4), ("tls", {"certificate": "c", "key": "k"})])
 def test_what_is_for_one_server_is_refused(name: str, value: Any) -> None:
     with pytest.raises(InvalidRequest, match=f"settings.{name} is for a server of its own"):
