@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from sightline.cli import main
-from sightline.cli.serve import _listen, add_arguments, to_settings
+from sightline.cli.serve import add_arguments, listen, to_settings
 from sightline.config import MIB, FetchPolicy, PictureSize, Settings
 from sightline.errors import InvalidRequest
 
@@ -128,7 +128,7 @@ def test_how_large_pictures_are_and_how_many_are_kept() -> None:
 
 def test_connections_do_not_wait_for_acknowledgements() -> None:
     """asyncio turns Nagle's algorithm off only for sockets that say that they are TCP."""
-    with _listen("127.0.0.1", 0) as listener:
+    with listen("127.0.0.1", 0) as listener:
         assert listener.proto == socket.IPPROTO_TCP
 
 

@@ -200,8 +200,6 @@ def test_what_would_be_dropped_is_refused(capsys: pytest.CaptureFixture[str]) ->
     assert "no address of a server" in capsys.readouterr().err
     assert main(["ui", "--host", "0.0.0.0"]) == 1
     assert "--open-to-anyone" in capsys.readouterr().err
-    assert main(["serve", "--engine", "fake", "--port", "0", "--ui", "--workers", "2"]) == 1
-    assert "sightline ui --url" in capsys.readouterr().err
 
 
 def test_the_file_asks_for_the_page_too(tmp_path: Path) -> None:
@@ -213,12 +211,16 @@ def test_the_file_asks_for_the_page_too(tmp_path: Path) -> None:
     assert not Settings().ui
 
 
-def test_without_gradio_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_gradio_it_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from sightline.ui.application import Application
 
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(UnsupportedFeature, match=r"pip install 'sightline\[ui\]'"):
         Application(lambda reader: pytest.fail(str(reader)), max_file_bytes=1)
+    assert main(["serve", "--engine", "fake", "--port", "0", "--ui", "--workers", "2"]) == 1
+    assert "pip install 'sightline[ui]'" in capsys.readouterr().err
 
 
 def test_its_pictures_are_those_of_the_examples() -> None:

@@ -40,6 +40,7 @@ from sightline.frontends import Supervisor
 from sightline.server import Drain, Endpoint, serve
 from sightline.server.tls import Certificate
 from sightline.service import Service
+from sightline.ui.application import verify_installed
 from sightline.ui.mount import to_server_page
 
 
@@ -163,12 +164,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"A page to chat with them: {scheme}://{shown}:{port}/ui", flush=True)
     settings = with_data_dir(settings)
     if settings.workers > 1:
-        if settings.ui:  # what it knows of a reader's conversation is in one process
-            raise InvalidRequest(
-                f"The page at /ui is for a server of one process, and this one has {settings.workers}. Start it beside "
-                "the server: sightline ui --url URL.",
-                param="ui",
-            )
+        if settings.ui:  # which is in another process, that would be started again and again
+            verify_installed()
         return _run_workers(args, settings, [listener, *_listen_for_admins(settings, certificate)])
     service, gate = Service(settings), Gate(settings.access, keys_path(settings))
     app, drain = _to_app(service, settings, gate)

@@ -11,7 +11,7 @@ import argparse
 
 from sightline import logs
 from sightline.cli import serve as serving
-from sightline.cli.serve import _listen
+from sightline.cli.serve import listen
 from sightline.client import ClientError
 from sightline.config import Settings, environment, is_loopback
 from sightline.errors import InvalidRequest
@@ -74,7 +74,7 @@ def _run_page(args: argparse.Namespace) -> int:
         page = to_standalone(args.url, environment("API_KEY"), hosts)
     except ClientError as error:
         raise InvalidRequest(str(error), param="url") from None
-    listener = _listen(host, args.port)
+    listener = listen(host, args.port)
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     print(f"A page to chat with the models of {page.server_url}: http://{shown}:{port}{ROOT}", flush=True)

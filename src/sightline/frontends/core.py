@@ -28,7 +28,7 @@ from sightline.access.metering import Metering
 from sightline.access.permit import Permit, acting_by
 from sightline.engines.worker.pictures import receive as receive_pixels
 from sightline.errors import EngineUnavailable, SightlineError
-from sightline.frontends import forward, frames, requests
+from sightline.frontends import forward, frames, page, requests
 from sightline.frontends.calls import offered
 from sightline.frontends.lent import LentMeter
 from sightline.frontends.link import Carrier
@@ -48,6 +48,9 @@ Objects = Mapping[str, tuple[type, object]]
 """As `calls.offered`."""
 
 
+SendReply = Callable[[forward.Reply], Awaitable[None]]
+
+
 class Counts(Protocol):
     async def all(self) -> tuple[frames.Family, ...]:
         """Of all processes of the server together, as of now."""
@@ -63,14 +66,17 @@ _COUNT_WITHIN_S = 1.0
 class Core:
     """Life: made -> `start` -> front ends `join` and leave -> `close`. The service is started and closed by others."""
 
-    def __init__(self, service: Service, app: ASGIApp, gate: Gate, objects: Objects) -> None:
+    def __init__(
+        self, service: Service, app: ASGIApp, gate: Gate, objects: Objects, page: ASGIApp | None = None
+    ) -> None:
         """`app`: answers what front ends forward; `gate`: knows the keys by which they ask; `objects`: what else they
-        may call."""
+        may call; `page`: what is at `/ui`."""
         self._totals = Totals()
         self._service = service
         self._app = app
         self._gate = gate
         self._objects = objects
+        self._page = page
         self._front_ends: set[_FrontEnd] = set()
         self._status = frames.Status((), False)
         self._telling: asyncio.Task[None] | None = None
@@ -89,7 +95,7 @@ class Core:
         """From now on its frames are answered, until it is lost: then all its work is cancelled."""
         meter = LentMeter(self._gate.metering)
         calls = offered({"counts": (Counts, self), "metering": (Metering, meter), **self._objects})
-        front_end = _FrontEnd(self._service, self._app, self._gate, meter, calls, self._totals, link)
+        front_end = _FrontEnd(self._service, self._app, self._page, self._gate, meter, calls, self._totals, link)
 
         def lost() -> None:
             self._front_ends.discard(front_end)
@@ -129,6 +135,7 @@ class _FrontEnd:
         self,
         service: Service,
         app: ASGIApp,
+        page: ASGIApp | None,
         gate: Gate,
         meter: LentMeter,
         calls: Calls,
@@ -138,6 +145,7 @@ class _FrontEnd:
         self.link = link
         self._service = service
         self._app = app
+        self._page = page
         self._gate = gate
         self._meter = meter
         self._calls = calls
@@ -190,6 +198,8 @@ class _FrontEnd:
                 self._begin(stream, self._call(frame), frames.Asker())
             case frames.Forward(stream):
                 self._begin(stream, self._forward(frame), frame.by)
+            case frames.Page(stream):
+                self._begin(stream, self._show(frame), frames.Asker())
             case frames.Load(stream, _, model):
                 self._begin(stream, self._service.load(model), frame.by)
             case frames.Settle(key_id, day, reserved, used):
@@ -270,16 +280,25 @@ class _FrontEnd:
         self._send(frames.Answered(frame.stream, await self._calls[frame.method](frame.arguments)))
 
     async def _forward(self, frame: frames.Forward) -> None:
-        credit = self._credits[frame.stream] = asyncio.Semaphore(frames.WINDOW)
+        await self._reply(frame.stream, lambda send: forward.answer(self._app, frame, send))
 
-        async def send(reply: frames.ReplyStart | frames.ReplyBody) -> None:
+    async def _show(self, frame: frames.Page) -> None:
+        shown = self._page
+        assert shown is not None, "the front end has the same settings"
+        await self._reply(frame.stream, lambda send: page.answer(shown, frame, send))
+
+    async def _reply(self, stream: int, answer: Callable[[SendReply], Awaitable[None]]) -> None:
+        """As fast as it is taken."""
+        credit = self._credits[stream] = asyncio.Semaphore(frames.WINDOW)
+
+        async def send(reply: forward.Reply) -> None:
             await credit.acquire()
             self._send(reply)
 
         try:
-            await forward.answer(self._app, frame, send)
+            await answer(send)
         finally:
-            del self._credits[frame.stream]
+            del self._credits[stream]
 
     # --- what is asked of front ends -----------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 import socket
+from contextlib import nullcontext
 
 from sightline.access.gate import Gate, keys_path
 from sightline.api.app import create_app
@@ -18,6 +19,7 @@ from sightline.frontends.link import Link
 from sightline.frontends.shares import core_share
 from sightline.server import loop_factory
 from sightline.service import Service
+from sightline.ui.mount import to_application
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +36,8 @@ async def _serve(start: orders.Start, control: socket.socket) -> None:
     stored = MemoryStore(settings.responses)
     gate = Gate(settings.access, keys_path(settings))
     app = create_app(service, settings, gate=gate, shared=Shared(responses=stored))
-    core = Core(service, app, gate, {"responses": (ResponseStore, stored)})
+    page = to_application(app, settings) if settings.ui else None
+    core = Core(service, app, gate, {"responses": (ResponseStore, stored)}, page)
     ended = asyncio.Event()
 
     def receive(frame: orders.FromParent, fd: int | None) -> None:
@@ -43,7 +46,7 @@ async def _serve(start: orders.Start, control: socket.socket) -> None:
             core.join(Link(socket.socket(fileno=fd), frames.decode_to_core))
 
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
-    async with running(app):
+    async with running(app), nullcontext() if page is None else page.lifespan():
         core.start()
         parent: Link[orders.FromParent] = Link(control, orders.decode_from_parent)
         parent.open(receive, ended.set)

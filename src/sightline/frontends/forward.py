@@ -50,7 +50,12 @@ async def answer(app: ASGIApp, frame: frames.Forward, send: Callable[[Reply], Aw
         "server": None,
     }
     caller.put(scope, msgspec.msgpack.decode(frame.caller, type=Caller))
-    bodies = [frame.body]
+    await call(app, scope, frame.stream, frame.body, send)
+
+
+async def call(app: ASGIApp, scope: Scope, stream: int, body: bytes, send: Callable[[Reply], Awaitable[None]]) -> None:
+    """An application, whose answer goes to a front end."""
+    bodies = [body]
 
     async def receive() -> Message:
         if bodies:
@@ -60,11 +65,23 @@ async def answer(app: ASGIApp, frame: frames.Forward, send: Callable[[Reply], Aw
     async def pass_on(message: Message) -> None:
         if message["type"] == "http.response.start":
             kept = tuple((name, value) for name, value in message["headers"] if name.lower() not in _OURS)
-            await send(frames.ReplyStart(frame.stream, message["status"], kept))
-        elif body := message.get("body", b""):
-            await send(frames.ReplyBody(frame.stream, body))
+            await send(frames.ReplyStart(stream, message["status"], kept))
+        elif piece := message.get("body", b""):
+            await send(frames.ReplyBody(stream, piece))
 
     await app(scope, receive, pass_on)
+
+
+async def send_on(replies: AsyncGenerator[Reply, None], send: Send) -> None:
+    """In the front end: what has come of `call`."""
+    async with aclosing(replies):
+        async for reply in replies:
+            if isinstance(reply, frames.ReplyStart):
+                headers = list(reply.headers)
+                await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+            else:
+                await send({"type": "http.response.body", "body": reply.body, "more_body": True})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 class Forwarded(Response):
@@ -75,17 +92,7 @@ class Forwarded(Response):
         self._replies = ask(lambda stream, by: to_frame(stream, by, request, body))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await unless_disconnected(receive, self._send(send))
-
-    async def _send(self, send: Send) -> None:
-        async with aclosing(self._replies):
-            async for reply in self._replies:
-                if isinstance(reply, frames.ReplyStart):
-                    headers = list(reply.headers)
-                    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-                else:
-                    await send({"type": "http.response.body", "body": reply.body, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await unless_disconnected(receive, send_on(self._replies, send))
 
 
 def to_frame(stream: int, by: frames.Asker, request: Request, body: bytes) -> frames.Forward:

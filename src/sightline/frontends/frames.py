@@ -147,6 +147,19 @@ class Forward(Frame, frozen=True):
     """`api.caller.Caller` as msgpack."""
 
 
+class Page(Frame, frozen=True):
+    """An HTTP request for the page at `/ui`, which the core has. It has been let in already."""
+
+    stream: int
+    method: str
+    scheme: str
+    path: str
+    query: bytes
+    headers: tuple[tuple[bytes, bytes], ...]
+    client: tuple[str, int] | None
+    body: bytes
+
+
 class Resolved(msgspec.Struct, frozen=True, array_like=True):
     """A `ResolvedImage`."""
 
@@ -219,6 +232,7 @@ ToCore: TypeAlias = (
     | Settle
     | Call
     | Forward
+    | Page
     | Pictures
     | NoPictures
     | Counted

@@ -25,12 +25,14 @@ from sightline.frontends.core import Counts
 from sightline.frontends.forward import Forwarded
 from sightline.frontends.lent import FarMeter
 from sightline.frontends.link import Link
+from sightline.frontends.page import FarPage
 from sightline.frontends.service import FrontService
 from sightline.frontends.shares import front_end_share
 from sightline.frontends.totals import Told
 from sightline.server import Endpoint, Server
 from sightline.server.tls import Certificate
 from sightline.service import Service
+from sightline.ui.mount import to_server_page
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +61,12 @@ class FrontEnd:
         service = cast(Service, self.service)
         gate = Gate(settings.access, keys_path(settings), FarMeter(self.service.call, self.service.settle))
         shared = self._to_shared()
-        app = create_app(service, settings, gate=gate, shared=shared)
+        self._page = FarPage(self.service, settings.http)
+        app = (
+            to_server_page(service, settings, gate, shared, self._page).app
+            if settings.ui
+            else create_app(service, settings, gate=gate, shared=shared)
+        )
         certificate = None if settings.tls is None else Certificate(settings.tls)
         endpoints = [Endpoint(self._around(app), listeners[:1], certificate, shared=True)]
         if settings.admin is not None:
@@ -108,7 +115,9 @@ class FrontEnd:
         try:
             if self._retiring:
                 await self._retire()
-            elif not self._is_lost:
+                return
+            self._page.end()
+            if not self._is_lost:
                 await self.service.drain()
         finally:
             # Here and not by closing the sockets later: others have them open, so that the event loop would go on

@@ -205,6 +205,12 @@ class FrontService:
             async for reply in replies:
                 yield reply
 
+    async def page(self, frame: Callable[[int], frames.Page]) -> AsyncGenerator[Any, None]:
+        """The page's answer to a request. It keeps no server from ending: an open page asks for as long as it is."""
+        async with aclosing(self._stream(frame, counts=False)) as replies:
+            async for reply in replies:
+                yield reply
+
     # --- streams -------------------------------------------------------------------------------------------------
 
     async def _ask(self, frame: Callable[[int], frames.ToCore], request: ChatRequest | None = None) -> Any:

@@ -4,10 +4,11 @@ that the page does not use, nothing that a browser would load from elsewhere."""
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import os
 import re
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -47,11 +48,10 @@ class Application:
         """Raises `UnsupportedFeature` where Gradio is not installed."""
         self._folder = tempfile.TemporaryDirectory(prefix="sightline-ui-")  # what is uploaded; nobody else may read it
         self._app = _to_gradio(connect, self._folder.name, max_file_bytes)
-        self._beating: set[asyncio.Task[None]] = set()
+        self._heartbeats = Heartbeats()
 
     def end(self) -> None:
-        for task in self._beating:
-            task.cancel()
+        self._heartbeats.end()
 
     @asynccontextmanager
     async def lifespan(self) -> AsyncIterator[None]:
@@ -63,36 +63,65 @@ class Application:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises `HTTPException` 404 for a path that the page does not have."""
-        path = scope["path"].removeprefix(ROOT) or "/"
-        if _ROUTES.fullmatch(path) is None or ".." in path:
-            raise HTTPException(404, "The page has nothing there.")
+        verify(scope)
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], *_HEADERS]
             await send(message)
 
-        below = f"{ROOT}{path}"
-        answered = self._app({**scope, "path": below, "raw_path": below.encode()}, receive, send_with_headers)
-        if not path.startswith(_HEARTBEAT):
+        below = f"{ROOT}{_below(scope)}"
+        scope = {**scope, "path": below, "raw_path": below.encode()}
+        await self._heartbeats.run(scope, self._app(scope, receive, send_with_headers))
+
+
+class Heartbeats:
+    """Responses that end when their page is closed, and that no server waits for when it is told to stop."""
+
+    def __init__(self) -> None:
+        self._beating: set[asyncio.Task[None]] = set()
+
+    async def run(self, scope: Scope, answered: Coroutine[Any, Any, None]) -> None:
+        if not _below(scope).startswith(_HEARTBEAT):
             await answered
             return
-        task = asyncio.ensure_future(answered)
+        task = asyncio.create_task(answered)
         self._beating.add(task)
         task.add_done_callback(self._beating.discard)
         with suppress(asyncio.CancelledError):
             await task
 
+    def end(self) -> None:
+        for task in self._beating:
+            task.cancel()
 
-def _to_gradio(connect: Connect, folder: str, max_file_bytes: int) -> Any:
-    os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    try:
-        import fastapi  # type: ignore[import-not-found,unused-ignore]
-        import gradio  # type: ignore[import-not-found,unused-ignore]
-    except ImportError:
+
+def verify(scope: Scope) -> None:
+    """Raises `HTTPException` 404 for a path that the page does not have."""
+    path = _below(scope)
+    if _ROUTES.fullmatch(path) is None or ".." in path:
+        raise HTTPException(404, "The page has nothing there.")
+
+
+def _below(scope: Scope) -> str:
+    path: str = scope["path"]
+    return path.removeprefix(ROOT) or "/"
+
+
+def verify_installed() -> None:
+    """Raises `UnsupportedFeature` where Gradio is not installed. Loads nothing."""
+    if importlib.util.find_spec("gradio") is None:
         raise UnsupportedFeature(
             "The page needs Gradio, which is not installed: pip install 'sightline[ui]'.", param="ui"
-        ) from None
+        )
+
+
+def _to_gradio(connect: Connect, folder: str, max_file_bytes: int) -> Any:
+    verify_installed()
+    os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    import fastapi  # type: ignore[import-not-found,unused-ignore]
+    import gradio  # type: ignore[import-not-found,unused-ignore]
+
     from sightline.ui import page
 
     gradio.processing_utils.async_ssrf_protected_download = _download_nothing

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import HTTPConnection
@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from sightline.access.gate import Gate
 from sightline.api.app import create_app
 from sightline.api.dialect import Dialect
+from sightline.api.shared import ALONE, Shared
 from sightline.client import ApiError, AsyncClient, ClientError
 from sightline.config import ImageLimits, Settings
 from sightline.service import Service
@@ -34,7 +35,7 @@ class Page:
     app: ASGIApp
     server_url: str | None
     """Of a server elsewhere; None: it is this one."""
-    _application: Application
+    _application: Shown
 
     def end(self) -> None:
         """Closes the connections that open pages hold all the time. Called when the server is told to stop: it would
@@ -42,19 +43,42 @@ class Page:
         self._application.end()
 
 
-def to_server_page(service: Service, settings: Settings, gate: Gate | None = None) -> Page:
-    """The server's application, with the page at `/ui`. Raises `UnsupportedFeature` where Gradio is not installed."""
+class Shown(Protocol):
+    """Gradio, in this process (`Application`) or in another one of the server's."""
+
+    def end(self) -> None: ...
+
+    def lifespan(self) -> AbstractAsyncContextManager[None]: ...
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
+
+
+def to_server_page(
+    service: Service,
+    settings: Settings,
+    gate: Gate | None = None,
+    shared: Shared = ALONE,
+    elsewhere: Shown | None = None,
+) -> Page:
+    """The server's application, with the page at `/ui`. `elsewhere`: where Gradio is; None: here. Raises
+    `UnsupportedFeature` where it is not installed."""
 
     def connect(reader: HTTPConnection) -> Server:
         return _inside(edge, reader)
 
-    application = Application(connect, max_file_bytes=settings.images.max_bytes)
-    edge = create_app(service, settings, more=[Dialect(_routes(application), name="none")], gate=gate)
+    application = elsewhere or Application(connect, max_file_bytes=settings.images.max_bytes)
+    edge = create_app(service, settings, more=[Dialect(_routes(application), name="none")], gate=gate, shared=shared)
 
     async def admits(scope: Scope, key: str | None) -> bool:
         return await _admits(_inside(edge, HTTPConnection(scope), key))
 
     return Page(_Living(SignIn(edge, admits), application), None, application)
+
+
+def to_application(edge: ASGIApp, settings: Settings) -> Application:
+    """Gradio alone, whose readers have been let in elsewhere, for the server that `edge` is. Raises
+    `UnsupportedFeature` where it is not installed."""
+    return Application(lambda reader: _inside(edge, reader), max_file_bytes=settings.images.max_bytes)
 
 
 def to_standalone(url: str | None, api_key: str | None, allowed_hosts: Sequence[str]) -> Page:
@@ -81,7 +105,7 @@ def to_standalone(url: str | None, api_key: str | None, allowed_hosts: Sequence[
     return Page(TrustedHostMiddleware(SignIn(router, admits), list(allowed_hosts)), shown, application)
 
 
-def _routes(application: Application) -> list[Route]:
+def _routes(application: Shown) -> list[Route]:
     pages = [Route(path, application, methods=_METHODS) for path in (f"{ROOT}/", f"{ROOT}/{{path:path}}")]
     return [Route(ROOT, _to_page), *pages]
 
@@ -113,7 +137,7 @@ async def _admits(server: Server) -> bool:
 class _Living:
     """An application whose lifespan includes the page's."""
 
-    def __init__(self, app: ASGIApp, application: Application) -> None:
+    def __init__(self, app: ASGIApp, application: Shown) -> None:
         self._app = app
         self._application = application
 

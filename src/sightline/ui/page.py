@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
@@ -109,7 +107,9 @@ def to_page(connect: Connect) -> Any:
         chat = {"concurrency_limit": None, **quiet}
         asked = composer.submit(asking.ask, [composer, urls, camera, *inputs], outputs, **chat)
         tried = window.example_select(asking.ask_example, inputs, outputs, **chat)
-        composer.stop(stop, [turns], [turns, window, composer], cancels=[asked, tried], **quiet)
+        for answered in (asked, tried):
+            answered.then(None, None, composer, js=_IDLE, **quiet)
+        composer.stop(stop, [turns], [turns, window], cancels=[asked, tried], **quiet)
         window.clear(lambda: ((), []), None, [turns, window], cancels=[asked, tried], **quiet)
     return page.queue(api_open=False, default_concurrency_limit=None)
 
@@ -129,17 +129,16 @@ def _to_parameter_controls() -> list[Any]:
 
 
 _ASKING = {"submit_btn": False, "stop_btn": True}
-_DRAWN_EVERY_S = 0.05
-"""Gradio sends what has changed since the last time, and a busy page misses one of these when they come in a crowd. The
-last is drawn whole."""
-_IDLE = {"submit_btn": True, "stop_btn": False}
+_IDLE = "() => ({__type__: 'update', submit_btn: true, stop_btn: false})"
+"""Of the composer, in the browser itself, once Gradio is done with a question however that ended. Before that it would
+drop the next one without a word."""
 
 
 def stop(turns: Turns) -> tuple[Any, ...]:
     """After the answer was broken off: what came of it stays."""
     if turns and turns[-1].answer is None and turns[-1].failure is None:
         turns = (*turns[:-1], replace(turns[-1], stopped=True))
-    return turns, to_shown(turns), gr.update(**_IDLE)
+    return turns, to_shown(turns)
 
 
 class _Asking:
@@ -200,13 +199,10 @@ class _Asking:
     ) -> AsyncGenerator[Any, None]:
         server = self._connect(request.request)
         async with server.client, aclosing(answer(server, turns, asked, parameters)) as growing:
-            rest, drawn = first, -_DRAWN_EVERY_S
+            rest = first
             async for turns in growing:
-                if time.monotonic() - drawn >= _DRAWN_EVERY_S:
-                    yield turns, to_shown(turns), *rest
-                    rest, drawn = (gr.skip(), gr.skip(), gr.skip()), time.monotonic()
-        await asyncio.sleep(max(0.0, drawn + _DRAWN_EVERY_S - time.monotonic()))
-        yield turns, to_shown(turns), gr.update(**_IDLE), gr.skip(), gr.skip()
+                yield turns, to_shown(turns), *rest
+                rest = (gr.skip(), gr.skip(), gr.skip())
 
 
 def _to_parameters(
