@@ -17,6 +17,7 @@
 #   make train-whisper   trains the tiny Whisper of the tests (espeak-ng)   MINUTES=50
 #   make eval-peek       measures the embedded model         PER_TASK=200 EVAL="--photographs DIR --compare FILE"
 #   make bench-gateway   CPU and latency in front of a model, beside LiteLLM's proxy and a plain one
+#   make bench-cluster   Ray's replicas beside one server: throughput, latency, scaling, failover   (BENCH="--replicas 1 2")
 #   make bench-health    how long /health takes while 16 clients send photographs
 #   make lock            pins every dependency, with hashes, for CI and Docker
 
@@ -44,7 +45,7 @@ PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 LOCKED := requirements/dev.txt
 PIP_COMPILE = $(BIN)/python -m piptools compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header
 
-.PHONY: demo test test-engines test-clients test-cluster reliability reliability-jobs fuzz-images chaos bench-images train-peek check-training audit package train-whisper eval-peek bench-health bench-gateway lint lock clean
+.PHONY: demo test test-engines test-clients test-cluster bench-cluster reliability reliability-jobs fuzz-images chaos bench-images train-peek check-training audit package train-whisper eval-peek bench-health bench-gateway lint lock clean
 
 $(VENV)/.installed: pyproject.toml $(LOCKED)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Sightline needs Python 3.11 or newer; name one with PYTHON=python3.12"; exit 1; }
@@ -112,6 +113,10 @@ $(CLUSTER)/.installed: tests/cluster/requirements.txt pyproject.toml $(LOCKED)
 
 test-cluster: $(CLUSTER)/.installed
 	$(CLUSTER)/bin/python -m pytest -p no:warnings tests/cluster -m cluster -rs
+
+bench-cluster: $(CLUSTER)/.installed
+	$(CLUSTER)/bin/python $(PIP_INSTALL) matplotlib
+	$(CLUSTER)/bin/python -m sightline.bench.cluster --out docs/bench-cluster $(BENCH)
 
 chaos: $(VENV)/.installed
 	$(BIN)/python -m tests.chaos_report --requests $(REQUESTS) --json runs/chaos.json $(CHAOS)

@@ -161,6 +161,11 @@ class _File(msgspec.Struct, frozen=True):
     points: list[Point]
 
 
+def read(file: Path) -> list[Point]:
+    """Points that were measured elsewhere: `{"points": [...]}`, whatever else it says. Raises as msgspec does."""
+    return msgspec.json.decode(file.read_bytes(), type=_File).points
+
+
 def table(compared: Sequence[Compared]) -> str:
     lines = [
         "| replicas | clients | tokens/s, measured | simulated | TTFT p50, measured, s | simulated | off by |",
@@ -180,10 +185,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("file", type=Path, nargs="?", help="points that were measured elsewhere")
     file = parser.parse_args().file
-    if file is not None:
-        points = msgspec.json.decode(file.read_bytes(), type=_File).points
-    else:
-        points = [asyncio.run(measure(point)) for point in POINTS]
+    points = read(file) if file is not None else [asyncio.run(measure(point)) for point in POINTS]
     compared = compare(points)
     print(table(compared), end="")
     return int(any(each.off > WITHIN for each in compared))

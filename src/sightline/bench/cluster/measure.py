@@ -1,0 +1,263 @@
+"""One figure after the other, of a cluster that runs. Seconds."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from sightline.bench.cluster import processes
+from sightline.bench.cluster.load import Answer, Clients, Load
+from sightline.bench.cluster.system import MODEL, Cluster, Single, kill_replica
+
+SLOTS, STEP_S, PREFILL_S = 8, 0.05, 0.0002
+"""Of the paced engine: 160 tokens a second when all its slots are taken."""
+CLIENTS = 10
+"""For each replica: two of them wait at any time."""
+WORDS = 40
+PICTURE_BYTES = 200_000
+QUICK = "quick"
+"""A model whose engine takes no time, so that all the time is the way to it and back."""
+GROWING = "growing"
+_WARM_S = 4.0
+_SETTLE_S = 2.0
+
+
+@dataclass(frozen=True)
+class Point:
+    """A closed loop: each client asks one thing after the other."""
+
+    replicas: int
+    clients: int
+    requests: int
+    """Of each client."""
+    tokens_per_s: float
+    """While all clients were at it and had been for some seconds."""
+    whole_tokens_per_s: float
+    """From the first request to the last token, as the simulation counts."""
+    prompt_tokens: int
+    ttft_p50_s: float
+    delay_p50_s: float
+    """Of a word, from when the engine made it until it arrived."""
+    delay_p99_s: float
+    cores: Mapping[str, float]
+    """By who took them, in the mean."""
+    cpu_ms_a_token: Mapping[str, float]
+    wrong: int
+
+
+def point(cluster: Cluster, replicas: int, requests: int) -> Point:
+    """Raises `SystemExit` where nothing was answered."""
+    load = Load(ports=(cluster.port,), clients=CLIENTS * replicas, words=WORDS, requests=requests)
+    clients = Clients(load)
+    time.sleep(_WARM_S)
+    before, since = processes.spent(clients=clients.pid), time.monotonic()
+    time.sleep(requests * WORDS * STEP_S * CLIENTS / SLOTS - _WARM_S - 1)
+    spent, until = processes.spent(clients=clients.pid), time.monotonic()
+    return to_point(replicas, requests, clients.finish(), processes.since(before, spent), since, until)
+
+
+def to_point(
+    replicas: int, requests: int, answers: Sequence[Answer], spent: Mapping[str, float], since: float, until: float
+) -> Point:
+    """`since`, `until`: the time that is measured, which ends sooner where the first client was done."""
+    good, begun = right(answers), min(answer.asked for answer in answers)
+    last: dict[int, float] = {}
+    for answer in answers:
+        last[answer.client] = max(last.get(answer.client, 0.0), answer.ended)
+    end = min(until, *last.values())
+    words = sum(since <= at < end for answer in good for at in answer.arrived)
+    rate = words / (end - since)
+    return Point(
+        replicas=replicas,
+        clients=len(last),
+        requests=requests,
+        tokens_per_s=rate,
+        whole_tokens_per_s=sum(len(a.arrived) for a in good) / (max(a.ended for a in good) - begun),
+        prompt_tokens=max(a.prompt_tokens for a in good),
+        ttft_p50_s=quantile([a.arrived[0] - a.asked for a in good], 0.5),
+        delay_p50_s=quantile(delays(good), 0.5),
+        delay_p99_s=quantile(delays(good), 0.99),
+        cores={who: seconds / (until - since) for who, seconds in spent.items()},
+        cpu_ms_a_token={who: 1000 * seconds / (until - since) / rate for who, seconds in spent.items()},
+        wrong=len(answers) - len(good),
+    )
+
+
+def right(answers: Sequence[Answer]) -> list[Answer]:
+    """Raises `SystemExit` where there is none."""
+    good = [answer for answer in answers if not answer.wrong]
+    if not good:
+        raise SystemExit(f"Nothing was answered: {answers[0].wrong if answers else 'nothing was asked'}")
+    return good
+
+
+def delays(answers: Sequence[Answer]) -> list[float]:
+    return [arrived - made for answer in answers for made, arrived in zip(answer.made, answer.arrived, strict=True)]
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    return float(np.quantile(values, share))
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Of the same requests, sent in turn to a server of its own and to the cluster."""
+
+    requests: int
+    """Of each."""
+    single_p50_s: float
+    single_p99_s: float
+    cluster_p50_s: float
+    cluster_p99_s: float
+    wrong: int
+
+    @property
+    def added_p50_s(self) -> float:
+        return self.cluster_p50_s - self.single_p50_s
+
+    @property
+    def added_p99_s(self) -> float:
+        return self.cluster_p99_s - self.single_p99_s
+
+
+def latency(cluster: Cluster, single: Single, requests: int, clients: int = 2) -> Latency:
+    """With pictures of 200 KB that nobody has seen, of a model that takes no time itself."""
+    load = Load(
+        ports=(single.port, cluster.port), clients=clients, words=8, requests=2 * requests // clients, pause_s=0.05,
+        picture_bytes=PICTURE_BYTES, model=QUICK, stream=False,
+    )  # fmt: skip
+    answers = Clients(load).finish()
+    good = right(answers)[2 * clients :]  # the first ones find the way
+    took = {port: [a.ended - a.asked for a in good if a.port == port] for port in load.ports}
+    ours, theirs = took[single.port], took[cluster.port]
+    return Latency(
+        requests=min(len(ours), len(theirs)),
+        single_p50_s=quantile(ours, 0.5),
+        single_p99_s=quantile(ours, 0.99),
+        cluster_p50_s=quantile(theirs, 0.5),
+        cluster_p99_s=quantile(theirs, 0.99),
+        wrong=sum(bool(a.wrong) for a in answers),
+    )
+
+
+@dataclass(frozen=True)
+class Delay:
+    """Of words, from when the engine made them until they arrived; one replica under full load, and the same load on a
+    server of its own."""
+
+    single_p50_s: float
+    single_p99_s: float
+    single_cpu_ms_a_token: float
+    """Of the server's process, without engine and decoders."""
+
+
+def delay(single: Single, requests: int) -> Delay:
+    clients = Clients(Load(ports=(single.port,), clients=CLIENTS, words=WORDS, requests=requests))
+    time.sleep(_WARM_S)
+    before, since = processes.spent(clients=clients.pid, single=single.pid), time.monotonic()
+    time.sleep(requests * WORDS * STEP_S * CLIENTS / SLOTS - _WARM_S - 1)
+    spent, until = processes.spent(clients=clients.pid, single=single.pid), time.monotonic()
+    good = right(clients.finish())
+    words = sum(since <= at < until for answer in good for at in answer.arrived)
+    cpu_s = spent[processes.SINGLE] - before[processes.SINGLE]
+    return Delay(quantile(delays(good), 0.5), quantile(delays(good), 0.99), 1000 * cpu_s / words)
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Since the load began."""
+
+    decided_s: float
+    """Ray says that another replica is to run."""
+    runs_s: float
+    """Ray says that it runs."""
+    serves_s: float
+    """The first word that it made has arrived."""
+    from_zero_s: float
+    """Of a model without a replica: the first word of the request that woke it."""
+
+
+def scaling(cluster: Cluster, sleeping: str) -> Scaling:
+    load = Load(ports=(cluster.port,), clients=3 * SLOTS, words=WORDS, model=GROWING)
+    clients = Clients(load)
+    decided = _when(lambda: cluster.wanted(GROWING) > 1)
+    runs = _when(lambda: cluster.running(GROWING) > 1)
+    time.sleep(_SETTLE_S)
+    good = right(clients.stop())
+    begun = min(answer.asked for answer in good)
+    first = min(good, key=lambda answer: answer.ended).engine
+    serves = min((a.arrived[0] for a in good if a.engine != first), default=float("nan"))
+    (woken,) = right(Clients(Load(ports=(cluster.port,), clients=1, words=4, requests=1, model=sleeping)).finish())
+    return Scaling(decided - begun, runs - begun, serves - begun, woken.arrived[0] - woken.asked)
+
+
+def _when(holds: Callable[[], bool], *, most_s: float = 120.0) -> float:
+    """The time at which it first does; not a number where it never does."""
+    deadline = time.monotonic() + most_s
+    while time.monotonic() < deadline:
+        if holds():
+            return time.monotonic()
+        time.sleep(0.05)
+    return float("nan")
+
+
+@dataclass(frozen=True)
+class Failover:
+    """A replica of two is ended by SIGKILL under load."""
+
+    next_good_s: float
+    """Until every client has had another good answer, less what an answer usually takes."""
+    whole_s: float
+    """Until both replicas answer again."""
+    under_way: int
+    """Requests at the replica that was killed, as far as they had begun to be answered: they end with an error."""
+    outcomes: Mapping[str, int]
+
+
+def failover(cluster: Cluster) -> Failover:
+    """Clients whose requests are short, so that most of them are under way."""
+    clients = Clients(Load(ports=(cluster.port,), clients=SLOTS, words=4))
+    time.sleep(_SETTLE_S + 1)
+    killed = kill_replica(MODEL)
+    time.sleep(1.0)
+    _when(lambda: cluster.running(MODEL) == 2)
+    time.sleep(_SETTLE_S)
+    answers = clients.stop()
+    return to_failover(answers, killed)
+
+
+def to_failover(answers: Sequence[Answer], killed: float) -> Failover:
+    good = right(answers)
+    usual = quantile([a.ended - a.asked for a in good if a.ended < killed], 0.5)
+    following: dict[int, float] = {}
+    for answer in good:
+        if answer.ended > killed:
+            following[answer.client] = min(following.get(answer.client, float("inf")), answer.ended)
+    engines = {a.engine for a in good if a.ended < killed}
+    new = [a.arrived[0] for a in good if a.engine not in engines]
+    outcomes = Counter("ok" if not a.wrong else "error event" if a.arrived else "failed" for a in answers)
+    return Failover(
+        next_good_s=max(0.0, max(following.values()) - killed - usual),
+        whole_s=min(new, default=float("nan")) - killed,
+        under_way=outcomes["error event"],
+        outcomes=dict(outcomes),
+    )
+
+
+@dataclass
+class Measured:
+    """Everything of one run."""
+
+    cores: int
+    load_before: float
+    """Of the machine, in the minute before it began."""
+    load_after: float = 0.0
+    points: list[Point] = field(default_factory=list)
+    latency: Latency | None = None
+    delay: Delay | None = None
+    scaling: Scaling | None = None
+    failovers: list[Failover] = field(default_factory=list)
