@@ -7,6 +7,7 @@
 tasks.py        paths, folders, globs, CSV and JSONL to tasks
 ask.py          one task asked: of a model in this process, or of a server
 batch.py        many tasks: how many at once, what is tried again, in which order they come out
+ray_data.py     the same on the machines of a Ray cluster
 results.py      rows to a file, from which a run that was cut off goes on; JSONL, CSV, Parquet
 """
 

@@ -105,14 +105,19 @@ class Batch:
 
     async def _row(self, task: Task, running: asyncio.Semaphore) -> Row:
         """Holds its place in `running`, which was taken for it, until it is answered."""
+        try:
+            return await self.answer(task)
+        finally:
+            running.release()
+
+    async def answer(self, task: Task) -> Row:
+        """What becomes of one task, tried again where that may help. How many at once is for who calls."""
         began = time.perf_counter()
         row = Row(task.index, task.id, tuple(to_name(p) for p in task.pictures), task.prompt, extra=task.extra)
         try:
             answered = await self._ask(task)
         except Failed as failed:
             return replace(row, error=failed.error, seconds=_since(began))
-        finally:
-            running.release()
         data, error = self._to_data(answered)
         return replace(
             row,

@@ -8,19 +8,22 @@ import json
 import sys
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sightline import logs
 from sightline.batch import Batch
 from sightline.batch.results import Results
 from sightline.batch.tasks import count_tasks, read_tasks
-from sightline.cli import batch_status
+from sightline.cli import batch_ray, batch_status
 from sightline.cli.models import add_model_arguments, add_sampling_arguments, to_model_config, whole
 from sightline.cli.progress import Progress
 from sightline.client import ClientError
 from sightline.config import Settings, environment
 from sightline.configfile import load
 from sightline.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from sightline.batch.ray_data import RayBatch
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     command.add_argument("-c", "--config", type=Path, metavar="FILE", help="models from a configuration file")
     add_model_arguments(command)
+    batch_ray.add_arguments(command)
     command.set_defaults(said={name: command.get_default(name) for name in _UNSAID}, **_UNSAID)
     summary = "How far a batch of a server is."
     batch_status.add_arguments(actions.add_parser("status", help=summary, description=summary))
@@ -72,7 +76,9 @@ def run(args: argparse.Namespace) -> int:
 
 def run_batch(args: argparse.Namespace) -> int:
     logs.set_up("warning", "human")
-    batch, model = _to_batch(args)
+    total = count_tasks(args.sources, recursive=args.recursive)
+    total = total if args.limit is None else min(total, args.limit)
+    batch, model = _to_batch(args, total)
     asked = {
         "model": model,
         "system": args.system,
@@ -82,8 +88,6 @@ def run_batch(args: argparse.Namespace) -> int:
         "schema": _read_schema(args.schema),
         "detail": args.detail,
     }
-    total = count_tasks(args.sources, recursive=args.recursive)
-    total = total if args.limit is None else min(total, args.limit)
     with Results(args.out, asked, restart=args.restart) as results:
         try:
             asyncio.run(_run(args, batch, results, total))
@@ -101,7 +105,7 @@ def run_batch(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-async def _run(args: argparse.Namespace, batch: Batch, results: Results, total: int) -> None:
+async def _run(args: argparse.Namespace, batch: Batch | RayBatch, results: Results, total: int) -> None:
     tasks = read_tasks(args.sources, args.prompt, recursive=args.recursive)
     remaining = results.remaining(task for task in tasks if task.index < total)
     if results.num_done:
@@ -114,7 +118,7 @@ async def _run(args: argparse.Namespace, batch: Batch, results: Results, total: 
                     progress.step(failed=row.error is not None)
 
 
-def _to_batch(args: argparse.Namespace) -> tuple[Batch, str | None]:
+def _to_batch(args: argparse.Namespace, total: int) -> tuple[Batch | RayBatch, str | None]:
     """And what names its model, for another run to compare."""
     common: dict[str, Any] = {
         "system": args.system,
@@ -126,6 +130,9 @@ def _to_batch(args: argparse.Namespace) -> tuple[Batch, str | None]:
         "concurrency": args.concurrency,
         "retries": args.retries,
     }
+    if args.on == "ray":
+        return batch_ray.to_ray_batch(args, total, common)
+    batch_ray.refuse_elsewhere(args)
     if args.url is not None:
         for argument in ("engine", "python", "option"):
             if getattr(args, argument):

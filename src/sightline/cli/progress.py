@@ -23,7 +23,7 @@ class Progress:
         self._failed = failed
         self._out = out or sys.stderr
         self._is_terminal = self._out.isatty()
-        self._steps: deque[float] = deque([time.monotonic()], maxlen=_WINDOW)
+        self._steps: deque[float] = deque(maxlen=_WINDOW)
         self._shown = time.monotonic()
 
     def step(self, *, failed: bool = False) -> None:
@@ -56,8 +56,8 @@ class Progress:
 
 
 def rate(steps: deque[float]) -> float:
-    """A second, over the last steps; 0 before there are two."""
-    elapsed_s = steps[-1] - steps[0]
+    """A second, over the last steps, of which the first may have waited for a model; 0 before there are two."""
+    elapsed_s = steps[-1] - steps[0] if steps else 0.0
     return (len(steps) - 1) / elapsed_s if elapsed_s > 0 else 0.0
 
 
