@@ -45,6 +45,8 @@ from training.peek.studio import Exam, make_exam
 from training.peek.tasks import TASKS
 
 CHECKPOINT: Final = "checkpoint.pt"
+_WARM_SHARE: Final = 0.1
+"""Of a run, for its warm-up at most."""
 _SAVE_EVERY_S: Final = 60.0
 _LOG_EVERY: Final = 20
 _LOG_EVERY_S: Final = 10.0
@@ -135,8 +137,11 @@ class Trainer:
         return self.progress >= self.recipe.dense_share
 
     def rate(self) -> float:
-        """Share of the peak rate: a short warm-up, a plateau, then a cosine to almost nothing."""
-        warm = min(1.0, (self.step + 1) / self.recipe.warm_steps)
+        """Share of the peak rate: a short warm-up, a plateau, then a cosine to almost nothing.
+
+        The warm-up is counted in steps, but a machine that makes few is not all of its run at it.
+        """
+        warm = min(1.0, max((self.step + 1) / self.recipe.warm_steps, self.progress / _WARM_SHARE))
         hold = self.recipe.hold_until
         fall = min(1.0, max(0.0, (self.progress - hold) / (1 - hold)))
         return warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * fall)))
