@@ -12,7 +12,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "sightline"
 
 LAYERS = [
     {"types", "errors", "schemas"},
-    {"config", "metrics", "logs", "tracing", "images", "audio", "peek"},
+    {"config", "metrics", "logs", "tracing", "images", "audio", "interprocess", "peek"},
     {"engines"},
     {
         "admission",
@@ -30,8 +30,8 @@ LAYERS = [
         "access",
         "configfile",
     },
-    {"api", "batch", "client", "bench", "drift", "testing"},
-    {"server", "frontends", "cluster", "ui"},
+    {"api", "batch", "client", "drift", "testing"},
+    {"server", "frontends", "cluster", "ui", "bench"},
     {"cli"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

@@ -9,18 +9,15 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from sightline import errors
 from sightline.config import ModelConfig
 from sightline.engines import EngineInfo
 from sightline.engines.worker import frames
 from sightline.engines.worker.output import MAX_LINE_CHARS, printable_lines
 from sightline.engines.worker.pictures import receive, share, size_only
 from sightline.engines.worker.restarts import Restart, RestartPolicy
-from sightline.errors import InvalidRequest, Overloaded, SightlineError
 from sightline.images.budget import CellBudget
+from sightline.interprocess import LENGTH_BYTES, WireMessage, body_length, encode
 from sightline.types import (
     EngineRequest,
     Event,
@@ -68,10 +65,10 @@ REQUEST = EngineRequest(
 
 
 def there(frame: Any) -> Any:
-    data = frames.encode(frame)
-    assert frames.body_length(data[: frames.LENGTH_BYTES]) == len(data) - frames.LENGTH_BYTES
+    data = encode(frame)
+    assert body_length(data[:LENGTH_BYTES]) == len(data) - LENGTH_BYTES
     decode = frames.decode_to_child if isinstance(frame, get_args(frames.ToChild)) else frames.decode_to_parent
-    return decode(data[frames.LENGTH_BYTES :])
+    return decode(data[LENGTH_BYTES:])
 
 
 def test_a_request_arrives_as_it_was() -> None:
@@ -97,14 +94,14 @@ def test_a_request_arrives_as_it_was() -> None:
                 assert getattr(image, field.name) == getattr(original, field.name), field.name
 
 
-def pictures_of(wire: frames.WireRequest) -> list[frames.Picture]:
+def pictures_of(wire: frames.EngineWireRequest) -> list[frames.Picture]:
     return [part for m in wire.messages for part in m.content if isinstance(part, frames.Picture)]
 
 
 def test_the_wire_form_forgets_no_field() -> None:
     """Whoever adds a field to a request or a message is told here that it does not travel yet."""
-    assert {f.name for f in fields(EngineRequest)} == set(frames.WireRequest.__struct_fields__)
-    assert {f.name for f in fields(Message)} == set(frames.WireMessage.__struct_fields__)
+    assert {f.name for f in fields(EngineRequest)} == set(frames.EngineWireRequest.__struct_fields__)
+    assert {f.name for f in fields(Message)} == set(WireMessage.__struct_fields__)
     assert {f.name for f in fields(Image)} <= {*frames.Picture.__struct_fields__, "pixels"}
 
 
@@ -143,50 +140,6 @@ def test_the_other_frames() -> None:
         frames.Ready(info), frames.Pong(4),
     ):  # fmt: skip
         assert there(frame) == frame
-
-
-TREE = [cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, SightlineError)]
-
-
-@pytest.mark.parametrize("cls", TREE, ids=lambda cls: cls.__name__)
-def test_every_error_arrives_as_it_was(cls: type[SightlineError]) -> None:
-    error = cls("what happened", param="messages[0]")
-    frame = there(frames.Failed(1, frames.to_wire_error(error)))
-    arrived = frames.from_wire_error(frame.error)
-    assert type(arrived) is cls
-    assert str(arrived) == "what happened"
-    assert vars(arrived) == vars(error)
-    assert (arrived.code, arrived.retryable) == (error.code, error.retryable)
-
-
-def test_what_an_error_carries_arrives() -> None:
-    error = frames.from_wire_error(frames.to_wire_error(Overloaded("later", retry_after_s=2.5)))
-    assert isinstance(error, Overloaded)
-    assert error.retry_after_s == 2.5
-    assert frames.from_wire_error(frames.to_wire_error(InvalidRequest("no", code="special"))).code == "special"
-
-
-def test_an_engines_own_kind_of_error_arrives_as_its_nearest() -> None:
-    class Odd(InvalidRequest):
-        pass
-
-    assert type(frames.from_wire_error(frames.to_wire_error(Odd("no")))) is InvalidRequest
-
-
-@given(st.lists(st.integers(1, 9), max_size=20))
-def test_frames_are_found_wherever_the_bytes_are_cut(cuts: list[int]) -> None:
-    sent = [frames.Pong(n) for n in range(6)] + [frames.said(1, TextDelta("x" * 300))]
-    data = b"".join(map(frames.encode, sent))
-    bodies, found = frames.Bodies(), []
-    for cut in [*cuts, len(data)]:
-        found += list(bodies.feed(data[:cut]))
-        data = data[cut:]
-    assert [frames.decode_to_parent(body) for body in found] == sent
-
-
-def test_nonsense_is_not_read_into_memory() -> None:
-    with pytest.raises(ValueError, match="bytes"):
-        list(frames.Bodies().feed(b"\xff\xff\xff\xff"))
 
 
 # --- pictures --------------------------------------------------------------------------------------------------------

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import fields
 
-import numpy as np
-
 from sightline.frontends import frames, requests
 from sightline.types import ChatRequest, ImageRef, Message, SamplingParams, SpeechRequest, Text
 
@@ -39,10 +37,3 @@ def test_a_picture_stays_where_it_is() -> None:
     assert first.source == second.source
     other = requests.to_wire_chat(ChatRequest("r", "m", (Message("user", (ImageRef(secret + b"x", "p"),)),)))
     assert other.messages[0].content[0].telling != first.source  # type: ignore[union-attr]
-
-
-def test_the_same_pixels_are_laid_out_once() -> None:
-    one, two = np.zeros((10, 10, 3), np.uint8), np.zeros((5, 5, 3), np.uint8)
-    offsets, size = requests.laid_out([one, two, one])
-    assert offsets == [0, 320, 0]
-    assert size == 320 + two.nbytes

@@ -14,6 +14,7 @@ from sightline.engines import EngineInfo
 from sightline.engines.worker import frames
 from sightline.engines.worker.pictures import size_only
 from sightline.errors import EngineFailed, SightlineError
+from sightline.interprocess import LENGTH_BYTES, body_length, encode, from_wire_error, to_wire_error
 from sightline.types import (
     EmbeddingRequest,
     Embeddings,
@@ -37,7 +38,7 @@ FrameT = TypeVar("FrameT")
 def from_request(request: EngineRequest) -> bytes:
     """Copies pixels: not for the event loop where there are pictures."""
     wire, size = frames.to_wire(request)
-    head = frames.encode(frames.Generate(STREAM, wire, size))
+    head = encode(frames.Generate(STREAM, wire, size))
     parcel = bytearray(len(head) + size)
     parcel[: len(head)] = head
     end = len(head)
@@ -61,7 +62,7 @@ def to_request(parcel: bytes) -> EngineRequest:
 
 def from_count(request: EngineRequest) -> bytes:
     """Sizes of pictures only: what a prompt costs does not depend on more."""
-    return frames.encode(frames.Count(STREAM, frames.to_wire(request)[0]))
+    return encode(frames.Count(STREAM, frames.to_wire(request)[0]))
 
 
 def to_count(parcel: bytes) -> EngineRequest:
@@ -69,7 +70,7 @@ def to_count(parcel: bytes) -> EngineRequest:
 
 
 def from_embedding(request: EmbeddingRequest) -> bytes:
-    return frames.encode(frames.Embed(STREAM, request))
+    return encode(frames.Embed(STREAM, request))
 
 
 def to_embedding(parcel: bytes) -> EmbeddingRequest:
@@ -77,7 +78,7 @@ def to_embedding(parcel: bytes) -> EmbeddingRequest:
 
 
 def from_transcription(request: TranscriptionRequest) -> bytes:
-    head = frames.encode(frames.Transcribe(STREAM, frames.to_wire_transcription(request)))
+    head = encode(frames.Transcribe(STREAM, frames.to_wire_transcription(request)))
     return head + np.ascontiguousarray(request.samples, _SAMPLE).tobytes()
 
 
@@ -89,8 +90,8 @@ def to_transcription(parcel: bytes) -> TranscriptionRequest:
 
 def _read(parcel: bytes, kind: type[FrameT]) -> tuple[FrameT, int]:
     """A request's frame, and where what stands behind it begins."""
-    end = frames.LENGTH_BYTES + frames.body_length(parcel[: frames.LENGTH_BYTES])
-    frame = frames.decode_to_child(parcel[frames.LENGTH_BYTES : end])
+    end = LENGTH_BYTES + body_length(parcel[:LENGTH_BYTES])
+    frame = frames.decode_to_child(parcel[LENGTH_BYTES:end])
     if not isinstance(frame, kind):
         raise EngineFailed("The replica was sent something else than it was asked for.")
     return frame, end
@@ -100,29 +101,29 @@ def _read(parcel: bytes, kind: type[FrameT]) -> tuple[FrameT, int]:
 
 
 def from_info(info: EngineInfo) -> bytes:
-    return frames.encode(frames.Ready(info))
+    return encode(frames.Ready(info))
 
 
 def from_counted(count: TokenCount) -> bytes:
-    return frames.encode(frames.Counted(STREAM, count))
+    return encode(frames.Counted(STREAM, count))
 
 
 def from_embeddings(embeddings: Embeddings) -> bytes:
-    return frames.encode(frames.embedded(STREAM, embeddings))
+    return encode(frames.embedded(STREAM, embeddings))
 
 
 def from_event(event: Event | TranscriptionEvent) -> bytes:
-    return frames.encode(frames.said(STREAM, event))
+    return encode(frames.said(STREAM, event))
 
 
 def from_error(error: SightlineError) -> bytes:
-    return frames.encode(frames.Failed(STREAM, frames.to_wire_error(error)))
+    return encode(frames.Failed(STREAM, to_wire_error(error)))
 
 
 def to_answer(parcel: bytes) -> Any:
     """What a replica said: an `EngineInfo`, a `TokenCount`, `Embeddings` or an event. Raises what it failed with."""
     try:
-        frame = frames.decode_to_parent(parcel[frames.LENGTH_BYTES :])
+        frame = frames.decode_to_parent(parcel[LENGTH_BYTES:])
     except msgspec.MsgspecError:
         raise EngineFailed("A replica sent what cannot be read: it may be of another version.") from None
     match frame:
@@ -133,7 +134,7 @@ def to_answer(parcel: bytes) -> Any:
         case frames.Embedded():
             return frames.to_embeddings(frame)
         case frames.Failed(_, error):
-            raise frames.from_wire_error(error)
+            raise from_wire_error(error)
         case frames.Loading() | frames.NotReady() | frames.Pong():
             raise EngineFailed("A replica sent what is not for us.")
         case _:

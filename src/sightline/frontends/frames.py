@@ -1,5 +1,4 @@
-"""What a front end and the core say to each other, and how it looks on the wire: 4 bytes of length, then msgpack, as
-between an engine's process and ours (`engines/worker/frames.py`), whose forms of errors and vectors these frames use.
+"""What a front end and the core say to each other, in frames (`interprocess.py`).
 
 A piece of work is known by a number that the front end gives it (`stream`); the core gives numbers of its own to what
 it asks of a front end (`number`). Values of `types.py` and `service.py` travel as they are.
@@ -13,21 +12,20 @@ from typing import Any, TypeAlias
 import msgspec
 
 from sightline.access.limits import Cost, Standing
-from sightline.engines.worker.frames import (
-    LENGTH_BYTES,
-    MAX_FRAME_BYTES,
-    Bodies,
-    Picture,
-    WireError,
-    embedded,
-    from_wire_error,
-    to_embeddings,
-    to_wire_error,
-)
-from sightline.engines.worker.frames import Embedded as Vectors
+from sightline.engines.worker.frames import Picture
 from sightline.frontends.requests import WireChat, WireSpeech
 from sightline.images.budget import VisionBudget
 from sightline.images.plan import Room
+from sightline.interprocess import (
+    LENGTH_BYTES,
+    Bodies,
+    WireError,
+    encode,
+    from_vectors,
+    from_wire_error,
+    to_vectors,
+    to_wire_error,
+)
 from sightline.items import Called, ChoiceEvent, Item, Prepared, ServedImage
 from sightline.models import ModelStatus
 from sightline.speech import Listening, SpeechItem
@@ -44,7 +42,7 @@ from sightline.types import (
     Transcribed,
 )
 
-__all__ = ["LENGTH_BYTES", "Bodies", "Picture", "WireError", "from_wire_error", "to_wire_error"]
+__all__ = ["LENGTH_BYTES", "Bodies", "Picture", "WireError", "encode", "from_wire_error", "to_wire_error"]
 
 WINDOW = 256
 """Events of one stream that may be on their way or wait for their consumer."""
@@ -421,29 +419,20 @@ def to_frame(stream: int, item: Item | SpeechItem, standing: Callable[[], Standi
 
 
 def to_embedded(stream: int, called: Called[Embeddings], standing: Standing) -> Embedded:
-    plain = embedded(stream, called.value)
+    vectors, rows = to_vectors(called.value)
     return Embedded(
-        stream, plain.vectors, plain.rows, plain.prompt_tokens, called.engine, called.path, called.queue_s, standing
+        stream, vectors, rows, called.value.prompt_tokens, called.engine, called.path, called.queue_s, standing
     )  # fmt: skip
 
 
 def from_embedded(frame: Embedded) -> Called[Embeddings]:
-    plain = Vectors(frame.stream, frame.vectors, frame.rows, frame.prompt_tokens)
-    return Called(to_embeddings(plain), frame.engine, frame.path, frame.queue_s)
+    embeddings = from_vectors(frame.vectors, frame.rows, frame.prompt_tokens)
+    return Called(embeddings, frame.engine, frame.path, frame.queue_s)
 
 
 # --- bytes -----------------------------------------------------------------------------------------------------------
 
-_encoder = msgspec.msgpack.Encoder()
 _to_core: msgspec.msgpack.Decoder[ToCore] = msgspec.msgpack.Decoder(ToCore)
 _to_front_end: msgspec.msgpack.Decoder[ToFrontEnd] = msgspec.msgpack.Decoder(ToFrontEnd)
 decode_to_core = _to_core.decode
 decode_to_front_end = _to_front_end.decode
-
-
-def encode(frame: Frame) -> bytes:
-    """Length and body. Raises `ValueError` for a frame that is too long."""
-    body = _encoder.encode(frame)
-    if len(body) > MAX_FRAME_BYTES:
-        raise ValueError(f"a frame of {len(body)} bytes")
-    return len(body).to_bytes(LENGTH_BYTES, "little") + body

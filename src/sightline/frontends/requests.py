@@ -6,33 +6,16 @@ core asks for them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import fields
-from typing import Any
+import itertools
+from collections.abc import Callable
 
 import msgspec
 
-from sightline.types import (
-    AudioRef,
-    ChatRequest,
-    Detail,
-    ImageRef,
-    Message,
-    ResponseFormat,
-    Role,
-    SamplingParams,
-    SpeechRequest,
-    SpeechTask,
-    Text,
-    Tool,
-    ToolCall,
-    ToolChoice,
-)
+from sightline.interprocess import WireRequest, from_wire_messages, names_of, to_wire_messages, values_of
+from sightline.types import AudioRef, ChatRequest, Detail, ImageRef, SpeechRequest, SpeechTask
 
 _TELLING = 48
 """Characters of a picture's source that travel, so that the core can tell requests that are alike."""
-_ALIGNMENT = 64
-"""Bytes: pixels begin on a cache line."""
 
 
 class Ref(msgspec.Struct, frozen=True, array_like=True):
@@ -45,65 +28,33 @@ class Ref(msgspec.Struct, frozen=True, array_like=True):
     min_pixels: int | None
 
 
-class WireMessage(msgspec.Struct, frozen=True, array_like=True):
-    role: Role
-    content: tuple[str | Ref, ...]
-    tool_calls: tuple[ToolCall, ...]
-    tool_call_id: str | None
-    name: str | None
-
-
-class WireChat(msgspec.Struct, frozen=True):
+class WireChat(WireRequest[Ref], frozen=True):
     """A `ChatRequest`, field for field (a test compares the two)."""
 
-    request_id: str
-    model: str
-    messages: tuple[WireMessage, ...]
-    sampling: SamplingParams
-    tools: tuple[Tool, ...]
-    tool_choice: ToolChoice
-    response_format: ResponseFormat
-    priority: int
-    tenant: str
-    prompt: str | tuple[int, ...] | None
     n: int
     whole: bool
 
 
-_PLAIN_FIELDS = [f.name for f in fields(ChatRequest) if f.name != "messages"]
+_AS_THEY_ARE = names_of(ChatRequest, but="messages")
 
 
 def to_wire_chat(request: ChatRequest) -> WireChat:
-    def part(content: Text | ImageRef) -> str | Ref:
-        if isinstance(content, Text):
-            return content.text
-        return Ref(_to_telling(content), content.param, content.detail, content.max_pixels, content.min_pixels)
+    def ref(image: ImageRef) -> Ref:
+        return Ref(_to_telling(image), image.param, image.detail, image.max_pixels, image.min_pixels)
 
-    messages = tuple(
-        WireMessage(m.role, tuple(map(part, m.content)), m.tool_calls, m.tool_call_id, m.name)
-        for m in request.messages
-    )  # fmt: skip
-    return WireChat(messages=messages, **{name: getattr(request, name) for name in _PLAIN_FIELDS})
+    messages = to_wire_messages(request.messages, ref)
+    return WireChat(messages=messages, **values_of(request, _AS_THEY_ARE))
 
 
 def from_wire_chat(wire: WireChat, source: Callable[[int, Ref], str]) -> ChatRequest:
     """The request as the core sees it; `source` gives what stands for a picture's, by its place among them."""
-    place = -1
+    places = itertools.count()
 
-    def part(content: str | Ref) -> Text | ImageRef:
-        nonlocal place
-        if isinstance(content, str):
-            return Text(content)
-        place += 1
-        return ImageRef(
-            source(place, content), content.param, content.detail, content.max_pixels, content.min_pixels
-        )  # fmt: skip
+    def image(ref: Ref) -> ImageRef:
+        return ImageRef(source(next(places), ref), ref.param, ref.detail, ref.max_pixels, ref.min_pixels)
 
-    messages = tuple(
-        Message[ImageRef](m.role, tuple(map(part, m.content)), m.tool_calls, m.tool_call_id, m.name)
-        for m in wire.messages
-    )  # fmt: skip
-    return ChatRequest(messages=messages, **{name: getattr(wire, name) for name in _PLAIN_FIELDS})
+    messages = from_wire_messages(wire.messages, image)
+    return ChatRequest(messages=messages, **values_of(wire, _AS_THEY_ARE))
 
 
 def _to_telling(ref: ImageRef) -> str:
@@ -126,29 +77,12 @@ class WireSpeech(msgspec.Struct, frozen=True):
     logprobs: bool
 
 
-_SPOKEN_FIELDS = [f.name for f in fields(SpeechRequest) if f.name != "audio"]
+_SPOKEN = names_of(SpeechRequest, but="audio")
 
 
 def to_wire_speech(request: SpeechRequest) -> WireSpeech:
-    same = {name: getattr(request, name) for name in _SPOKEN_FIELDS}
-    return WireSpeech(num_bytes=len(request.audio.file), param=request.audio.param, **same)
+    return WireSpeech(num_bytes=len(request.audio.file), param=request.audio.param, **values_of(request, _SPOKEN))
 
 
 def from_wire_speech(wire: WireSpeech, file: bytes) -> SpeechRequest:
-    return SpeechRequest(
-        audio=AudioRef(file, wire.param), **{name: getattr(wire, name) for name in _SPOKEN_FIELDS}
-    )  # fmt: skip
-
-
-def laid_out(pictures: Sequence[Any]) -> tuple[list[int], int]:
-    """Where pictures lie in shared memory, one after the other but each array once; and the bytes that they take."""
-    offsets: list[int] = []
-    places: dict[int, int] = {}
-    end = 0
-    for array in pictures:
-        place = places.get(id(array))
-        if place is None:
-            place = places[id(array)] = -(-end // _ALIGNMENT) * _ALIGNMENT
-            end = place + array.nbytes
-        offsets.append(place)
-    return offsets, end
+    return SpeechRequest(audio=AudioRef(file, wire.param), **values_of(wire, _SPOKEN))

@@ -32,6 +32,7 @@ from sightline.frontends import frames, requests
 from sightline.frontends.link import Carrier
 from sightline.frontends.totals import to_families
 from sightline.images.intake import Intake, ReadKept, ResolvedImage
+from sightline.interprocess import laid_out
 from sightline.items import Called, ChoiceEvent, Item, ServedImage
 from sightline.metrics import watch_event_loop
 from sightline.models import ModelStatus
@@ -300,7 +301,7 @@ class FrontService:
                     request.images, frame.budgets, tenant=request.tenant, room=frame.room
                 )
             arrays = [r.image.pixels for r in resolved]
-            offsets, size = requests.laid_out(arrays)
+            offsets, size = laid_out(arrays)
             fd = await asyncio.to_thread(_share, arrays, offsets)
             self._link.send(frames.Pictures(frame.number, tuple(map(_to_wire, resolved, offsets)), size), fd)
         except SightlineError as error:

@@ -24,6 +24,7 @@ from sightline.engines.whisper.vocabulary import Vocabulary
 from sightline.engines.whisper.window import Cancelled
 from sightline.engines.worker import frames
 from sightline.engines.worker.pictures import receive_samples, share
+from sightline.interprocess import LENGTH_BYTES, encode
 from sightline.types import Segment, SpokenWord, TokenLogprob, Transcribed, TranscriptionRequest
 
 MODEL = Path(__file__).parent / "model"
@@ -348,7 +349,7 @@ def test_a_request_crosses_to_the_engines_process_whole() -> None:
     )  # fmt: skip
     wire = frames.to_wire_transcription(sent)
     assert {f.name for f in fields(TranscriptionRequest)} == set(wire.__struct_fields__)
-    body = frames.encode(frames.Transcribe(3, wire))[frames.LENGTH_BYTES :]
+    body = encode(frames.Transcribe(3, wire))[LENGTH_BYTES:]
     frame = frames.decode_to_child(body)
     assert isinstance(frame, frames.Transcribe)
     got = frames.from_wire_transcription(frame.request, receive_samples(share([sound], [0]), frame.request.samples))
@@ -364,7 +365,7 @@ def test_segments_cross_back_whole() -> None:
         (TokenLogprob(" one", -0.5, (32,)),),
     )  # fmt: skip
     for event in (segment, Transcribed("es")):
-        frame = frames.decode_to_parent(frames.encode(frames.said(7, event))[frames.LENGTH_BYTES :])
+        frame = frames.decode_to_parent(encode(frames.said(7, event))[LENGTH_BYTES:])
         assert isinstance(frame, frames.Said)
         assert (frame.stream, frame.event) == (7, event)
 

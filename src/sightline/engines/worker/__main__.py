@@ -25,6 +25,7 @@ from sightline.engines import Embeds, Engine, Measures, ShowsProgress, Transcrib
 from sightline.engines.worker import frames
 from sightline.engines.worker.pictures import receive, receive_samples, size_only
 from sightline.errors import EngineFailed, EngineUnavailable, SightlineError, UnsupportedFeature
+from sightline.interprocess import LENGTH_BYTES, body_length, encode, to_wire_error
 from sightline.types import Event, TranscriptionEvent
 
 log = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ class Worker:
         try:
             while True:
                 length, fd = self._read_length()
-                frame = frames.decode_to_child(self._read(frames.body_length(length)))
+                frame = frames.decode_to_child(self._read(body_length(length)))
                 self._loop.call_soon_threadsafe(self._handle, frame, fd)
         except BaseException:  # deaf, we would only be in the way
             log.exception("requests cannot be read")
@@ -78,10 +79,10 @@ class Worker:
     def _read_length(self) -> tuple[bytes, int | None]:
         """Descriptors come with the first byte of the length they belong to."""
         cloexec = getattr(socket, "MSG_CMSG_CLOEXEC", 0)  # what the engine starts must not hold our pictures
-        data, fds, _, _ = socket.recv_fds(self._requests, frames.LENGTH_BYTES, 1, cloexec)
+        data, fds, _, _ = socket.recv_fds(self._requests, LENGTH_BYTES, 1, cloexec)
         if not data:
             _parent_is_gone()
-        return data + self._read(frames.LENGTH_BYTES - len(data)), fds[0] if fds else None
+        return data + self._read(LENGTH_BYTES - len(data)), fds[0] if fds else None
 
     def _read(self, size: int) -> bytes:
         data = bytearray(size)
@@ -134,12 +135,12 @@ class Worker:
             finally:
                 telling.cancel()
         except SightlineError as error:
-            self._send(frames.NotReady(frames.to_wire_error(error)))
+            self._send(frames.NotReady(to_wire_error(error)))
             self._closing.set()
         except Exception:
             log.exception("the engine could not start")
             unknown = EngineUnavailable("The engine could not start. The server's log says why.")
-            self._send(frames.NotReady(frames.to_wire_error(unknown)))
+            self._send(frames.NotReady(to_wire_error(unknown)))
             self._closing.set()
         else:
             self._engine = engine
@@ -212,7 +213,7 @@ class Worker:
         if not isinstance(error, SightlineError):
             log.error("a bug in the engine", exc_info=error)
             error = EngineFailed("The engine failed. The server's log says why.")
-        self._send(frames.Failed(stream, frames.to_wire_error(error)))
+        self._send(frames.Failed(stream, to_wire_error(error)))
         if isinstance(error, EngineUnavailable) and self._engine is not None and not self._closing.is_set():
             # It was up, nobody closed it, and it cannot serve: only a new process can, which our parent starts.
             log.error("the engine stopped by itself: %s", error.message)
@@ -225,7 +226,7 @@ class Worker:
         """All frames of one turn of the event loop go in one write: a step of 16 sequences costs one, not 16."""
         if not self._outgoing:
             self._loop.call_soon(self._flush)
-        self._outgoing.append(frames.encode(frame))
+        self._outgoing.append(encode(frame))
 
     def _flush(self) -> None:
         assert self._transport is not None

@@ -27,6 +27,7 @@ from sightline.engines.worker.environment import child_environment
 from sightline.engines.worker.output import printable_lines
 from sightline.engines.worker.parcel import NoMemory, Parcel, Shared
 from sightline.errors import EngineError, EngineFailed, EngineUnavailable, InvalidRequest, SightlineError
+from sightline.interprocess import Bodies, encode, from_wire_error
 from sightline.types import (
     EmbeddingRequest,
     Embeddings,
@@ -253,7 +254,7 @@ class Child:
     def _send(self, frame: frames.ToChild, shared: Sequence[Shared] = ()) -> None:
         """`shared`: arrays that go beside it. Raises `InvalidRequest` for what cannot be encoded."""
         try:
-            data = frames.encode(frame)
+            data = encode(frame)
         except (ValueError, TypeError, OverflowError):  # e.g. an integer over 64 bits, somewhere in a tool's schema
             raise InvalidRequest("The request holds a value that cannot be passed to the engine.") from None
         self._to_send.put(Parcel(data, getattr(frame, "stream", 0), shared))
@@ -302,9 +303,9 @@ class Child:
                 self._answer(number, frames.to_embeddings(frame))
             case frames.Failed(number, error):
                 if number in self._streams:
-                    self._streams[number].put(frames.from_wire_error(error))
+                    self._streams[number].put(from_wire_error(error))
                 elif (asked := self._asked.get(number)) is not None and not asked.done():
-                    asked.set_exception(frames.from_wire_error(error))
+                    asked.set_exception(from_wire_error(error))
             case frames.Pong(measures=measures):
                 self.measures = measures
                 if not self._pong.done():
@@ -314,7 +315,7 @@ class Child:
             case frames.Ready(info):
                 self._ready.set_result(info)
             case frames.NotReady(error):
-                self._ready.set_result(frames.from_wire_error(error))
+                self._ready.set_result(from_wire_error(error))
 
     def _answer(self, number: int, value: object) -> None:
         if (asked := self._asked.get(number)) is not None and not asked.done():
@@ -432,7 +433,7 @@ class _Listener(asyncio.Protocol):
 
     def __init__(self, child: Child) -> None:
         self._child = child
-        self._bodies = frames.Bodies()
+        self._bodies = Bodies()
         self._transport: asyncio.BaseTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

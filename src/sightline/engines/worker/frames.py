@@ -1,23 +1,28 @@
-"""What the two processes say to each other, and how it looks on the wire: 4 bytes of length, then msgpack.
+"""What an engine's process and ours say to each other, in frames (`interprocess.py`).
 
-A stream is known by a number that the parent gives it. Values of `types.py` travel as they are; only what msgspec
-cannot tell apart or should not copy has a form of its own here: message parts, pixels and errors.
+A stream is known by a number that the parent gives it.
 """
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable, Iterator
-from dataclasses import fields
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import msgspec
-import numpy as np
 
-from sightline import errors
 from sightline.config import ModelConfig
 from sightline.engines import EngineInfo
-from sightline.errors import EngineFailed, SightlineError
+from sightline.interprocess import (
+    WireError,
+    WireRequest,
+    from_vectors,
+    from_wire_messages,
+    laid_out,
+    names_of,
+    to_vectors,
+    to_wire_messages,
+    values_of,
+)
 from sightline.types import (
     EmbeddingRequest,
     Embeddings,
@@ -25,23 +30,15 @@ from sightline.types import (
     Event,
     Finish,
     Image,
-    Message,
     Pixels,
     ReasoningDelta,
     RefusalDelta,
-    ResponseFormat,
-    Role,
     Samples,
-    SamplingParams,
     Segment,
     SpeechTask,
-    Text,
     TextDelta,
     TokenCount,
-    Tool,
-    ToolCall,
     ToolCallDelta,
-    ToolChoice,
     Transcribed,
     TranscriptionEvent,
     TranscriptionRequest,
@@ -49,12 +46,6 @@ from sightline.types import (
 
 WINDOW = 256
 """Events of one stream that may be on their way or wait for their consumer."""
-MAX_FRAME_BYTES = 256 * 1024 * 1024
-"""A longer one is nonsense. (A request's text can be as long as a body may be; pixels are not in frames.)"""
-
-_FLOAT = np.dtype("<f4")
-_LENGTH = struct.Struct("<I")
-LENGTH_BYTES = _LENGTH.size
 
 
 class _Frame(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -77,72 +68,38 @@ class Picture(msgspec.Struct, frozen=True, array_like=True):
     num_bytes: int
 
 
-class WireMessage(msgspec.Struct, frozen=True, array_like=True):
-    role: Role
-    content: tuple[str | Picture, ...]
-    tool_calls: tuple[ToolCall, ...]
-    tool_call_id: str | None
-    name: str | None
-
-
-class WireRequest(msgspec.Struct, frozen=True):
+class EngineWireRequest(WireRequest[Picture], frozen=True):
     """An `EngineRequest`, field for field (a test compares the two)."""
 
-    request_id: str
-    model: str
-    messages: tuple[WireMessage, ...]
-    sampling: SamplingParams
-    tools: tuple[Tool, ...]
-    tool_choice: ToolChoice
-    response_format: ResponseFormat
-    priority: int
-    tenant: str
-    prompt: str | tuple[int, ...] | None
     timeout_s: float | None
 
 
-_PLAIN_FIELDS = [f.name for f in fields(EngineRequest) if f.name != "messages"]
-_ALIGNMENT = 64
-"""Bytes: pixels begin on a cache line."""
+_AS_THEY_ARE = names_of(EngineRequest, but="messages")
 
 
-def to_wire(request: EngineRequest) -> tuple[WireRequest, int]:
+def to_wire(request: EngineRequest) -> tuple[EngineWireRequest, int]:
     """The request, its pictures laid out one after the other, and the bytes of shared memory that they take."""
-    end = 0
+    offsets, size = laid_out([image.pixels for image in request.images])
+    following = iter(offsets)
 
-    def part(content: Text | Image) -> str | Picture:
-        nonlocal end
-        if isinstance(content, Text):
-            return content.text
-        offset = -(-end // _ALIGNMENT) * _ALIGNMENT
-        end = offset + content.pixels.nbytes
+    def picture(image: Image) -> Picture:
         return Picture(
-            offset, content.served_height, content.served_width, content.digest, content.width, content.height,
-            content.media_type, content.num_bytes,
+            next(following), image.served_height, image.served_width, image.digest, image.width, image.height,
+            image.media_type, image.num_bytes,
         )  # fmt: skip
 
-    messages = tuple(
-        WireMessage(m.role, tuple(map(part, m.content)), m.tool_calls, m.tool_call_id, m.name)
-        for m in request.messages
-    )  # fmt: skip
-    return WireRequest(messages=messages, **{name: getattr(request, name) for name in _PLAIN_FIELDS}), end
+    messages = to_wire_messages(request.messages, picture)
+    return EngineWireRequest(messages=messages, **values_of(request, _AS_THEY_ARE)), size
 
 
-def from_wire(wire: WireRequest, pixels: Callable[[Picture], Pixels]) -> EngineRequest:
+def from_wire(wire: EngineWireRequest, pixels: Callable[[Picture], Pixels]) -> EngineRequest:
     """The request as it was; `pixels` gives a picture's."""
 
-    def part(content: str | Picture) -> Text | Image:
-        if isinstance(content, str):
-            return Text(content)
-        return Image(
-            pixels(content), content.digest, content.width, content.height, content.media_type, content.num_bytes
-        )  # fmt: skip
+    def image(of: Picture) -> Image:
+        return Image(pixels(of), of.digest, of.width, of.height, of.media_type, of.num_bytes)
 
-    messages = tuple(
-        Message[Image](m.role, tuple(map(part, m.content)), m.tool_calls, m.tool_call_id, m.name)
-        for m in wire.messages
-    )  # fmt: skip
-    return EngineRequest(messages=messages, **{name: getattr(wire, name) for name in _PLAIN_FIELDS})
+    messages = from_wire_messages(wire.messages, image)
+    return EngineRequest(messages=messages, **values_of(wire, _AS_THEY_ARE))
 
 
 class WireTranscription(msgspec.Struct, frozen=True):
@@ -159,44 +116,15 @@ class WireTranscription(msgspec.Struct, frozen=True):
     logprobs: bool
 
 
-_SPOKEN_FIELDS = [f.name for f in fields(TranscriptionRequest) if f.name != "samples"]
+_SPOKEN = names_of(TranscriptionRequest, but="samples")
 
 
 def to_wire_transcription(request: TranscriptionRequest) -> WireTranscription:
-    return WireTranscription(
-        samples=len(request.samples), **{name: getattr(request, name) for name in _SPOKEN_FIELDS}
-    )  # fmt: skip
+    return WireTranscription(samples=len(request.samples), **values_of(request, _SPOKEN))
 
 
 def from_wire_transcription(wire: WireTranscription, samples: Samples) -> TranscriptionRequest:
-    return TranscriptionRequest(samples=samples, **{name: getattr(wire, name) for name in _SPOKEN_FIELDS})
-
-
-# --- an error --------------------------------------------------------------------------------------------------------
-
-
-class WireError(msgspec.Struct, frozen=True, array_like=True):
-    name: str
-    message: str
-    fields: dict[str, Any]
-
-
-_ERRORS = {
-    name: cls for name, cls in vars(errors).items() if isinstance(cls, type) and issubclass(cls, SightlineError)
-}  # fmt: skip
-
-
-def to_wire_error(error: SightlineError) -> WireError:
-    """By the name of its class, or of the nearest one in the error tree."""
-    name = next(c.__name__ for c in type(error).__mro__ if _ERRORS.get(c.__name__) is c)
-    plain = {k: v for k, v in vars(error).items() if v is None or isinstance(v, str | int | float)}
-    return WireError(name, error.message, plain)
-
-
-def from_wire_error(wire: WireError) -> SightlineError:
-    error = _ERRORS.get(wire.name, EngineFailed)(wire.message)
-    vars(error).update(wire.fields)
-    return error
+    return TranscriptionRequest(samples=samples, **values_of(wire, _SPOKEN))
 
 
 # --- to the child ----------------------------------------------------------------------------------------------------
@@ -214,7 +142,7 @@ class Generate(_Frame, frozen=True):
     """With `shared_bytes`, the descriptor of that much shared memory comes beside it."""
 
     stream: int
-    request: WireRequest
+    request: EngineWireRequest
     shared_bytes: int
 
 
@@ -222,7 +150,7 @@ class Count(_Frame, frozen=True):
     """Counts a prompt's tokens. Its pictures have sizes only."""
 
     stream: int
-    request: WireRequest
+    request: EngineWireRequest
 
 
 class Embed(_Frame, frozen=True):
@@ -364,56 +292,16 @@ def said(stream: int, event: Event | TranscriptionEvent) -> Said:
 
 
 def embedded(stream: int, embeddings: Embeddings) -> Embedded:
-    vectors = np.ascontiguousarray(embeddings.vectors, _FLOAT)
-    return Embedded(stream, vectors.tobytes(), len(vectors), embeddings.prompt_tokens)
+    return Embedded(stream, *to_vectors(embeddings), embeddings.prompt_tokens)
 
 
 def to_embeddings(frame: Embedded) -> Embeddings:
-    return Embeddings(np.frombuffer(frame.vectors, _FLOAT).reshape(frame.rows, -1), frame.prompt_tokens)
+    return from_vectors(frame.vectors, frame.rows, frame.prompt_tokens)
 
 
 # --- bytes -----------------------------------------------------------------------------------------------------------
 
-_encoder = msgspec.msgpack.Encoder()
 _to_child: msgspec.msgpack.Decoder[ToChild] = msgspec.msgpack.Decoder(ToChild)
 _to_parent: msgspec.msgpack.Decoder[ToParent] = msgspec.msgpack.Decoder(ToParent)
 decode_to_child = _to_child.decode
 decode_to_parent = _to_parent.decode
-
-
-def encode(frame: ToChild | ToParent) -> bytes:
-    """Length and body. Raises `ValueError` for a frame over `MAX_FRAME_BYTES`."""
-    body = _encoder.encode(frame)
-    if len(body) > MAX_FRAME_BYTES:
-        raise ValueError(f"a frame of {len(body)} bytes")
-    return _LENGTH.pack(len(body)) + body
-
-
-def body_length(length: bytes) -> int:
-    """How long the body is, from the `LENGTH_BYTES` before it. Raises `ValueError` for nonsense."""
-    (size,) = _LENGTH.unpack(length)
-    if size > MAX_FRAME_BYTES:
-        raise ValueError(f"a frame of {size} bytes")
-    return int(size)
-
-
-class Bodies:
-    """Cuts a stream of bytes, as they come, into the bodies of frames."""
-
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        """Raises `ValueError` for nonsense."""
-        self._buffer += data
-        start = 0
-        try:
-            while len(self._buffer) - start >= LENGTH_BYTES:
-                body = start + LENGTH_BYTES
-                end = body + body_length(bytes(self._buffer[start:body]))
-                if len(self._buffer) < end:
-                    break
-                start = end
-                yield bytes(self._buffer[body:end])
-        finally:
-            del self._buffer[:start]

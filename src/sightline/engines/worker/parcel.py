@@ -9,8 +9,8 @@ from typing import Any, TypeAlias
 
 import numpy.typing as npt
 
-from sightline.engines.worker import frames
 from sightline.engines.worker.pictures import share
+from sightline.interprocess import LENGTH_BYTES
 
 Shared: TypeAlias = tuple[npt.NDArray[Any], int]
 """An array and its offset in the shared memory, in bytes."""
@@ -35,7 +35,7 @@ class Parcel:
             raise NoMemory from error
         # The descriptor rides on the length, which the child reads alone; the body follows.
         try:
-            sent = socket.send_fds(sock, [self._data[: frames.LENGTH_BYTES]], [fd])
+            sent = socket.send_fds(sock, [self._data[:LENGTH_BYTES]], [fd])
         finally:
             os.close(fd)
         sock.sendall(memoryview(self._data)[sent:])
