@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
 import pytest
 
 from sightline.api.app import create_app
+from sightline.api.work import Work
 from sightline.config import ModelConfig, Settings
 from sightline.service import Service
+from sightline.testing.subject import patience
 from tests.api.serving import serving
 from tests.api.test_batches_sdk import ended, line, lines_of, start, upload
 from tests.jobs.kill import Server
@@ -75,6 +80,41 @@ def test_a_directory_that_cannot_be_written_stops_no_chat(tmp_path: Path) -> Non
             assert reply.status_code == 503
             assert reply.headers["retry-after"] == "1"
             assert str(tmp_path) not in reply.text
+
+
+@pytest.mark.anyio
+async def test_such_a_directory_is_told_of_once_and_used_when_it_can_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("sightline.api.work._AGAIN_S", 0.0)
+    caplog.set_level(logging.INFO, "sightline.api.work")
+    in_the_way = tmp_path / "file"
+    in_the_way.write_text("in the way")
+    work = Work(Settings(models=(), data_dir=str(in_the_way / "data")))
+    begin, tries, ready = work._backend.start, 0, asyncio.Event()
+
+    async def start_counted(_: Any) -> None:
+        nonlocal tries
+        tries += 1
+        if tries == 5:
+            in_the_way.unlink()
+        await begin()
+        ready.set()
+
+    async def execute(*_: Any) -> Any:
+        raise AssertionError("nothing is asked")
+
+    monkeypatch.setattr(type(work._backend), "start", start_counted)
+    await work.start(execute)
+    try:
+        await asyncio.wait_for(ready.wait(), 20 * patience())
+        assert list(await work.files.list("anyone", limit=1)) == []
+    finally:
+        await work.close()
+    assert tries >= 5
+    assert [record.levelname for record in caplog.records] == ["ERROR", "INFO"]
+    assert "Not a directory" in caplog.text
+    assert "--data-dir" in caplog.text
 
 
 def test_servers_on_one_directory_share_a_batch(tmp_path: Path) -> None:

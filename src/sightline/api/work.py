@@ -45,6 +45,8 @@ class Work:
         self.stages = Stages(self.store, self.files, max_lines=batches.max_lines, max_bytes=batches.max_bytes)
         self._runner: Runner | None = None
         self._starting: asyncio.Task[None] | None = None
+        self._told = ""
+        """Why it could not start, as the log has it."""
 
     async def start(self, execute: Execute) -> None:
         """`execute` answers what is worked on."""
@@ -79,10 +81,19 @@ class Work:
         try:
             await self._backend.start()
         except SightlineError as error:
-            log.error("files and batches cannot be kept in %s: %s", self._backend.where, error.message)
+            if error.message != self._told:  # and not every two seconds
+                self._told = error.message
+                log.error(
+                    "files and batches cannot be kept in %s: %s Requests for them are refused until they can; all else "
+                    "is served.",
+                    self._backend.where,
+                    error.message,
+                )
             with suppress(SightlineError):
                 await self._backend.close()
             return False
+        if self._told:
+            log.info("files and batches can be kept in %s now", self._backend.where)
         await self._runner.start()
         return True
 

@@ -83,7 +83,10 @@ class Database:
 
     async def _ask(self, thread: _Thread, work: Work[T]) -> T:
         if not self._started:
-            raise StorageUnavailable("The server is being stopped.")
+            raise StorageUnavailable(
+                "The server keeps nothing now: it is being stopped, or cannot use its data directory, and then its log "
+                "says why."
+            )
         return await asyncio.wrap_future(thread.ask(work))
 
     def _migrate(self, connection: sqlite3.Connection) -> None:

@@ -79,8 +79,8 @@ class RedisStore:
         try:
             self._presence.begin()
             self._name = f"{name_of(self._directory)}:{self._presence.name}"
-        except OSError:
-            raise StorageUnavailable("The server cannot write its data directory.") from None
+        except OSError as error:
+            raise StorageUnavailable(f"The server cannot write its data directory: {error.strerror}.") from None
         await self._connection.start()
 
     async def close(self) -> None:

@@ -50,8 +50,10 @@ class SqliteStore:
     async def start(self) -> None:
         try:
             self._presence.begin()
-        except OSError:
-            raise StorageUnavailable("The server cannot write its data directory.") from None
+        except OSError as error:
+            raise StorageUnavailable(
+                f"The server cannot write its data directory: {error.strerror}. Name another with --data-dir."
+            ) from None
         await self._database.start()
 
     async def close(self) -> None:
