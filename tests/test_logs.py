@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
@@ -120,6 +121,14 @@ def test_everybodys_records_are_in_one_format_and_levels_hold() -> None:
     logging.getLogger("asyncio").info("said")
     lines = [json.loads(line) for line in out.getvalue().splitlines()]
     assert [(line["logger"], line["level"]) for line in lines] == [("uvicorn.error", "warning"), ("asyncio", "info")]
+
+
+def test_a_request_that_ends_with_the_server_leaves_no_trace() -> None:
+    out = io.StringIO()
+    logs.set_up("info", "json", out)
+    for error in (asyncio.CancelledError(), KeyError()):
+        logging.getLogger("uvicorn.error").error("Exception in ASGI application", exc_info=error)
+    assert ["KeyError" in line for line in out.getvalue().splitlines()] == [True]
 
 
 @pytest.mark.parametrize(("terminal", "asked", "json_wanted"), [(True, None, False), (False, None, True), (True, "json", True), (False, "human", False)])  # fmt: skip  # noqa: E501

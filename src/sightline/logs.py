@@ -7,6 +7,7 @@ line break is set in. Of exceptions it tells classes and places. Not their messa
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
@@ -53,8 +54,14 @@ def set_up(level: str, log_format: LogFormat | None = None, stream: TextIO | Non
     out = sys.stderr if stream is None else stream
     handler = _StandardError() if stream is None else logging.StreamHandler(stream)
     handler.setFormatter(Formatter(log_format or ("human" if out.isatty() else "json")))
+    handler.addFilter(_is_no_cancellation)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
+
+
+def _is_no_cancellation(record: logging.LogRecord) -> bool:
+    """A request that ends with the server is no fault of its code, but uvicorn tells its whole trace."""
+    return record.exc_info is None or not isinstance(record.exc_info[1], asyncio.CancelledError)
 
 
 class _StandardError(logging.StreamHandler[TextIO]):

@@ -81,6 +81,21 @@ def test_while_it_drains_everything_is_answered() -> None:
         drained.set()
 
 
+def test_told_twice_it_waits_for_nobody_and_applications_end_all_the_same() -> None:
+    life: list[str] = []
+    draining = threading.Event()
+
+    async def drain() -> None:
+        draining.set()
+        await asyncio.Event().wait()
+
+    with two(life, drain) as (server, _):
+        server.stop()
+        assert draining.wait(20)
+        server.stop()
+    assert life == ["a startup", "b startup", "b shutdown", "a shutdown"]
+
+
 @pytest.mark.parametrize(
     "sent", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n", b"X\r\n\r\n"]
 )

@@ -41,6 +41,8 @@ Drain = Callable[[], Awaitable[None]]
 
 _NOT_STARTED = 3
 """The exit status, as of uvicorn's own command."""
+_HURRIED_END_S = 5.0
+"""For how long at most an application ends itself after the second signal."""
 _KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
 """Seconds, seconds and probes, until the kernel ends the connection of a client that has gone without a word."""
 
@@ -98,6 +100,8 @@ class Server:
             self._hurrying.set()
             for server in self._servers:
                 server.force_exit = True
+        elif self._servers:
+            log.info("told to stop: what is under way has %g s to end; a second signal ends all at once", self.drain_s)
         self._stopping.set()
 
     def stop_listening(self) -> None:
@@ -218,6 +222,12 @@ class _Uvicorn(uvicorn.Server):
             self.servers.append(await self._to_server(listener))  # type: ignore[arg-type]  # as much of one as is used
         self.started = True
         self.answers.set()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """uvicorn's, which in a hurry leaves the application as it is, with its engines and its temporary files."""
+        await super().shutdown(sockets)
+        if self.force_exit:
+            await asyncio.wait([asyncio.ensure_future(self.lifespan.shutdown())], timeout=_HURRIED_END_S)
 
     async def _to_server(self, listener: socket.socket) -> asyncio.Server | Accepting:
         loop, certificate, backlog = asyncio.get_running_loop(), self.endpoint.certificate, self.config.backlog
