@@ -13,11 +13,13 @@
     router.py        the same, as Ray asks for it
     simulation/      what that is worth, with 10 to 1,000 replicas
     scaling.py       how many replicas the work that waits needs
+    post.py          the way back of an answer: straight to the ingress, beside Ray
     parcels.py       requests and answers as bytes: the frames of `engines/worker`
 
 One request: the ingress admits it, looks at its pictures and counts, with the same `Service` as on one machine; its
-engine is a handle, which chooses a replica; events come back one by one. Nothing of ours is pickled between processes:
-Ray carries bytes. Only `application.py`, `ingress.py` and `router.py` import Ray, so that the rest is tested without.
+engine is a handle, which chooses a replica; events come back one by one, beside Ray. Nothing of ours is pickled between
+processes: what they tell each other are bytes. Only `application.py`, `ingress.py` and `router.py` import Ray, so that
+the rest is tested without.
 """
 
 from __future__ import annotations
