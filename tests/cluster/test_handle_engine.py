@@ -10,6 +10,7 @@ import pytest
 
 from sightline.cluster import handle_engine, parcels
 from sightline.cluster.handle_engine import HandleEngine, ReplicaLost
+from sightline.cluster.refit import rule_of
 from sightline.engines import EngineInfo
 from sightline.errors import EngineFailed, EngineUnavailable, InvalidRequest
 from sightline.types import EngineRequest, Finish, Message, Text, TextDelta, TokenCount, Usage
@@ -30,9 +31,11 @@ class Scripted:
         self.closed = 0
         self.ended = False
         self.context_length = 9
+        self.sized_by: list[str] = []
 
     async def call(self, method: str, *args: Any, **kwargs: Any) -> bytes:
         self.tries += 1
+        self.sized_by += [kwargs["sized_by"]] if "sized_by" in kwargs else []
         if self.lost:
             self.lost.pop(0)
             raise ReplicaLost("gone")
@@ -128,3 +131,15 @@ async def test_what_a_rollout_changed_is_learned_beside_the_next_request(monkeyp
     while engine.info.context_length == 9:
         await asyncio.sleep(0)
     assert engine.info.context_length == 7
+
+
+async def test_replicas_are_told_by_which_models_rule_pictures_were_sized() -> None:
+    """But for a minute after another model has come to answer to the name: then nobody can say."""
+    replicas = Scripted()
+    engine = HandleEngine("m", replicas)
+    await engine.start()
+    await engine.count_tokens(REQUEST)
+    replicas.context_length = 7
+    await engine.start()
+    await engine.count_tokens(REQUEST)
+    assert replicas.sized_by == [rule_of(None), ""]

@@ -8,12 +8,13 @@
     handle_engine.py an `Engine` that asks the replicas of a deployment, and another replica where one is lost
     replica.py       a replica of a model: any engine, in its child process as ever
     meter.py         what API keys may ask for, counted once for all ingresses
+    refit.py         pictures that were made ready for the model that was there before; pure
+    answering.py     which replica makes an answer
     window.py        how far a replica may run ahead of who reads its answer; pure
     affinity.py      which replica is asked: the one that has seen the picture, unless it is hot; pure
     router.py        the same, as Ray asks for it
     simulation/      what that is worth, with 10 to 1,000 replicas
     scaling.py       how many replicas the work that waits needs
-    post.py          the way back of an answer: straight to the ingress, beside Ray
     parcels.py       requests and answers as bytes: the frames of `engines/worker`
 
 One request: the ingress admits it, looks at its pictures and counts, with the same `Service` as on one machine; its

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 from sightline.cluster import parcels
 from sightline.cluster.affinity import affinity_key
+from sightline.cluster.refit import rule_of
 from sightline.engines import EngineInfo
 from sightline.errors import EngineFailed, EngineUnavailable
 from sightline.routing import backoff_s
@@ -35,6 +36,8 @@ _TRIES = 8
 one."""
 _INFO_S = 5.0
 """For how long what replicas tell of themselves is believed."""
+_CHANGING_S = 60.0
+"""For how long a request may be under way whose pictures were made ready for the model before."""
 _ANSWER_TOKENS = 512
 """Of an answer whose length nobody limits, as the autoscaler is told."""
 _GONE = "The replica of the model ended while it had this request."
@@ -75,6 +78,8 @@ class HandleEngine:
         self._asked = 0.0
         """When replicas were last asked who they are, by the event loop's clock."""
         self._asking: asyncio.Task[None] | None = None
+        self._changed = -_CHANGING_S
+        """When it was last another model that answered to the name."""
 
     @property
     def info(self) -> EngineInfo:
@@ -86,7 +91,9 @@ class HandleEngine:
     async def start(self) -> None:
         """Returns when a replica runs; where there is none, because nobody needed one, this starts one."""
         self._asked = asyncio.get_running_loop().time()
-        self._info = await self._ask(lambda: self._replicas.call("info"))
+        known, self._info = self._info, await self._ask(lambda: self._replicas.call("info"))
+        if known is not None and known != self._info:
+            self._changed = asyncio.get_running_loop().time()
 
     def _ask_again(self) -> None:
         """Where the answer may be out of date: while a new configuration is rolled out, an old replica may have been
@@ -96,10 +103,17 @@ class HandleEngine:
             self._asking = asyncio.create_task(self.start())
             self._asking.add_done_callback(lambda task: task.cancelled() or task.exception())
 
+    def _sized_by(self) -> str:
+        """The rule by which the pictures of a request were sized; empty where that may have been another."""
+        changing = asyncio.get_running_loop().time() - self._changed < _CHANGING_S
+        return "" if changing or self._info is None else rule_of(self._info.vision)
+
     async def count_tokens(self, request: EngineRequest) -> TokenCount:
         self._ask_again()
-        parcel, affinity = parcels.from_count(request), _affinity(request)
-        count: TokenCount = await self._ask(lambda: self._replicas.call("count", parcel, affinity=affinity))
+        parcel, affinity, sized_by = parcels.from_count(request), _affinity(request), self._sized_by()
+        count: TokenCount = await self._ask(
+            lambda: self._replicas.call("count", parcel, affinity=affinity, sized_by=sized_by)
+        )
         return count
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
@@ -108,11 +122,11 @@ class HandleEngine:
         return embeddings
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[Event, None]:
-        affinity, tokens = _affinity(request), _cost(request)
+        affinity, tokens, sized_by = _affinity(request), _cost(request), self._sized_by()
         parcel = await asyncio.to_thread(parcels.from_request, request) if affinity else parcels.from_request(request)
 
         def open_() -> AsyncGenerator[bytes, None]:
-            return self._replicas.stream("generate", parcel, affinity=affinity, tokens=tokens)
+            return self._replicas.stream("generate", parcel, affinity=affinity, tokens=tokens, sized_by=sized_by)
 
         async with aclosing(self._stream(open_)) as events:
             async for event in events:

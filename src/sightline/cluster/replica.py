@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Mapping
 from contextlib import aclosing
@@ -9,11 +10,11 @@ from typing import Any
 
 from sightline.cluster import parcels
 from sightline.cluster.plan import to_settings
-from sightline.cluster.post import Outbox, Unreachable
+from sightline.cluster.refit import refit, rule_of
 from sightline.cluster.window import Ahead
 from sightline.engines import Embeds, Engine, Supervised, Transcribes, open_engine
 from sightline.errors import EngineFailed, EngineUnavailable, SightlineError, UnsupportedFeature
-from sightline.types import Event, TranscriptionEvent
+from sightline.types import EngineRequest, Event, TranscriptionEvent
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,6 @@ class EngineReplica:
         self._engine: Engine | None = None
         self._outstanding: dict[object, int] = {}
         """Tokens that each request may still cost."""
-        self._outbox = Outbox()
         self._ahead: dict[str, Ahead] = {}
         """Of the answers under way, by the names that the ingress gave them."""
         config = next(model for model in to_settings(values).models if model.name == name)
@@ -52,11 +52,12 @@ class EngineReplica:
     async def info(self) -> bytes:
         return parcels.from_info(self._started().info)
 
-    async def count(self, parcel: bytes, *, affinity: str | None) -> bytes:
-        """`affinity`: for whoever chooses the replica."""
+    async def count(self, parcel: bytes, *, affinity: str | None, sized_by: str) -> bytes:
+        """`affinity`: for whoever chooses the replica. `sized_by`: the `rule_of` the pictures' sizes."""
 
         async def count() -> bytes:
-            return parcels.from_counted(await self._started().count_tokens(parcels.to_count(parcel)))
+            request = self._fitting(parcels.to_count(parcel), sized_by)
+            return parcels.from_counted(await self._started().count_tokens(request))
 
         return await _answer(count())
 
@@ -70,14 +71,18 @@ class EngineReplica:
         return await _answer(embed())
 
     async def generate(
-        self, parcel: bytes, *, affinity: str | None, tokens: int, answer: str | None
+        self, parcel: bytes, *, affinity: str | None, tokens: int, sized_by: str, answer: str | None
     ) -> AsyncGenerator[bytes, None]:
-        """`tokens`: that it may cost, prompt and answer. `answer`: its name, under which `read` is told how far it has
-        been read; None: nobody tells, and it waits for nobody. Closed or cancelled, it frees the sequence."""
+        """`tokens`: that it may cost, prompt and answer. `sized_by`: as in `count`. `answer`: its name, under which
+        `read` is told how far it has been read; None: nobody tells, and it waits for nobody. Closed or cancelled, it
+        frees the sequence."""
         this = object()
         self._outstanding[this] = tokens
         try:
-            async with aclosing(self._started().generate(parcels.to_request(parcel))) as events:
+            request = parcels.to_request(parcel)
+            if request.images:
+                request = await asyncio.to_thread(self._fitting, request, sized_by)
+            async with aclosing(self._started().generate(request)) as events:
                 async for said in self._ahead_of(answer, events):
                     yield said
         except Exception as error:
@@ -96,21 +101,6 @@ class EngineReplica:
                     yield said
         except Exception as error:
             yield _to_error(error)
-
-    async def post(self, method: str, *args: Any, to: tuple[str, int, bytes, int], **kwargs: Any) -> bool:
-        """`generate` or `transcribe`, whose parcels go straight to the ingress that asks: `to` is its address, and the
-        number it knows the answer by. False, and nothing done, where the network lets nobody there."""
-        host, port, key, number = to
-        try:
-            outgoing = await self._outbox.open((host, port, key), number)
-        except Unreachable as error:
-            log.warning("an answer goes through Ray, because its ingress cannot be reached: %s", error)
-            return False
-        async with aclosing(getattr(self, method)(*args, **kwargs)) as answer:
-            async for parcel in answer:
-                await outgoing.send(parcel)
-        await outgoing.end()
-        return True
 
     async def read(self, count: int, *, of: str) -> None:
         """So many parcels of the answer of that name have been read. One that has ended is nobody's business."""
@@ -135,9 +125,12 @@ class EngineReplica:
 
     async def __del__(self) -> None:
         """Ray awaits it when the replica is to end and nothing is under way in it."""
-        self._outbox.close()
         if self._engine is not None:
             await self._engine.close()
+
+    def _fitting(self, request: EngineRequest, sized_by: str) -> EngineRequest:
+        vision = self._started().info.vision
+        return request if sized_by == rule_of(vision) else refit(request, vision)
 
     def _started(self) -> Engine:
         if self._engine is None:

@@ -7,7 +7,6 @@ Ray's queues, because a replica that ends after its last answer is in none of th
 from __future__ import annotations
 
 import uuid
-from collections import OrderedDict
 from dataclasses import replace
 from typing import Any
 
@@ -16,26 +15,16 @@ from ray.serve.request_router import (  # type: ignore[import-not-found, unused-
     RequestRouter,
 )
 
+from sightline.cluster import answering
 from sightline.cluster.affinity import Affinity
-
-_ANSWERS = 65_536
-"""Whose replicas are remembered: more than can be under way in one ingress."""
-_answering: OrderedDict[str, tuple[Any, Any]] = OrderedDict()
-"""The replica of each answer that has a name, and what Ray knows of the request; of all models. Written on the thread
-of Ray's routers, read on that of the ingress."""
 
 
 def tell_read(answer: str, count: int) -> None:
     """To the replica that makes the answer: so many of its parcels have been read. It is not waited for."""
-    if (found := _answering.get(answer)) is not None:
+    if (found := answering.find(answer)) is not None:
         replica, metadata = found
         told = replace(metadata, call_method="read", is_streaming=False, internal_request_id=uuid.uuid4().hex)
         replica.try_send_request(PendingRequest([count], {"of": answer}, told), with_rejection=False)
-
-
-def forget(answer: str) -> None:
-    """It has ended."""
-    _answering.pop(answer, None)
 
 
 class PictureRouter(RequestRouter):  # type: ignore[misc, unused-ignore]
@@ -65,6 +54,4 @@ class PictureRouter(RequestRouter):  # type: ignore[misc, unused-ignore]
         """Called by Ray when a replica has taken a request."""
         answer, replica = pending_request.kwargs.get("answer"), self.curr_replicas.get(replica_id)
         if answer is not None and replica is not None:
-            _answering[answer] = replica, pending_request.metadata
-            if len(_answering) > _ANSWERS:
-                _answering.popitem(last=False)
+            answering.remember(answer, replica, pending_request.metadata)
