@@ -15,6 +15,7 @@
     router.py        the same, as Ray asks for it
     simulation/      what that is worth, with 10 to 1,000 replicas
     scaling.py       how many replicas the work that waits needs
+    post.py          the way back of an answer: straight to the ingress, beside Ray
     parcels.py       requests and answers as bytes: the frames of `engines/worker`
 
 One request: the ingress admits it, looks at its pictures and counts, with the same `Service` as on one machine; its

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from typing import Any
 
+import ray  # type: ignore[import-not-found, unused-ignore]
 from ray.exceptions import RayError  # type: ignore[import-not-found, unused-ignore]
 from ray.serve.exceptions import (  # type: ignore[import-not-found, unused-ignore]
     BackPressureError,
@@ -21,10 +23,14 @@ from sightline.cluster.answering import forget
 from sightline.cluster.handle_engine import HandleEngine, ReplicaLost
 from sightline.cluster.meter import SharedMeter
 from sightline.cluster.plan import Plan, ingress_settings, is_ours_to_route, to_settings
+from sightline.cluster.post import Inbox, Incoming, PostLost, Unreachable
 from sightline.cluster.router import tell_read
 from sightline.cluster.window import Reading
 from sightline.errors import EngineUnavailable, Overloaded
 from sightline.service import Service
+
+_THROUGH_RAY_S = 60.0
+"""For how long answers go through Ray after a replica could not reach this machine."""
 
 
 class Ingress:
@@ -32,12 +38,13 @@ class Ingress:
         """`handles`: of the models' deployments. `meter`: of the one that all ingresses ask what keys may do; None:
         this one counts for itself."""
         self._settings = ingress_settings(plan, to_settings(plan.settings))
+        inbox = Inbox(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call, unused-ignore]
         engines = {
-            name: HandleEngine(name, HandleReplicas(handle, ours_to_route=is_ours_to_route(plan, name)))
+            name: HandleEngine(name, HandleReplicas(handle, inbox, ours_to_route=is_ours_to_route(plan, name)))
             for name, handle in handles.items()
         }
         self._service = Service(self._settings, engines)
-        shared = None if meter is None else SharedMeter(HandleReplicas(meter, ours_to_route=False))
+        shared = None if meter is None else SharedMeter(HandleReplicas(meter, inbox, ours_to_route=False))
         self._gate = Gate(self._settings.access, keys_path(self._settings), shared)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -62,12 +69,16 @@ def _without_request_id(app: ASGIApp) -> ASGIApp:
 class HandleReplicas:
     """`Replicas` of a `DeploymentHandle`."""
 
-    def __init__(self, handle: Any, *, ours_to_route: bool) -> None:
+    def __init__(self, handle: Any, inbox: Inbox, *, ours_to_route: bool) -> None:
         """`ours_to_route`: our router knows which replica makes an answer, and can tell it how far that was read."""
         self._handle = handle
         self._ours_to_route = ours_to_route
         self._streaming = handle.options(stream=True)
+        self._inbox = inbox
+        self._through_ray_until = 0.0
+        """By the event loop's clock."""
         self._under_way: set[Any] = set()
+        self._watching: set[asyncio.Task[None]] = set()
 
     async def call(self, method: str, *args: Any, **kwargs: Any) -> bytes:
         with self._cancelled_after(getattr(self._handle, method).remote(*args, **kwargs)) as response:
@@ -78,15 +89,43 @@ class HandleReplicas:
         answer = uuid.uuid4().hex if self._ours_to_route else None
         reading = Reading()
         try:
-            call = getattr(self._streaming, method).remote(*args, answer=answer, **kwargs)
-            with self._cancelled_after(call) as response:
-                async for parcel in response:
+            async with aclosing(self._parcels(method, *args, answer=answer, **kwargs)) as parcels:
+                async for parcel in parcels:
                     yield parcel
                     if reading.next() and answer is not None:
                         tell_read(answer, reading.count)
         finally:
             if answer is not None:
                 forget(answer)
+
+    async def _parcels(self, method: str, *args: Any, **kwargs: Any) -> AsyncGenerator[bytes, None]:
+        """Beside Ray, which is much less work; where the network forbids that, through it."""
+        loop = asyncio.get_running_loop()
+        if loop.time() >= self._through_ray_until:
+            try:
+                async with aclosing(self._posted(method, *args, **kwargs)) as parcels:
+                    async for parcel in parcels:
+                        yield parcel
+                return
+            except Unreachable:
+                self._through_ray_until = loop.time() + _THROUGH_RAY_S
+        with self._cancelled_after(getattr(self._streaming, method).remote(*args, **kwargs)) as response:
+            async for parcel in response:
+                yield parcel
+
+    async def _posted(self, method: str, *args: Any, **kwargs: Any) -> AsyncGenerator[bytes, None]:
+        """Raises `Unreachable` before anything was done."""
+        incoming = await self._inbox.expect()
+        try:
+            to = (*incoming.address, incoming.number)
+            with self._cancelled_after(self._handle.post.remote(method, *args, to=to, **kwargs)) as response:
+                watching = asyncio.create_task(_watch(response, incoming))
+                self._watching.add(watching)
+                watching.add_done_callback(self._watching.discard)
+                async for parcel in incoming:
+                    yield parcel
+        finally:
+            incoming.close()
 
     def end(self) -> None:
         for response in self._under_way:
@@ -100,11 +139,26 @@ class HandleReplicas:
             yield response
         except (RayError, RayServeException) as error:
             raise _translated(error) from error
+        except PostLost as error:
+            response.cancel()  # it may still be at work, where only the connection is gone
+            raise _translated(error) from error
         except BaseException:
             response.cancel()
             raise
         finally:
             self._under_way.discard(response)
+
+
+async def _watch(response: Any, incoming: Incoming) -> None:
+    """Tells who waits for the answer what became of the call, by Ray."""
+    try:
+        reached = await response
+    except asyncio.CancelledError:
+        incoming.fail(RequestCancelledError())
+    except Exception as error:
+        incoming.fail(error)
+    else:
+        incoming.sent() if reached else incoming.fail(Unreachable())
 
 
 def _translated(error: Exception) -> Exception:

@@ -10,6 +10,7 @@ from typing import Any
 
 from sightline.cluster import parcels
 from sightline.cluster.plan import to_settings
+from sightline.cluster.post import Outbox, Unreachable
 from sightline.cluster.refit import refit, rule_of
 from sightline.cluster.window import Ahead
 from sightline.engines import Embeds, Engine, Supervised, Transcribes, open_engine
@@ -31,6 +32,7 @@ class EngineReplica:
         self._engine: Engine | None = None
         self._outstanding: dict[object, int] = {}
         """Tokens that each request may still cost."""
+        self._outbox = Outbox()
         self._ahead: dict[str, Ahead] = {}
         """Of the answers under way, by the names that the ingress gave them."""
         config = next(model for model in to_settings(values).models if model.name == name)
@@ -102,6 +104,21 @@ class EngineReplica:
         except Exception as error:
             yield _to_error(error)
 
+    async def post(self, method: str, *args: Any, to: tuple[str, int, bytes, int], **kwargs: Any) -> bool:
+        """`generate` or `transcribe`, whose parcels go straight to the ingress that asks: `to` is its address, and the
+        number it knows the answer by. False, and nothing done, where the network lets nobody there."""
+        host, port, key, number = to
+        try:
+            outgoing = await self._outbox.open((host, port, key), number)
+        except Unreachable as error:
+            log.warning("an answer goes through Ray, because its ingress cannot be reached: %s", error)
+            return False
+        async with aclosing(getattr(self, method)(*args, **kwargs)) as answer:
+            async for parcel in answer:
+                await outgoing.send(parcel)
+        await outgoing.end()
+        return True
+
     async def read(self, count: int, *, of: str) -> None:
         """So many parcels of the answer of that name have been read. One that has ended is nobody's business."""
         if (ahead := self._ahead.get(of)) is not None:
@@ -125,6 +142,7 @@ class EngineReplica:
 
     async def __del__(self) -> None:
         """Ray awaits it when the replica is to end and nothing is under way in it."""
+        self._outbox.close()
         if self._engine is not None:
             await self._engine.close()
 
