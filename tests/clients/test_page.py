@@ -370,11 +370,17 @@ def test_on_a_phone(browser: Browser, server: str) -> None:
     with browser.page() as page:
         page.resize(360, 640, phone=True)
         opened(page, f"{server}/ui/")
+        page.until("document.querySelectorAll('#conversation .example').length == 4")
+        assert page.run("document.querySelector('#conversation h3').getBoundingClientRect().top") > 0, "all can be seen"
         assert ask(page, "What colour is the circle?", RED).startswith("red")
         page.run("document.querySelector('#conversation .thought-group .title').click()")
         page.until("document.body.innerText.includes('224 × 168')")
+        assert page.run("document.querySelector('#conversation th').getBoundingClientRect().height") < 60, "a line"
         assert page.run("document.documentElement.scrollWidth") <= 360, "nothing is cut off at the side"
         assert page.run("document.querySelector('#composer').getBoundingClientRect().bottom") <= 640
+        page.click("#more > button")
+        page.until("document.querySelector('#urls')?.checkVisibility()")
+        page.until("document.querySelector('#composer').getBoundingClientRect().bottom <= 640")
 
 
 def test_with_keys_the_page_asks_for_one(browser: Browser, state: Path) -> None:
