@@ -73,7 +73,7 @@ def main(args: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--replicas", type=int, nargs="+", default=[1, 2, 4, 8])
-    parser.add_argument("--requests", type=int, default=8, help="of each client, for each number of replicas")
+    parser.add_argument("--requests", type=int, default=6, help="of each client, for each number of replicas")
     parser.add_argument("--latencies", type=int, default=300, help="requests to each of both servers")
     parser.add_argument("--kills", type=int, default=3)
     parser.add_argument("--out", type=Path, help="PREFIX: PREFIX.json, PREFIX.png and PREFIX.md are written")

@@ -40,6 +40,8 @@ class Load:
     clients: int
     words: int
     """Of an answer: tokens of the fake engine."""
+    text_words: int = 0
+    """Of a prompt, beside its picture and the command: tokens too."""
     requests: int | None = None
     """Of each client, one after the other; None: until it is stopped."""
     pause_s: float = 0.0
@@ -85,7 +87,7 @@ class Body:
                     "role": "user",
                     "content": [
                         {"type": "image_url", "image_url": {"url": url}},
-                        {"type": "text", "text": f"[[fake: clock {load.words}]]"},
+                        {"type": "text", "text": "so " * load.text_words + f"[[fake: clock {load.words}]]"},
                     ],
                 }
             ],

@@ -18,11 +18,15 @@ SLOTS, STEP_S, PREFILL_S = 8, 0.05, 0.0002
 CLIENTS = 10
 """For each replica: two of them wait at any time."""
 WORDS = 40
+TEXT_WORDS = 540
+"""Of a prompt, which has 600 tokens then, as if its picture were a larger one."""
 PICTURE_BYTES = 200_000
 QUICK = "quick"
 """A model whose engine takes no time, so that all the time is the way to it and back."""
 GROWING = "growing"
 _WARM_S = 4.0
+_ROUND_S = 3.5
+"""In which no client has had so many answers as it was to have: each takes 2 s and waits for its turn."""
 _SETTLE_S = 2.0
 
 
@@ -51,11 +55,13 @@ class Point:
 
 def point(cluster: Cluster, replicas: int, requests: int) -> Point:
     """Raises `SystemExit` where nothing was answered."""
-    load = Load(ports=(cluster.port,), clients=CLIENTS * replicas, words=WORDS, requests=requests)
+    load = Load(
+        ports=(cluster.port,), clients=CLIENTS * replicas, words=WORDS, text_words=TEXT_WORDS, requests=requests
+    )
     clients = Clients(load)
     time.sleep(_WARM_S)
     before, since = processes.spent(clients=clients.pid), time.monotonic()
-    time.sleep(requests * WORDS * STEP_S * CLIENTS / SLOTS - _WARM_S - 1)
+    time.sleep(requests * _ROUND_S - _WARM_S)
     spent, until = processes.spent(clients=clients.pid), time.monotonic()
     return to_point(replicas, requests, clients.finish(), processes.since(before, spent), since, until)
 
@@ -156,10 +162,12 @@ class Delay:
 
 
 def delay(single: Single, requests: int) -> Delay:
-    clients = Clients(Load(ports=(single.port,), clients=CLIENTS, words=WORDS, requests=requests))
+    clients = Clients(
+        Load(ports=(single.port,), clients=CLIENTS, words=WORDS, text_words=TEXT_WORDS, requests=requests)
+    )
     time.sleep(_WARM_S)
     before, since = processes.spent(clients=clients.pid, single=single.pid), time.monotonic()
-    time.sleep(requests * WORDS * STEP_S * CLIENTS / SLOTS - _WARM_S - 1)
+    time.sleep(requests * _ROUND_S - _WARM_S)
     spent, until = processes.spent(clients=clients.pid, single=single.pid), time.monotonic()
     good = right(clients.finish())
     words = sum(since <= at < until for answer in good for at in answer.arrived)
