@@ -110,6 +110,22 @@ async def test_malformed_data_uris(uri: str) -> None:
         await fetch(uri, LIMITS)
 
 
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 5, 6, 7, 12, 600, 601])
+async def test_a_large_one_is_decoded_in_pieces(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """Each of which holds up other threads for a moment only."""
+    content = (CONTENT * 2)[:size]
+    whole = f"data:image/png;base64,{base64.b64encode(content).decode()}"
+    monkeypatch.setattr(module, "_PIECE", 8)
+    assert module._from_data_uri(whole, 300_000) == content
+
+
+@pytest.mark.parametrize("payload", ["AAAAAAA=AAAA", "AAAA====AAAAAAAA", "AAAAAAAAA", "AAAAAAAA=", "AAAAAAAA AAA"])
+async def test_a_piece_is_as_strict_as_the_whole(monkeypatch: pytest.MonkeyPatch, payload: str) -> None:
+    monkeypatch.setattr(module, "_PIECE", 8)
+    with pytest.raises(ImageEncodingInvalid, match="base64"):
+        await fetch(f"data:image/png;base64,{payload}", LIMITS)
+
+
 @pytest.mark.parametrize("source", [b"", "data:image/png;base64,"])
 async def test_nothing(source: str | bytes) -> None:
     with pytest.raises(ImageEmpty, match="0 bytes"):

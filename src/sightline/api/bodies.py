@@ -7,9 +7,9 @@ read. What goes to disk (uploads) is not counted.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, TypeAlias
 
 from starlette.types import Scope
 
@@ -17,6 +17,12 @@ from sightline import metrics
 from sightline.errors import Overloaded
 
 _KEY: Final = "sightline.bodies"
+
+LAND: Final = "sightline.land"
+"""In the ASGI scope of a request with a large body of a length that was told, where the server can do so: a `Land`."""
+Land: TypeAlias = Callable[[memoryview], Callable[[], int]]
+"""From a place, as large as the body, to how many bytes of it are there so far: the server writes the body into it, in
+place of giving it out. `receive` then tells of it when all of it has come."""
 
 
 class Bodies:

@@ -13,7 +13,9 @@ import json
 import math
 import re
 import secrets
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import msgspec
@@ -21,9 +23,11 @@ import numpy as np
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Message
 
-from sightline.api.bodies import hold
+from sightline.api.bodies import LAND, Land, hold
 from sightline.api.disconnect import ClientDisconnected
+from sightline.api.large import Memory, room_for, to_text
 from sightline.config import MIB, HttpLimits
 from sightline.errors import BodyTooLarge, InvalidRequest
 
@@ -33,7 +37,10 @@ this bounds how long nobody else is served (~50 ms)."""
 MAX_INT_DIGITS = 20
 _PARSE_OFF_LOOP_BYTES = MIB
 _PARSE_OFF_LOOP_COMMAS = 2000
-"""A body with more of either is parsed in a thread."""
+"""A body with more of either is parsed in a thread; of its bytes, those of long strings do not count."""
+_CUT_OFF_LOOP_BYTES = 4 * MIB
+"""A body with more is looked at in a thread from the start: to find the long strings and copy them takes 0.2 ms a MiB,
+as a hop to a thread does."""
 _MAX_SHORT_BYTES = 16 * MIB
 """Of a body, its long strings left out: over so much the parser, or the search for strings, goes in one step that holds
 the interpreter lock (~2 ms a MiB)."""
@@ -66,11 +73,13 @@ async def read_json(request: Request, limits: HttpLimits, *, any_type: bool = Fa
         raise HTTPException(415, "The body must be JSON, sent with Content-Type: application/json.")
     if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
         raise HTTPException(415, "The body must not be compressed: send it without Content-Encoding.")
-    body = await _read_body(request, limits)
-    if len(body) > _PARSE_OFF_LOOP_BYTES or _occurs_more_than(body, b",", _PARSE_OFF_LOOP_COMMAS):
-        value = await asyncio.to_thread(parse, body, max_depth=limits.max_json_depth)
+    body, size = await _read_body(request, limits)
+    if size > _CUT_OFF_LOOP_BYTES or _occurs_more_than(body, b",", _PARSE_OFF_LOOP_COMMAS):
+        value = await asyncio.to_thread(parse, body, size, max_depth=limits.max_json_depth)
+    elif len((cut := _cut_long_strings(body, size)).short) > _PARSE_OFF_LOOP_BYTES:
+        value = await asyncio.to_thread(_parse_cut, cut, limits.max_json_depth)
     else:
-        value = parse(body, max_depth=limits.max_json_depth)
+        value = _parse_cut(cut, limits.max_json_depth)
     if not isinstance(value, dict):
         raise InvalidRequest("The body must be a JSON object.", code="invalid_type")
     return value
@@ -81,32 +90,46 @@ def _is_of_a_page(request: Request) -> bool:
     return "origin" in request.headers or "sec-fetch-site" in request.headers
 
 
-Body = bytes | bytearray
+Text = bytes | bytearray
+Body = Text | Memory
 
 
-def parse(body: Body, *, max_depth: int = 64) -> Any:
+def parse(body: Body, size: int | None = None, *, max_depth: int = 64) -> Any:
     """JSON as RFC 8259 has it, and stricter: UTF-8 only, no NaN or Infinity (nor numbers that become it), no duplicate
     keys, no lone surrogates, integers of at most 20 digits, `max_depth` levels, `MAX_JSON_VALUES` values.
 
+    `size`: of the JSON, where `body` is larger; zeros follow it.
+
     Raises `InvalidRequest`. Its message never quotes the body.
     """
-    if not body:
+    return _parse_cut(_cut_long_strings(body, len(body) if size is None else size), max_depth)
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """A body with a short string in place of each long one."""
+
+    short: Text
+    strings: Mapping[str, str]
+    """What these stand for."""
+    body: Body
+    size: int
+
+
+def _parse_cut(cut: _Cut, max_depth: int) -> Any:
+    """Part of `parse`."""
+    if not cut.size:
         raise InvalidRequest("The body is empty; a JSON object was expected.")
-    short, cut = _cut_long_strings(body)
-    if len(short) > _MAX_SHORT_BYTES:
-        raise InvalidRequest(
-            f"The body holds more than {_MAX_SHORT_BYTES // MIB} MiB beside its long strings of plain characters."
-        )
-    if not cut:
-        return _parse(body, max_depth)
+    if not cut.strings:
+        return _parse(cut.short, max_depth)
     try:
-        value = _parse(short, max_depth)
+        value = _parse(cut.short, max_depth)
     except InvalidRequest:
-        return _parse(body, max_depth)  # to fail again, at a line and column of the body that was sent
-    return _put_back(value, cut)
+        return _parse(cut.body[: cut.size], max_depth)  # to fail again, at a line and column of the body that was sent
+    return _put_back(value, cut.strings)
 
 
-def _parse(body: Body, max_depth: int) -> Any:
+def _parse(body: Text, max_depth: int) -> Any:
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -128,14 +151,14 @@ def _parse(body: Body, max_depth: int) -> Any:
     return value
 
 
-def _cut_long_strings(body: Body) -> tuple[Body, dict[str, str]]:
-    """The body with a short string in place of each long one, and what they stand for.
+def _cut_long_strings(body: Body, size: int) -> _Cut:
+    """Only strings of printable ASCII without escapes are cut, which are what they look like; never a key. Each step
+    over their bytes is one call at the speed of memory, so that other threads wait for none of them for long.
 
-    Only strings of printable ASCII without escapes are cut, which are what they look like; never a key. Each step over
-    their bytes is one call at the speed of memory, so that other threads wait for none of them for long.
+    Raises `InvalidRequest` where too much is left.
     """
     nonce, cut = secrets.token_hex(16), dict[str, str]()
-    pieces: list[Body] = []
+    pieces: list[Text] = []
     kept = at = 0
     start: int | None = None
     for _ in range(_MAX_QUOTES):
@@ -152,11 +175,15 @@ def _cut_long_strings(body: Body) -> tuple[Body, dict[str, str]]:
             continue  # an escaped quote: the string goes on
         if quote - start >= _LONG_STRING_BYTES and _is_plain(body, start, quote) and not _KEY_END.match(body, at):
             name = f"{nonce}{len(cut)}"
-            cut[name] = str(memoryview(body)[start:quote], "ascii")
+            cut[name] = to_text(memoryview(body)[start:quote])
             pieces += [body[kept:start], name.encode()]
             kept = quote
         start = None
-    return b"".join([*pieces, body[kept:]]) if cut else body, cut
+    if sum(map(len, pieces)) + size - kept > _MAX_SHORT_BYTES:
+        raise InvalidRequest(
+            f"The body holds more than {_MAX_SHORT_BYTES // MIB} MiB beside its long strings of plain characters."
+        )
+    return _Cut(b"".join([*pieces, body[kept:size]]), cut, body, size)
 
 
 def _is_plain(body: Body, start: int, end: int) -> bool:
@@ -248,7 +275,7 @@ def _occurs_more_than(body: Body, byte: bytes, times: int) -> bool:
     return True
 
 
-def _outside_strings(body: Body, mark: bytes) -> int:
+def _outside_strings(body: Text, mark: bytes) -> int:
     """How often `mark` stands outside strings, as far as it matters. Between strings this is Python, so that other
     threads get their turn."""
     count = start = 0
@@ -260,16 +287,27 @@ def _outside_strings(body: Body, mark: bytes) -> int:
     return count + body.count(mark, start)
 
 
-async def _read_body(request: Request, limits: HttpLimits) -> Body:
-    body = bytearray()  # grows with what arrives: joining the chunks of a photograph would take the loop milliseconds
+async def _read_body(request: Request, limits: HttpLimits) -> tuple[Body, int]:
+    """The body, in memory that may be larger, and its size."""
     declared = request.headers.get("content-length", "")
-    told = declared.isdecimal() and int(declared) <= limits.max_body_bytes
-    if told:
-        hold(request.scope, int(declared))
+    told = int(declared) if declared.isdecimal() and int(declared) <= limits.max_body_bytes else None
+    if told is not None:
+        hold(request.scope, told)
+        if (land := request.scope.get(LAND)) is not None:
+            return await _land(request, limits, land, told), told
+    body = bytearray()
     async for chunk in body_chunks(request, limits):
-        if not told:
+        if told is None:
             hold(request.scope, len(chunk))
         body += chunk
+    return body, len(body)
+
+
+async def _land(request: Request, limits: HttpLimits, land: Land, num_bytes: int) -> Memory:
+    body = room_for(num_bytes)
+    clock = _Clock(request, limits, land(memoryview(body)[:num_bytes]))
+    while (await clock.receive()).get("more_body", False):
+        pass
     return body
 
 
@@ -283,27 +321,44 @@ async def body_chunks(request: Request, limits: HttpLimits) -> AsyncGenerator[by
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limits.max_body_bytes:
         raise _too_large(limits.max_body_bytes)
-    size = 0
-    started = asyncio.get_running_loop().time()
-    more = True
+    size, more = 0, True
+    clock = _Clock(request, limits, lambda: size)
     while more:
-        try:
-            async with asyncio.timeout_at(started + limits.body_s + size / limits.min_body_rate):
-                message = await request.receive()
-        except TimeoutError:
-            raise HTTPException(
-                408,
-                f"The body took longer to arrive than {limits.body_s:g} s and a second for each {limits.min_body_rate} "
-                "bytes. Send it faster, or send less: a smaller picture.",
-            ) from None
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnected
+        message = await clock.receive()
         chunk: bytes = message.get("body", b"")
         size += len(chunk)
         if size > limits.max_body_bytes:
             raise _too_large(limits.max_body_bytes)
         yield chunk
         more = message.get("more_body", False)
+
+
+class _Clock:
+    """For how long a body may take."""
+
+    def __init__(self, request: Request, limits: HttpLimits, come: Callable[[], int]) -> None:
+        """`come`: tells how many bytes of it have come."""
+        self._request = request
+        self._limits = limits
+        self._come = come
+        self._began = asyncio.get_running_loop().time()
+
+    async def receive(self) -> Message:
+        """The next message about the body. Raises `HTTPException` 408, `ClientDisconnected`."""
+        limits, before = self._limits, -1
+        while (size := self._come()) > before:
+            before = size
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(self._began + limits.body_s + size / limits.min_body_rate):
+                    message = await self._request.receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientDisconnected
+                    return message
+        raise HTTPException(
+            408,
+            f"The body took longer to arrive than {limits.body_s:g} s and a second for each {limits.min_body_rate} "
+            "bytes. Send it faster, or send less: a smaller picture.",
+        )
 
 
 def _too_large(max_bytes: int) -> BodyTooLarge:

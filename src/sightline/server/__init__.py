@@ -30,6 +30,7 @@ from sightline.config import HttpLimits
 from sightline.logs import to_trace
 from sightline.server.accepting import Accepting
 from sightline.server.connections import Connections
+from sightline.server.landing import Buffered
 from sightline.server.memory import give_back_large_blocks
 from sightline.server.protocol import Guarded
 from sightline.server.proxies import BehindProxies
@@ -235,8 +236,11 @@ class _Uvicorn(uvicorn.Server):
             handshakes = Handshakes(certificate, self._connections, partial(self._to_protocol, is_counted=True))
             return Accepting(listener, handshakes.shake, backlog=backlog)
         if self.endpoint.shared:
-            return Accepting(listener, partial(loop.connect_accepted_socket, self._to_protocol), backlog=backlog)
-        return await loop.create_server(self._to_protocol, sock=listener, backlog=backlog)
+            return Accepting(listener, partial(loop.connect_accepted_socket, self._to_buffered), backlog=backlog)
+        return await loop.create_server(self._to_buffered, sock=listener, backlog=backlog)
+
+    def _to_buffered(self) -> Buffered:
+        return self._to_protocol().buffered
 
     def _to_protocol(self, *, is_counted: bool = False) -> Guarded:
         return Guarded(self.config, self.server_state, self.lifespan.state, self._connections, is_counted=is_counted)

@@ -19,7 +19,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from sightline import metrics
+from sightline.api.bodies import LAND
 from sightline.server.connections import Connections
+from sightline.server.landing import COMMON, Buffered, Landing
 from sightline.server.refusal import MALFORMED, Refusal
 from sightline.server.wire import Wire
 
@@ -74,6 +76,8 @@ class Guarded(HttpToolsProtocol):
         self._all = connections
         self._limits = connections.limits
         self._is_counted = is_counted
+        self.buffered = Buffered(self)
+        """What an event loop is given."""
         self._wire: Wire
         self._reading: Literal["nothing", "head", "body"] = "nothing"
         """Of which request the rest is awaited; nothing: the next one's first byte."""
@@ -81,7 +85,9 @@ class Guarded(HttpToolsProtocol):
         """When that began."""
         self._is_fresh = True
         """No request has come yet."""
-        self._body_bytes = self._framing_bytes = 0
+        self._told_bytes = self._body_bytes = self._framing_bytes = 0
+        self._landing: Landing | None = None
+        """Of the body that is being read past the parser."""
         self._messages = 0
         self._live: deque[RequestResponseCycle] = deque()
         """Requests whose answer is not complete; the first is being answered."""
@@ -109,6 +115,7 @@ class Guarded(HttpToolsProtocol):
         for cycle in self._live:  # uvicorn tells the one that came last alone
             cycle.disconnected = True
             cycle.message_event.set()
+        self._landing = None
         super().connection_lost(exc)
 
     def _refuse_connection(self, refusal: Refusal) -> None:
@@ -164,6 +171,26 @@ class Guarded(HttpToolsProtocol):
         return True
 
     # ---- bytes
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return COMMON if self._landing is None or self._wire.is_over else self._landing.rest()
+
+    def buffer_updated(self, num_bytes: int) -> None:
+        if self._landing is None or self._wire.is_over:
+            self.data_received(bytes(COMMON[:num_bytes]))
+        elif self._landing.take(num_bytes):
+            self._landing = None
+            self.parser = self._new_parser()  # the old one still waits for what it has not seen
+            self.on_message_complete()
+
+    def _land(self, landing: Landing) -> None:
+        self._landing = landing
+        self.flow.resume_reading()
+
+    def _new_parser(self) -> httptools.HttpRequestParser:
+        parser = httptools.HttpRequestParser(self)
+        parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+        return parser
 
     def data_received(self, data: bytes) -> None:
         if self._wire.is_over:
@@ -233,7 +260,7 @@ class Guarded(HttpToolsProtocol):
             self._reading = "head"
         self._is_fresh = False
         self._messages += 1
-        self._body_bytes = self._framing_bytes = 0
+        self._told_bytes = self._body_bytes = self._framing_bytes = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """uvicorn's, without what stands behind a body: it was not there when the request was let in."""
@@ -253,6 +280,8 @@ class Guarded(HttpToolsProtocol):
         self._reading = "body"
         self._since = self.loop.time()
         self._live.append(self.cycle)
+        if self._told_bytes > len(COMMON):
+            self.scope[LAND] = Landing(self.cycle, self._told_bytes, self._land).land  # type: ignore[typeddict-unknown-key]
 
     def _check_head(self) -> None:
         version = self.parser.get_http_version()
@@ -267,7 +296,8 @@ class Guarded(HttpToolsProtocol):
                 host = value
                 hosts += 1
             elif name == b"content-length":
-                has_body = has_body or value.strip(b"0") != b""
+                self._told_bytes = int(value)
+                has_body = has_body or self._told_bytes > 0
             else:
                 has_body = True
                 if version == "1.0":
@@ -317,6 +347,8 @@ class Guarded(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         cycle = self._live.popleft()
         self._since = self.loop.time()
+        if self._landing is not None and self._landing.cycle is cycle:
+            self._landing.forget()
         if self._fault is not None and not self._live:
             self._tell_fault()
         elif cycle is self.cycle and self._reading == "body" and self.expect_100_continue:

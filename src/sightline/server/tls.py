@@ -82,7 +82,7 @@ class Handshakes:
                 fault = refusal.reason
                 return  # a handshake only to be told no would be more work than an answer
             await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: protocol,
+                lambda: protocol.buffered,
                 accepted,
                 ssl=self._certificate.context,
                 ssl_handshake_timeout=self._connections.limits.head_s,
