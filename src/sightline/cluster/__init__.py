@@ -10,6 +10,7 @@
     meter.py         what API keys may ask for, counted once for all ingresses
     refit.py         pictures that were made ready for the model that was there before; pure
     answering.py     which replica makes an answer
+    ray_llm.py       a replica in which `ray.serve.llm` runs vLLM, where that is installed
     window.py        how far a replica may run ahead of who reads its answer; pure
     affinity.py      which replica is asked: the one that has seen the picture, unless it is hot; pure
     router.py        the same, as Ray asks for it
@@ -20,7 +21,7 @@
 
 One request: the ingress admits it, looks at its pictures and counts, with the same `Service` as on one machine; its
 engine is a handle, which chooses a replica; events come back one by one, beside Ray. Nothing of ours is pickled between
-processes: what they tell each other are bytes. Only `application.py`, `ingress.py` and `router.py` import Ray, so that
+processes: what they tell each other are bytes. Only `application.py`, `ingress.py` and `router.py` import Ray (`ray_llm.py` when it is asked for), so that
 the rest is tested without.
 """
 

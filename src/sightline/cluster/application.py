@@ -10,6 +10,7 @@ from ray import serve  # type: ignore[import-not-found, unused-ignore]
 from sightline.cluster import plan as plans
 from sightline.cluster.ingress import Ingress
 from sightline.cluster.meter import MeterReplica
+from sightline.cluster.ray_llm import RayLlmReplica, placement
 from sightline.cluster.replica import EngineReplica
 from sightline.config import Settings
 
@@ -27,14 +28,17 @@ def build_openai_app(args: Mapping[str, Any]) -> Any:
 
 def _to_application(plan: plans.Plan) -> Any:
     settings = plans.to_settings(plan.settings)
-    models = {
-        model.name: serve.deployment(
-            EngineReplica, name=f"model:{model.name}", **plans.model_options(plan, settings, model.name)
-        ).bind(plan.settings, model.name)
-        for model in settings.models
-    }
+    models = {model.name: _to_replicas(plan, settings, model.name) for model in settings.models}
     ingress = serve.deployment(serve.ingress()(Ingress), name="ingress", **plans.ingress_options(plan, settings))
     return ingress.bind(plan, models, _to_meter(plan, settings))
+
+
+def _to_replicas(plan: plans.Plan, settings: Settings, name: str) -> Any:
+    """Of a model."""
+    options = {"name": f"model:{name}", **plans.model_options(plan, settings, name)}
+    if (told := plan.rays.get(name)) is None:
+        return serve.deployment(EngineReplica, **options).bind(plan.settings, name)
+    return serve.deployment(RayLlmReplica, **{**options, **placement(told)}).bind(plan.settings, name, told)
 
 
 def _to_meter(plan: plans.Plan, settings: Settings) -> Any:

@@ -2,7 +2,8 @@
 
 Its fields are those of `ray.serve.llm.LLMConfig` (Ray 2.60, docs.ray.io/en/latest/serve/llm), and one of ours:
 `engine`, the engine's name here, which is `vllm` where it is left out. What has no meaning here is refused, not
-dropped.
+dropped. With `RAYS_ENGINE`, Ray's own server runs the model (`ray_llm.py`), and checks its fields itself; beside them
+`options` may say what our engine `remote` has to know of it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ import msgspec
 
 from sightline.errors import InvalidRequest
 
+RAYS_ENGINE = "ray.serve.llm"
 _VLLM = "vllm"
+_SHARED = frozenset({"model_loading_config", "deployment_config"})
+"""Fields that the ingress has to know too, whoever runs the model."""
 _MOST_PLACED = ("PACK", "STRICT_PACK")
 
 
@@ -95,6 +99,28 @@ def to_deployment(config: Mapping[str, Any], at: str) -> dict[str, Any]:
     if given.accelerator_type:
         actor["accelerator_type"] = given.accelerator_type
     return {**options, "ray_actor_options": actor} if actor else options
+
+
+def is_rays(config: Mapping[str, Any]) -> bool:
+    """Whether Ray's own server is to run it."""
+    return config.get("engine") == RAYS_ENGINE
+
+
+def of_rays(config: Mapping[str, Any], at: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Of one that Ray's own server is to run: the model, as far as the ingress has to know it; options of its
+    deployment, but for those that Ray makes of it; and what Ray is told. Raises `InvalidRequest`."""
+    told = {field: value for field, value in config.items() if field not in ("engine", "options")}
+    shared = {field: value for field, value in told.items() if field in _SHARED}
+    model = {**to_model({**shared, "engine_kwargs": {}}, at), "options": dict(config.get("options", {}))}
+    kwargs = told.get("engine_kwargs") or {}
+    if not isinstance(kwargs, Mapping):
+        raise _wrong(at, "engine_kwargs", "holds options by name")
+    limit = kwargs.get("limit_mm_per_prompt") or {}
+    model |= {"limit_mm_per_prompt": {"image": limit["image"]}} if "image" in limit else {}
+    model |= {"max_concurrent": kwargs["max_num_seqs"]} if "max_num_seqs" in kwargs else {}
+    options = dict(_read(shared, at).deployment_config)
+    options.pop("name", None)
+    return model, options, told
 
 
 def _read(config: Mapping[str, Any], at: str) -> _Config:

@@ -11,7 +11,7 @@ import msgspec
 import yaml
 
 from sightline.access.gate import keys_path
-from sightline.cluster.llm_config import to_deployment, to_model
+from sightline.cluster.llm_config import is_rays, of_rays, to_deployment, to_model
 from sightline.config import PEEK, Settings
 from sightline.configfile import to_settings
 from sightline.errors import InvalidRequest
@@ -69,6 +69,8 @@ class Plan:
     deployments: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By model: Ray's options, as `serve.deployment` takes them."""
     ingress: dict[str, Any] = field(default_factory=dict)
+    rays: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By model, of those that Ray's own server runs: fields of its `LLMConfig`."""
 
 
 class _AppArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -102,18 +104,22 @@ def of_llm_configs(args: Mapping[str, Any]) -> Plan:
             "models as in sightline.yaml.",
             param="settings",
         )
-    models, deployments = [], {}
+    models, deployments, rays = [], {}, {}
     for index, named in enumerate(given.llm_configs):
         at = f"llm_configs[{index}]"
         config = _load(named, at) if isinstance(named, str) else named
-        model = to_model(config, at)
+        if is_rays(config):
+            model, options, told = of_rays(config, at)
+            rays[model["name"]] = told
+        else:
+            model, options = to_model(config, at), to_deployment(config, at)
         if model["name"] in deployments:
             raise InvalidRequest(f"{at}: {model['name']!r} is another model's id already.", param="llm_configs")
         models.append(model)
-        deployments[model["name"]] = to_deployment(config, at)
+        deployments[model["name"]] = options
     # Under which names the cluster is reached is for whoever opens Ray's port, as with Ray's own application.
     settings = {"allowed_hosts": ["*"], **given.settings, "models": models}
-    return _checked(Plan(settings, deployments, given.ingress_deployment_config))
+    return _checked(Plan(settings, deployments, given.ingress_deployment_config, rays))
 
 
 def _read(args: Mapping[str, Any], kind: type[Any]) -> Any:

@@ -13,6 +13,7 @@ from sightline.cluster.plan import to_settings
 from sightline.cluster.post import Outbox, Unreachable
 from sightline.cluster.refit import refit, rule_of
 from sightline.cluster.window import Ahead
+from sightline.config import ModelConfig
 from sightline.engines import Embeds, Engine, Supervised, Transcribes, open_engine
 from sightline.errors import EngineFailed, EngineUnavailable, SightlineError, UnsupportedFeature
 from sightline.types import EngineRequest, Event, TranscriptionEvent
@@ -36,9 +37,12 @@ class EngineReplica:
         self._ahead: dict[str, Ahead] = {}
         """Of the answers under way, by the names that the ingress gave them."""
         config = next(model for model in to_settings(values).models if model.name == name)
-        engine = open_engine(config)
+        engine = self._make(config)
         await engine.start()
         self._engine = engine
+
+    def _make(self, config: ModelConfig) -> Engine:
+        return open_engine(config)
 
     async def check_health(self) -> None:
         """Ray replaces a replica for which this raises. An engine whose process is started again is well; one that has
