@@ -21,8 +21,8 @@
 
 One request: the ingress admits it, looks at its pictures and counts, with the same `Service` as on one machine; its
 engine is a handle, which chooses a replica; events come back one by one, beside Ray. Nothing of ours is pickled between
-processes: what they tell each other are bytes. Only `application.py`, `ingress.py` and `router.py` import Ray (`ray_llm.py` when it is asked for), so that
-the rest is tested without.
+processes: what they tell each other are bytes. Only `application.py`, `ingress.py` and `router.py` import Ray
+(`ray_llm.py` when it is asked for), so that the rest is tested without.
 """
 
 from __future__ import annotations
