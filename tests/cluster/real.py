@@ -68,7 +68,7 @@ class Cluster:
         self._cluster.remove_node(node.ray, allow_graceful=False)
 
     def add_node(self, *, edge: bool) -> None:
-        """Its proxy has ports of its own: all nodes have the address of this machine."""
+        """Its proxy has ports of its own: all nodes have the address of this machine. Ray wants the main thread."""
         ports = [free_port() for _ in range(3)]
         names = ("WORKER_PROXY_HTTP_PORT", "HAPROXY_METRICS_PORT", "HAPROXY_STATS_PORT")
         variables = {f"RAY_SERVE_{name}": str(port) for name, port in zip(names, ports, strict=True)}

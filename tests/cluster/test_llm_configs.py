@@ -25,7 +25,10 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 def sightline(tmp_path: Path) -> Iterator[Callable[..., str]]:
     """The command, in an environment of its own."""
     sessions = tempfile.mkdtemp(prefix="ray-")  # paths of sockets below it must be short
-    environment = {**os.environ, "HOME": str(tmp_path), "XDG_STATE_HOME": str(tmp_path), "RAY_TMPDIR": sessions}
+    # HAProxy's own ports are fixed, and another Ray of these tests may have them.
+    ports = {f"RAY_SERVE_HAPROXY_{name}_PORT": str(free_port()) for name in ("METRICS", "STATS")}
+    own = {"HOME": str(tmp_path), "XDG_STATE_HOME": str(tmp_path), "RAY_TMPDIR": sessions}
+    environment = {**os.environ, **own, **ports}
     address = f"http://127.0.0.1:{free_port()}"
 
     def run(*arguments: str) -> str:

@@ -19,6 +19,9 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 from tests.cluster.real import Cluster  # noqa: E402  # it needs Ray
 
+DEADLINE_S = 40.0
+"""Of every request: long for a replica to be started on a busy machine."""
+
 
 @pytest.fixture(scope="module")
 def cluster(machines: Cluster) -> Cluster:
@@ -28,15 +31,21 @@ def cluster(machines: Cluster) -> Cluster:
                 "models": [
                     {"name": "fake", "engine": "fake", "max_concurrent": 8, "options": {"step_s": 0.01}},
                     {"name": "sleepy", "engine": "fake", "options": {"step_s": 0.01}},
+                    {"name": "nowhere", "engine": "fake"},
                     {
                         "name": "slow",
                         "engine": "fake",
                         "max_concurrent": 1,
                         "options": {"slots": 1, "step_s": 0.05},
                     },
-                ]
+                ],
+                "request_timeout_s": DEADLINE_S,
             },
             "deployments": {
+                "nowhere": {
+                    "autoscaling_config": {"min_replicas": 0, "max_replicas": 1},
+                    "ray_actor_options": {"resources": {"on no machine": 1}},
+                },
                 "fake": {"num_replicas": 2, "ray_actor_options": {"num_cpus": 0.1}},
                 "sleepy": {
                     "autoscaling_config": {
@@ -145,16 +154,30 @@ def test_a_picture_goes_where_it_was_seen(cluster: Cluster) -> None:
 
 
 def test_a_model_that_nobody_asks_has_no_replica_and_is_woken(cluster: Cluster) -> None:
+    """All that come while it wakes are held, and answered."""
     assert cluster.replicas("model:sleepy") == 0
-    reply = cluster.client.post("/v1/chat/completions", json=chat("hello", model="sleepy"))
-    assert reply.json()["choices"][0]["message"]["content"].endswith("You said: hello")
-    assert cluster.replicas("model:sleepy") == 1
+
+    def ask(number: int) -> httpx.Response:
+        return cluster.client.post("/v1/chat/completions", json=chat(f"{number}", model="sleepy"))
+
+    with ThreadPoolExecutor(12) as pool:
+        replies = list(pool.map(ask, range(12)))
+    said = [reply.json()["choices"][0]["message"]["content"] for reply in replies]
+    assert all(text.endswith(f"You said: {number}") for number, text in enumerate(said))
+    assert cluster.replicas("model:sleepy") >= 1
     deadline = time.monotonic() + 60
     while cluster.replicas("model:sleepy"):
         assert time.monotonic() < deadline, "it is not put to sleep"
         time.sleep(0.2)
     reply = cluster.client.post("/v1/chat/completions", json=chat("again", model="sleepy"))
     assert reply.status_code == 200
+
+
+def test_nobody_is_held_longer_than_the_deadline_for_a_model_that_cannot_be_woken(cluster: Cluster) -> None:
+    asked = time.monotonic()
+    reply = cluster.client.post("/v1/chat/completions", json=chat("hello", model="nowhere"), timeout=4 * DEADLINE_S)
+    assert reply.status_code in (503, 504), reply.text
+    assert time.monotonic() - asked < 2 * DEADLINE_S
 
 
 def test_a_request_id_is_told_once(cluster: Cluster) -> None:
