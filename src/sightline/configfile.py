@@ -363,6 +363,22 @@ def _anchored(reading: _Reading, model: ModelConfig, entry: EngineEntry) -> Mode
     )
 
 
+def verify_model(model: ModelConfig) -> None:
+    """What a file's model is checked for, of one that flags name. Raises `InvalidRequest`: an option that its engine
+    does not know or take, a package that is not installed, a Python that is none."""
+    reading = _Reading(Path())
+    entry = find_entry(model.engine)
+    # To make an engine that has a process of its own costs memory here: only where it was told something.
+    is_looked_at = model.options or model.python or not entry.isolated
+    (_check_options if is_looked_at else _check_packages)(reading, model, entry, "")
+    for problem in reading.problems:
+        option = problem.path.removeprefix(".options.")
+        raise InvalidRequest(
+            problem.message if option == problem.path else f"--option {option}: {problem.message}",
+            param=problem.path.removeprefix("."),
+        )
+
+
 def _check_options(reading: _Reading, model: ModelConfig, entry: EngineEntry, path: str) -> None:
     if entry.options is not None:
         known = options_type(entry.options).__struct_fields__
@@ -370,6 +386,17 @@ def _check_options(reading: _Reading, model: ModelConfig, entry: EngineEntry, pa
             reading.wrong(f"{path}.options.{name}", _unknown(name, known))
     if model.python is not None:
         _check_python(reading, model, entry, path)
+    _check_packages(reading, model, entry, path)
+    if any(problem.path.startswith(f"{path}.options") for problem in reading.problems):
+        return
+    try:
+        # Made, not started: that is where every engine checks what it is told.
+        load_engine(model, target_of(model, entry))
+    except SightlineError as error:
+        reading.wrong(f"{path}.options", error.message)
+
+
+def _check_packages(reading: _Reading, model: ModelConfig, entry: EngineEntry, path: str) -> None:
     missing = [name for name in entry.needs if model.python is None and find_spec(name) is None]
     if missing and not (model.engine == "llamacpp" and model.options.get("executable")):
         names = ", ".join(missing)
@@ -378,13 +405,6 @@ def _check_options(reading: _Reading, model: ModelConfig, entry: EngineEntry, pa
             f"{model.engine} needs {names}: pip install 'sightline[{model.engine}]', or give it an environment of its "
             f"own: sightline engine install {model.engine}.",
         )
-    if any(problem.path.startswith(f"{path}.options") for problem in reading.problems):
-        return
-    try:
-        # Made, not started: that is where every engine checks what it is told.
-        load_engine(model, target_of(model, entry))
-    except SightlineError as error:
-        reading.wrong(f"{path}.options", error.message)
 
 
 def _check_python(reading: _Reading, model: ModelConfig, entry: EngineEntry, path: str) -> None:

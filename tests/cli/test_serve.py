@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import re
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,29 @@ def test_without_arguments_it_is_the_embedded_model_on_loopback() -> None:
     made = settings()
     assert (made.host, made.port, [m.name for m in made.models]) == ("127.0.0.1", 8000, ["peek"])
     assert "localhost" in made.allowed_hosts
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (("--engine", "fake", "--option", "step=1"), "--option step: .* Did you mean step_s"),
+        (("--engine", "fake", "--option", "step_s=soon"), "step_s"),
+        (("--engine", "easydel", "--model", "."), "easydel needs .*sightline engine install easydel"),
+    ],
+)
+def test_what_would_fail_in_the_engines_process_again_and_again_is_told_at_once(
+    argv: tuple[str, ...], said: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=said):
+        settings(*argv)
+
+
+def test_the_servers_own_process_loads_no_engines_library() -> None:
+    code = (
+        "import sys; from tests.cli.test_serve import settings; settings(); "
+        "sys.exit(bool({'openvino', 'torch'} & sys.modules.keys()))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org"])
