@@ -155,8 +155,8 @@ def test_importing_it_calls_nobody() -> None:
         "import socket, sys\n"
         "def refuse(*a, **k): print('CALLED', a, file=sys.stderr); raise OSError\n"
         "socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse\n"
-        "from sightline.engines.litellm_provider import _import_litellm\n"
-        "litellm = _import_litellm()\n"
+        "from sightline.engines.litellm_provider.provider import import_litellm\n"
+        "litellm = import_litellm()\n"
         "assert litellm.get_model_info('gpt-4.1-mini')['max_input_tokens']\n"
         "print(litellm.drop_params, litellm.callbacks, litellm.success_callback, litellm.num_retries)\n"
     )
