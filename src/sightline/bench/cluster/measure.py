@@ -11,7 +11,7 @@ import numpy as np
 
 from sightline.bench.cluster import processes
 from sightline.bench.cluster.load import Answer, Clients, Load
-from sightline.bench.cluster.system import MODEL, Cluster, Single, kill_replica
+from sightline.bench.cluster.system import MODEL, Cluster, Single, kill_replica, replicas
 
 SLOTS, STEP_S, PREFILL_S = 8, 0.05, 0.0002
 """Of the paced engine: 160 tokens a second when all its slots are taken."""
@@ -230,9 +230,10 @@ def failover(cluster: Cluster) -> Failover:
     """Clients whose requests are short, so that most of them are under way."""
     clients = Clients(Load(ports=(cluster.port,), clients=SLOTS, words=4))
     time.sleep(_SETTLE_S + 1)
+    before = set(replicas(MODEL))
     killed = kill_replica(MODEL)
-    time.sleep(1.0)
-    _when(lambda: cluster.running(MODEL) == 2)
+    _when(lambda: bool(set(replicas(MODEL)) - before))
+    _when(lambda: cluster.running(MODEL) == 2)  # Ray has seen by now that it was one
     time.sleep(_SETTLE_S)
     answers = clients.stop()
     return to_failover(answers, killed)

@@ -153,10 +153,17 @@ def _times(measured: Measured) -> str:
         ]
     for number, failed in enumerate(measured.failovers, 1):
         lines += [
-            f"| SIGKILL {number}: until every client had its next good answer | {failed.next_good_s:.2f} |",
+            f"| SIGKILL {number}: until every client had its next good answer ({_outcomes(failed)}) "
+            f"| {failed.next_good_s:.2f} |",
             f"| until both replicas answered again | {failed.whole_s:.1f} |",
         ]
     return "\n".join(lines) + "\n"
+
+
+def _outcomes(failed: Failover) -> str:
+    """What became of the requests that were not answered."""
+    bad = {what: count for what, count in failed.outcomes.items() if what != "ok"}
+    return ", ".join(f"{what}: {count}" for what, count in bad.items()) or "no errors"
 
 
 def to_json(measured: Measured) -> str:
@@ -166,6 +173,7 @@ def to_json(measured: Measured) -> str:
         each["steady_tokens_per_s"] = point.tokens_per_s
         each["tokens_per_s"] = point.whole_tokens_per_s
         each |= {"answer_tokens": WORDS, "slots": SLOTS, "step_s": STEP_S, "prefill_s_per_token": PREFILL_S}
+        each["way_s"] = 0.0 if measured.latency is None else measured.latency.cluster_p50_s
         each["of_linear"] = of_linear(point, measured.points)
     return json.dumps(_rounded(told), indent=1) + "\n"
 

@@ -84,9 +84,13 @@ class Cluster:
 
 def kill_replica(model: str) -> float:
     """One of a model's, at once. Returns when that was."""
-    victim = processes.replicas(f"model:{model}")[0]
-    os.kill(victim, signal.SIGKILL)
+    os.kill(replicas(model)[0], signal.SIGKILL)
     return time.monotonic()
+
+
+def replicas(model: str) -> list[int]:
+    """Processes of a model's replicas, those that are being started too."""
+    return processes.replicas(f"model:{model}")
 
 
 class Single:

@@ -50,6 +50,8 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     step_s: float = 0.05
     prefill_chunk: int = 256
     prefill_s_per_token: float = 0.0
+    way_s: float = 0.0
+    """From a client to an engine's line and back again, where there is a server in between."""
     tokens_per_s: float = 0.0
     """Of answers, from the first request to the last token."""
     ttft_p50_s: float | None = None
@@ -66,7 +68,10 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
         """A client's requests are of one conversation that has no memory; each is about a picture of its own."""
         pictures = itertools.count()
         return [
-            [Turn(next(pictures), 0, 0, self.prompt_tokens, self.answer_tokens, 0.0) for _ in range(self.requests)]
+            [
+                Turn(next(pictures), 0, 0, self.prompt_tokens, self.answer_tokens, self.way_s)
+                for _ in range(self.requests)
+            ]
             for _ in range(self.clients)
         ]
 
@@ -102,7 +107,7 @@ def compare(points: Sequence[Point]) -> list[Compared]:
 def simulated(point: Point) -> Point:
     """The same point, as it comes out of the simulation."""
     asked = [one for _, one in trace(point.conversations(), point.replicas, POLICY, point.pace())]
-    return _told(point, [(one.arrived, one.first_token, one.finished) for one in asked])
+    return _told(point, [(one.arrived - point.way_s, one.first_token, one.finished) for one in asked])
 
 
 async def measure(point: Point) -> Point:
