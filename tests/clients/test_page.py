@@ -25,6 +25,7 @@ from tests.clients.chromium import CHROMIUM, Browser, Page, chromium
 pytest.importorskip("gradio")
 pytestmark = [
     pytest.mark.clients,
+    pytest.mark.timeout(300),  # a server and a browser, on a machine that may be busy
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here"),
 ]
 ROOT = Path(__file__).parent.parent.parent
@@ -55,7 +56,7 @@ def command(*arguments: str, state: Path) -> Iterator[str]:
             process.wait(20)
 
 
-def until(what: Any, process: subprocess.Popen[bytes] | None = None, timeout_s: float = 90) -> None:
+def until(what: Any, process: subprocess.Popen[bytes] | None = None, timeout_s: float = 240) -> None:
     deadline = time.monotonic() + timeout_s
     while not what():
         assert process is None or process.poll() is None, "the server ended"
