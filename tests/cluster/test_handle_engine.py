@@ -11,9 +11,12 @@ import pytest
 from sightline.cluster import handle_engine, parcels
 from sightline.cluster.handle_engine import HandleEngine, ReplicaLost
 from sightline.cluster.refit import rule_of
+from sightline.config import ModelConfig, Settings
 from sightline.engines import EngineInfo
 from sightline.errors import EngineFailed, EngineUnavailable, InvalidRequest
-from sightline.types import EngineRequest, Finish, Message, Text, TextDelta, TokenCount, Usage
+from sightline.items import ChoiceEvent
+from sightline.service import Service
+from sightline.types import ChatRequest, EngineRequest, Finish, Message, Text, TextDelta, TokenCount, Usage
 
 pytestmark = pytest.mark.anyio
 
@@ -31,12 +34,13 @@ class Scripted:
         self.closed = 0
         self.ended = False
         self.context_length = 9
+        self.calls_are_lost = True
         self.sized_by: list[str] = []
 
     async def call(self, method: str, *args: Any, **kwargs: Any) -> bytes:
         self.tries += 1
         self.sized_by += [kwargs["sized_by"]] if "sized_by" in kwargs else []
-        if self.lost:
+        if self.lost and self.calls_are_lost:
             self.lost.pop(0)
             raise ReplicaLost("gone")
         return (
@@ -74,11 +78,30 @@ async def test_what_has_not_begun_is_asked_of_another_replica() -> None:
 
 async def test_an_answer_that_has_begun_fails_and_is_not_begun_again() -> None:
     replicas, heard = Scripted(1), []
-    with pytest.raises(EngineFailed, match="ended"):
+    with pytest.raises(EngineFailed, match="ended") as caught:
         async for event in HandleEngine("m", replicas).generate(REQUEST):
             heard.append(event)
     assert heard == WORDS[:1]
     assert replicas.tries == 1
+    assert caught.value.died is not None, "the model's breaker would count it"
+
+
+async def test_whole_answers_lose_nothing_with_a_machine_and_the_model_is_not_left_alone() -> None:
+    """Nothing of a whole answer has been told before its end; and many that a machine takes along are one event."""
+    config = ModelConfig(name="m", engine="fake", max_concurrent=12)
+    replicas = Scripted()
+    service = Service(Settings(models=(config,)), {"m": HandleEngine("m", replicas)})
+    await service.start(wait=True)
+    replicas.calls_are_lost, replicas.lost = False, [1] * 12
+
+    async def said() -> list[Any]:
+        asked = ChatRequest("r", "m", (Message("user", (Text("hello"),)),), whole=True)
+        return [item.event async for item in service.generate(asked) if isinstance(item, ChoiceEvent)]
+
+    try:
+        assert await asyncio.gather(*(said() for _ in range(12))) == [WORDS] * 12
+    finally:
+        await service.close()
 
 
 async def test_where_every_replica_is_lost_the_engine_is_unavailable() -> None:

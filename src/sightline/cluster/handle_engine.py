@@ -40,6 +40,8 @@ _CHANGING_S = 60.0
 """For how long a request may be under way whose pictures were made ready for the model before."""
 _ANSWER_TOKENS = 512
 """Of an answer whose length nobody limits, as the autoscaler is told."""
+_SOME_PROCESS = 0
+"""The same for every replica that is lost: no picture is suspected of having ended several machines."""
 _GONE = "The replica of the model ended while it had this request."
 
 
@@ -164,13 +166,21 @@ class HandleEngine:
                 return
             except ReplicaLost as error:
                 if begun:
-                    raise EngineFailed(_GONE) from None
+                    raise _lost() from None
                 await self._before_retry(retry, error)
         raise EngineUnavailable(_GONE)
 
     async def _before_retry(self, retry: int, error: ReplicaLost) -> None:
         log.warning("model %s: a replica is lost (%s); its request goes to another", self._name, error)
         await asyncio.sleep(backoff_s(retry))
+
+
+def _lost() -> EngineFailed:
+    """A replica is a process like an engine's own: whoever has told its client nothing yet may ask again, and what it
+    took along does not speak against the replicas that are left."""
+    error = EngineFailed(_GONE)
+    error.died = _SOME_PROCESS
+    return error
 
 
 def _affinity(request: EngineRequest) -> str | None:
