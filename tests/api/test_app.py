@@ -101,6 +101,14 @@ async def test_other_paths_and_methods_get_the_error_object(method: str, path: s
     assert ("allow" in reply.headers) == (status == 405)
 
 
+async def test_a_path_that_is_not_there_says_what_is() -> None:
+    app = app_of(ScriptedService())
+    assert (await get(app, "/v1")).json["error"]["message"] == "There is no GET /v1 here. GET /docs tells what is."
+    assert (await get(app, "/docs")).status == 200
+    for path in ("/ui", "/ui/"):
+        assert "sightline serve --ui" in (await get(app, path)).json["error"]["message"]
+
+
 @pytest.mark.parametrize(
     ("path", "shape"),
     [

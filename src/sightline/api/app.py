@@ -184,7 +184,9 @@ def _probes(is_ready: Callable[[], bool]) -> list[Route]:
 
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
-    raise HTTPException(404, f"There is no {scope['method'][:16]} {scope['path'][:128]} here.")
+    if scope["path"] == "/ui" or scope["path"].startswith("/ui/"):
+        raise HTTPException(404, "There is no page here: its operator serves one with `sightline serve --ui`.")
+    raise HTTPException(404, f"There is no {scope['method'][:16]} {scope['path'][:128]} here. GET /docs tells what is.")
 
 
 class Edge:

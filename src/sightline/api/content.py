@@ -161,7 +161,8 @@ class RefusalPart(msgspec.Struct, frozen=True, kw_only=True):
 
 _NOT_TAKEN = {
     "input_audio": "Models take no sound in a chat here. Send what was said as text, from /v1/audio/transcriptions.",
-    "file": "Only files that are pictures are read here. Send text, and pages as pictures.",
+    "file": "Of files, only pictures are read here, by the 'file_id' of one at /v1/files. Send a picture itself as "
+    "'image_url', text as text, and pages as pictures.",
 }
 
 

@@ -58,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
             stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a character is told its number
     given = sys.argv[1:] if argv is None else argv
+    if not given:  # who knows no command wants to see them
+        to_parser(only="").print_help(sys.stderr)
+        return 2
     try:
         args = to_parser(only=given[0] if given else "").parse_args(given)
         status = int(args.run(args))
