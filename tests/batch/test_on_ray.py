@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
+import os
+import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from sightline.cli import batch_ray, main
+from sightline.cli import batch, batch_ray, main
 
 
 @pytest.fixture
@@ -45,3 +50,38 @@ def test_without_ray_data_it_is_told_what_installs_it(
     assert main(["batch", "run", str(table), "--out", str(out), "--engine", "fake", "--on", "ray"]) == 1
     assert "pip install 'ray[data]>=2.60,<3'" in capsys.readouterr().err
     assert list(table.parent.iterdir()) == [table]
+
+
+@pytest.mark.parametrize("how", [["--engine", "fake", "--option", "step_s=0.5"], ["-c", "sightline.yaml"]])
+def test_the_cluster_is_told_which_model_and_what_to_keep_free(
+    how: list[str], table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a file, as it stands: the cluster's machines fill in `${NAME}`, and have the engines."""
+    monkeypatch.chdir(table.parent)
+    Path("sightline.yaml").write_text(
+        "models: [{name: fake, engine: remote, source: '${MODEL}', max_concurrent: 3}]\njobs: '${REDIS}'\n"
+    )
+    monkeypatch.setattr(batch_ray, "find_spec", lambda _: object())
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    told: dict[str, Any] = {}
+
+    def ray_batch(settings: dict[str, Any], model: str, **more: Any) -> None:
+        told.update(settings=settings, model=model, **more)
+
+    stub = SimpleNamespace(RayBatch=ray_batch, Replicas=lambda *given: given)
+    monkeypatch.setitem(sys.modules, "sightline.batch.ray_data", stub)
+    parser = argparse.ArgumentParser()
+    batch.add_arguments(parser)
+    args = parser.parse_args(
+        ["run", str(table), "--out", "a.csv", "--on", "ray", "--replicas", "2-4", "--accelerator", "A10G", *how]
+    )
+    _, label = batch_ray.to_ray_batch(args, 7, {"retries": 2, "concurrency": None})
+    assert (told["model"], told["total"], told["arguments"]) == ("fake", 7, {"retries": 2})
+    assert told["replicas"] == (2, 4, {"num_gpus": 1, "accelerator_type": "A10G"})
+    (model,) = told["settings"]["models"]
+    if how[0] == "-c":
+        assert (label, model["source"], told["settings"]["jobs"]) == ("fake", "${MODEL}", "${REDIS}")
+        assert told["per_replica"] == 6
+    else:
+        assert (label, model["options"]) == ("fake:peek", {"step_s": 0.5})
+        assert told["per_replica"] == 32

@@ -221,7 +221,7 @@ def _told(error: RayError) -> str:
     reason = lines[-1] if lines else type(found).__name__
     if "No module named 'sightline'" in reason:
         return "The cluster's machines have no Sightline: install it there, in this version, as here."
-    return f"The cluster cannot do it: {reason}"
+    return f"The cluster cannot do it: {reason.rpartition('ClientError: ')[2]}"
 
 
 # --- what goes between processes -------------------------------------------------------------------------------------
@@ -263,11 +263,15 @@ class _Asker:
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
         self._running = asyncio.Semaphore(arguments["concurrency"])
+        log, said = logging.getLogger("sightline"), _LastError()
+        log.addHandler(said)
         try:
             self._batch = Batch(settings=to_settings(settings), model=model, **arguments)
             self._do(self._batch.__aenter__())
-        except SightlineError as error:
-            raise ClientError(error.message) from None
+        except (SightlineError, ClientError) as error:
+            raise ClientError(said.message or str(error)) from None
+        finally:
+            log.removeHandler(said)
 
     def __call__(self, block: Any) -> Any:
         """A table `_READ` to a table `_ROWS`."""
@@ -290,6 +294,16 @@ class _Asker:
 
     def _do(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+
+class _LastError(logging.Handler):
+    """Keeps what the log says on this machine, for whoever cannot see it: why a model does not load."""
+
+    message = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.ERROR:
+            self.message = record.getMessage()
 
 
 @dataclass(frozen=True, slots=True)
