@@ -94,12 +94,12 @@ async def test_whole_answers_lose_nothing_with_a_machine_and_the_model_is_not_le
     await service.start(wait=True)
     replicas.calls_are_lost, replicas.lost = False, [1] * 12
 
-    async def said() -> list[Any]:
-        asked = ChatRequest("r", "m", (Message("user", (Text("hello"),)),), whole=True)
+    async def said(number: int) -> list[Any]:
+        asked = ChatRequest("r", "m", (Message("user", (Text(f"hello {number}"),)),), whole=True)
         return [item.event async for item in service.generate(asked) if isinstance(item, ChoiceEvent)]
 
     try:
-        assert await asyncio.gather(*(said() for _ in range(12))) == [WORDS] * 12
+        assert await asyncio.gather(*(said(number) for number in range(12))) == [WORDS] * 12
     finally:
         await service.close()
 
