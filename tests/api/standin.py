@@ -227,3 +227,11 @@ async def post(app: ASGIApp, body: Any, path: str = "/v1/chat/completions", **he
 
 async def get(app: ASGIApp, path: str, method: str = "GET", **headers: str) -> Reply:
     return await Call(method, path, b"", {"host": "localhost", **headers}).run(app)
+
+
+async def request_of(body: Any, path: str) -> ChatRequest:
+    """What the service is asked when this is sent."""
+    service = ScriptedService()
+    reply = await post(app_of(service), body, path)
+    assert reply.status == 200, reply.body
+    return service.requests[0]
