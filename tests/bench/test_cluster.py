@@ -122,7 +122,7 @@ def spent(seconds: float) -> dict[str, float]:
 
 
 def a_point(replicas: int, clients: int) -> Point:
-    return to_point(replicas, 1, answers(clients), spent(0.1), 1.0, 3.0)
+    return to_point(replicas, 1, answers(clients), spent(0.1), spent(0.01), 1.0, 3.0)
 
 
 def test_throughput_is_of_the_time_in_which_all_clients_were_at_it() -> None:
@@ -130,7 +130,7 @@ def test_throughput_is_of_the_time_in_which_all_clients_were_at_it() -> None:
     assert point.tokens_per_s == pytest.approx(80.0)
     assert point.delay_p99_s == pytest.approx(0.01)
     assert point.ttft_p50_s == pytest.approx(0.11)
-    assert point.cpu_ms_a_token["ingress"] == pytest.approx(1000 * 0.05 / 80)
+    assert point.cpu_ms_a_token["ingress"] == pytest.approx(1000 * (0.05 - 0.01) / 80)
 
 
 def test_linear_is_what_the_smallest_cluster_did_so_many_times() -> None:

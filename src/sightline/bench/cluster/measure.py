@@ -49,12 +49,18 @@ class Point:
     delay_p99_s: float
     cores: Mapping[str, float]
     """By who took them, in the mean."""
+    idle: Mapping[str, float]
+    """The same before anybody asked."""
     cpu_ms_a_token: Mapping[str, float]
+    """Of what was taken beside that."""
     wrong: int
 
 
 def point(cluster: Cluster, replicas: int, requests: int) -> Point:
     """Raises `SystemExit` where nothing was answered."""
+    before, since = processes.spent(), time.monotonic()
+    time.sleep(_SETTLE_S)
+    idle = _cores(processes.since(before, processes.spent()), time.monotonic() - since)
     load = Load(
         ports=(cluster.port,), clients=CLIENTS * replicas, words=WORDS, text_words=TEXT_WORDS, requests=requests
     )
@@ -63,13 +69,24 @@ def point(cluster: Cluster, replicas: int, requests: int) -> Point:
     before, since = processes.spent(clients=clients.pid), time.monotonic()
     time.sleep(requests * _ROUND_S - _WARM_S)
     spent, until = processes.spent(clients=clients.pid), time.monotonic()
-    return to_point(replicas, requests, clients.finish(), processes.since(before, spent), since, until)
+    return to_point(replicas, requests, clients.finish(), processes.since(before, spent), idle, since, until)
+
+
+def _cores(spent: Mapping[str, float], seconds: float) -> dict[str, float]:
+    return {who: each / seconds for who, each in spent.items()}
 
 
 def to_point(
-    replicas: int, requests: int, answers: Sequence[Answer], spent: Mapping[str, float], since: float, until: float
+    replicas: int,
+    requests: int,
+    answers: Sequence[Answer],
+    spent: Mapping[str, float],
+    idle: Mapping[str, float],
+    since: float,
+    until: float,
 ) -> Point:
-    """`since`, `until`: the time that is measured, which ends sooner where the first client was done."""
+    """`spent`: seconds; `idle`: cores. `since`, `until`: the time that is measured, which ends sooner where the first
+    client was done."""
     good, begun = right(answers), min(answer.asked for answer in answers)
     last: dict[int, float] = {}
     for answer in answers:
@@ -77,6 +94,7 @@ def to_point(
     end = min(until, *last.values())
     words = sum(since <= at < end for answer in good for at in answer.arrived)
     rate = words / (end - since)
+    cores = _cores(spent, until - since)
     return Point(
         replicas=replicas,
         clients=len(last),
@@ -87,8 +105,9 @@ def to_point(
         ttft_p50_s=quantile([a.arrived[0] - a.asked for a in good], 0.5),
         delay_p50_s=quantile(delays(good), 0.5),
         delay_p99_s=quantile(delays(good), 0.99),
-        cores={who: seconds / (until - since) for who, seconds in spent.items()},
-        cpu_ms_a_token={who: 1000 * seconds / (until - since) / rate for who, seconds in spent.items()},
+        cores=cores,
+        idle=idle,
+        cpu_ms_a_token={who: 1000 * (taken - idle[who]) / rate for who, taken in cores.items()},
         wrong=len(answers) - len(good),
     )
 

@@ -111,14 +111,16 @@ def _throughput(points: Sequence[Point]) -> str:
 def _processors(points: Sequence[Point]) -> str:
     lines = [
         f"| cores taken, with replicas | {' | '.join(str(point.replicas) for point in points)} "
-        f"| CPU ms of a token, {points[-1].replicas} replicas |",
-        "|---|" + "--:|" * (len(points) + 1),
+        f"| {points[-1].replicas}, nobody asks | CPU ms of a token |",
+        "|---|" + "--:|" * (len(points) + 2),
     ]
     for who in _SHOWN:
         cells = [f"{point.cores.get(who, 0.0):.2f}" for point in points]
-        lines.append(f"| {who} | {' | '.join(cells)} | {points[-1].cpu_ms_a_token.get(who, 0.0):.3f} |")
+        idle, token = points[-1].idle.get(who, 0.0), points[-1].cpu_ms_a_token.get(who, 0.0)
+        lines.append(f"| {who} | {' | '.join(cells)} | {idle:.2f} | {token:.2f} |")
     totals = [f"{sum(point.cores.values()):.2f}" for point in points]
-    lines.append(f"| all | {' | '.join(totals)} | {sum(points[-1].cpu_ms_a_token.values()):.3f} |")
+    idle, token = sum(points[-1].idle.values()), sum(points[-1].cpu_ms_a_token.values())
+    lines.append(f"| all | {' | '.join(totals)} | {idle:.2f} | {token:.2f} |")
     return "\n".join(lines) + "\n"
 
 
