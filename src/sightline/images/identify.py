@@ -50,7 +50,7 @@ def identify(head: bytes) -> MediaType:
         return _by_brand(head)
     for magic, name in _MAGIC_OF_OTHERS:
         if magic.match(head):
-            raise ImageFormatUnsupported(f"this is a {name} file, which is not taken here. Send {ACCEPTED}.")
+            raise ImageFormatUnsupported(f"this file is {name}, which is not taken here. Send {ACCEPTED}.")
     raise ImageFormatUnsupported(f"this is not a picture in a known format. Send {ACCEPTED}.")
 
 
