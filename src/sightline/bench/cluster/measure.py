@@ -54,6 +54,8 @@ class Point:
     cpu_ms_a_token: Mapping[str, float]
     """Of what was taken beside that."""
     wrong: int
+    why: str
+    """What the first of these got instead."""
 
 
 def point(cluster: Cluster, replicas: int, requests: int) -> Point:
@@ -109,6 +111,7 @@ def to_point(
         idle=idle,
         cpu_ms_a_token={who: 1000 * (taken - idle[who]) / rate for who, taken in cores.items()},
         wrong=len(answers) - len(good),
+        why=next((answer.wrong for answer in answers if answer.wrong), ""),
     )
 
 

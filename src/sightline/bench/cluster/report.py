@@ -45,7 +45,7 @@ def point_line(point: Point) -> str:
     cores = sum(point.cores.values())
     return (
         f"{point.tokens_per_s:7.1f} tokens/s, TTFT p50 {point.ttft_p50_s:.2f} s, words {_ms(point.delay_p50_s)} late "
-        f"(p99 {_ms(point.delay_p99_s)}), {cores:.2f} cores{_wrong(point.wrong)}"
+        f"(p99 {_ms(point.delay_p99_s)}), {cores:.2f} cores{_wrong(point.wrong)}{point.why and ': '}{point.why}"
     )
 
 
@@ -230,8 +230,9 @@ def plot(measured: Measured, path: Path) -> bool:
     cores.legend(frameon=False, fontsize=8, loc="upper left")
     late.plot(sizes, [1000 * point.delay_p50_s for point in points], "o-", color="#2463eb", label="p50")
     late.plot(sizes, [1000 * point.delay_p99_s for point in points], "o--", color="#2463eb", label="p99")
-    late.set_title("a word from engine to client, ms", fontsize=10)
-    late.set_ylim(0, None)
+    late.set_title("a word from engine to client, ms (logarithmic)", fontsize=10)
+    late.set_yscale("log")
+    late.yaxis.set_major_formatter("{x:g}")
     late.legend(frameon=False)
     for axes in (rate, late):
         axes.set_xticks(sizes, map(str, sizes))
