@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -121,6 +122,7 @@ def refuse_too_many_pictures(request: ChatRequest, info: EngineInfo, config: Mod
         )
 
 
+@lru_cache(maxsize=64)
 def smallest_picture(budget: VisionBudget) -> Image:
     """Stands in for a picture where only tokens are counted. Takes no memory: all its pixels are one."""
     served = budget.serve(1, 1)
