@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import sys
 from contextlib import suppress
 from typing import Final, TypeAlias
 
@@ -29,11 +30,12 @@ def room_for(num_bytes: int) -> Memory:
     several times what it takes to copy it. And such memory is taken as it is written to, so that nobody has it by
     telling a length alone.
     """
-    if num_bytes < _MAPPED_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
+    if num_bytes < _MAPPED_BYTES:
         return bytearray(num_bytes)
     memory = mmap.mmap(-1, -(-num_bytes // _HUGE_PAGE) * _HUGE_PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # a kernel without them
-        memory.madvise(mmap.MADV_HUGEPAGE)
+    if sys.platform == "linux":
+        with suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
     return memory
 
 
