@@ -142,6 +142,11 @@ def test_an_ingress_is_replaced_when_the_new_one_answers() -> None:
     assert (actor["num_cpus"], actor["resources"]) == (0.5, {"edge": 1})
 
 
+def test_an_ingress_that_has_a_machine_to_itself_does_not_wait_there_for_its_successor() -> None:
+    plan = plans.of_app({"ingress": {"num_replicas": 2, "max_replicas_per_node": 1}})
+    assert "max_surge_percent" not in plans.ingress_options(plan, plans.to_settings(plan.settings))
+
+
 def test_the_ingress_feels_that_a_client_has_stopped_reading() -> None:
     own = {"ray_actor_options": {"runtime_env": {"pip": ["a"], "env_vars": {"HF_HUB_OFFLINE": "1"}}}}
     plan = plans.of_app({"ingress": own})

@@ -207,9 +207,12 @@ def ingress_options(plan: Plan, settings: Settings) -> dict[str, Any]:
     given = plan.ingress.get("ray_actor_options", {})
     environment = given.get("runtime_env", {})
     variables = {**_INGRESS_VARIABLES, **environment.get("env_vars", {})}
+    # Who answers HTTP is replaced only when the new one does; where machines have room for so many and no more, the new
+    # one would wait for the old one's place for ever, and they are replaced one after the other.
+    surge = {} if "max_replicas_per_node" in plan.ingress else {"max_surge_percent": 100}
     return {
         "max_ongoing_requests": INGRESS_ONGOING,
-        "max_surge_percent": 100,  # who answers HTTP is replaced only when the new one does
+        **surge,
         "graceful_shutdown_timeout_s": max(1.0, settings.drain_s),
         "health_check_period_s": 2.0,
         **plan.ingress,
