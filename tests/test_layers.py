@@ -25,6 +25,7 @@ LAYERS = [
         "items",
         "choices",
         "speech",
+        "telling",
         "service",
         "jobs",
         "access",

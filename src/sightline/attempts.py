@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Hashable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -64,13 +64,8 @@ async def in_turn(
 async def _try(model: ServedModel, attempt: Callable[[ServedModel], Coroutine[Any, Any, T]]) -> T:
     error: BaseException | None = None
     try:
-        # In a task of its own: a group of tasks that fails leaves its task marked as cancelled (Python 3.11 and
-        # 3.12), and then the deadline of the next try would not be told from a client that left.
         with tracing.span(f"try {model.replica}", sightline__model=model.name):
-            return await asyncio.create_task(attempt(model))
-    except BaseExceptionGroup as group:
-        error = _first(group)
-        raise error from None
+            return await attempt(model)
     except BaseException as caught:
         error = caught
         raise
@@ -102,17 +97,3 @@ def _is_cancelled() -> bool:
     """Whether this task is to end, though an error came in between."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
-
-
-def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from _leaves(error)
-        else:
-            yield error
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error that ended a group of choices: ours before others, the first before later ones."""
-    errors = list(_leaves(group))
-    return next((e for e in errors if isinstance(e, SightlineError)), errors[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
@@ -14,10 +14,11 @@ from sightline.access.permit import Spending
 from sightline.admission import Ticket
 from sightline.attempts import Way, before_retry
 from sightline.engine_request import likeness
-from sightline.errors import DeadlineExceeded, EngineError, EngineFailed
+from sightline.errors import DeadlineExceeded, EngineError, EngineFailed, SightlineError
 from sightline.items import ChoiceEvent, Item, Prepared
 from sightline.models import ServedModel
 from sightline.routing import Deadline, Pass
+from sightline.telling import Tell
 from sightline.types import ChatRequest, EngineRequest, Event, Finish, TokenCount
 
 log = logging.getLogger(__name__)
@@ -26,26 +27,21 @@ _LAST_MOMENT_S = 0.2
 """Of a request's time, in which an engine that knows of it may give up a little earlier than we do."""
 
 
-@dataclass(frozen=True, slots=True)
-class End:
-    error: BaseException | None
-
-
 class Stream(Way):
-    """Puts events in line for the consumer, `Prepared` before the first."""
+    """Tells events to whoever asked, `Prepared` before the first."""
 
-    def __init__(self, request: ChatRequest, deadline: Deadline, items: asyncio.Queue[Item | End]) -> None:
+    def __init__(self, request: ChatRequest, deadline: Deadline, tell: Tell[Item]) -> None:
         super().__init__(request.request_id, deadline, likeness(request))
         self.prepared: Prepared | None = None
         self.whole = request.whole
-        self._items = items
+        self._tell = tell
 
     async def put(self, index: int, event: Event) -> None:
         if not self.begun:
             self.begun = True
             assert self.prepared is not None
-            await self._items.put(replace(self.prepared, path=tuple(self.path)))
-        await self._items.put(ChoiceEvent(index, event))
+            await self._tell(replace(self.prepared, path=tuple(self.path)))
+        await self._tell(ChoiceEvent(index, event))
 
 
 @dataclass(slots=True)
@@ -120,9 +116,32 @@ async def _together(choices: Sequence[Coroutine[object, object, None]]) -> None:
     if len(choices) == 1:
         await choices[0]
         return
-    async with asyncio.TaskGroup() as group:
-        for choice in choices:
-            group.create_task(choice)
+
+    async def group() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            for choice in choices:
+                tasks.create_task(choice)
+
+    # In a task of its own: a group that fails leaves its task marked as cancelled (Python 3.11 and 3.12), and then the
+    # deadline of the next try would not be told from a client that left.
+    try:
+        await asyncio.create_task(group())
+    except BaseExceptionGroup as failed:
+        raise _first(failed) from None
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error that ended a group of choices: ours before others, the first before later ones."""
+    errors = list(_leaves(group))
+    return next((e for e in errors if isinstance(e, SightlineError)), errors[0])
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
 
 
 def _verify_count(finish: Finish, planned: TokenCount, model: str) -> None:

@@ -25,7 +25,7 @@ from sightline.access import permit as permits
 from sightline.access.permit import Spending
 from sightline.attempts import Way, before_retry, in_turn
 from sightline.audio.decoder import AudioDecoder
-from sightline.choices import End, Run, Stream, run_choices
+from sightline.choices import Run, Stream, run_choices
 from sightline.config import ModelConfig, Settings
 from sightline.draining import Draining
 from sightline.engine_request import (
@@ -44,6 +44,7 @@ from sightline.items import Call, Called, Item, Prepared, ServedImage, to_served
 from sightline.models import ModelStatus, ServedModel
 from sightline.routing import BACKGROUND, Deadline, Pass, Quarantine
 from sightline.speech import SpeechItem, written_down
+from sightline.telling import Tell, pulled
 from sightline.types import (
     AudioRef,
     ChatRequest,
@@ -58,8 +59,6 @@ from sightline.understanding import Understanding, Understood
 log = logging.getLogger(__name__)
 
 _CHARACTERS_PER_TOKEN = 4
-_BUFFERED_EVENTS = 64
-"""Events that may wait for a slow reader before its engine stream is no longer pulled."""
 _LAST_WORDS_S = 1.0
 """Of the time to drain, for telling those whose answers it cuts short."""
 
@@ -180,29 +179,27 @@ class Service:
                 understood = await self._understanding.of(request, model, info)
         return understood.token_count, to_served(understood)
 
-    async def generate(self, request: ChatRequest, *, timeout_s: float | None = None) -> AsyncGenerator[Item, None]:
-        """`timeout_s`: within how many seconds from now; never more than the server's own deadline, which is also that
-        of a request without one.
+    async def answer(self, request: ChatRequest, tell: Tell[Item], *, timeout_s: float | None = None) -> None:
+        """What becomes of a request. The engine is asked for more when `tell` has returned. `timeout_s`: within how
+        many seconds from now; never more than the server's own deadline, which is that of a request without one too.
 
-        Yields `Prepared` when the first event of an engine is there (an error before it can still be a true status),
+        Tells `Prepared` when the first event of an engine is there (an error before it can still be a true status),
         then `ChoiceEvent`s interleaved by index, one `Finish` for each choice.
 
-        Raises only `SightlineError`, unless there is a bug. Closing it cancels everything that the request holds: its
-        place in line, its pictures' decoding, its engine sequences.
-
-        The work runs in a task of its own, because a consumer may pull from one task and close from another, which a
-        deadline scope inside a generator does not survive.
+        Raises only `SightlineError`, unless there is a bug. Cancelling it cancels everything that the request holds:
+        its place in line, its pictures' decoding, its engine sequences.
         """
-        items: asyncio.Queue[Item | End] = asyncio.Queue(_BUFFERED_EVENTS)
-        work = asyncio.create_task(self._work(request, timeout_s, items))
-        try:
-            while not isinstance(item := await items.get(), End):
-                yield item
-            if item.error is not None:
-                raise item.error
-        finally:
-            work.cancel()
-            await asyncio.wait([work])
+        is_durable = request.priority <= BACKGROUND
+        under_way = nullcontext() if is_durable else self.draining.under_way()
+        with tracing.chat(request), self._observed(request.model), under_way:
+            async with self._deadline(timeout_s) as deadline:
+                stream = Stream(request, deadline, tell)
+                line = self._line(request.model)
+                await in_turn(line, stream, lambda model: self._admit_and_run(request, model, stream))
+
+    def generate(self, request: ChatRequest, *, timeout_s: float | None = None) -> AsyncGenerator[Item, None]:
+        """As `answer`, for whoever would rather ask for the items: closing it cancels the work."""
+        return pulled(lambda tell: self.answer(request, tell, timeout_s=timeout_s))
 
     async def call(self, call: Call[T], *, timeout_s: float | None = None) -> Called[T]:
         """What `call.run` returns, on its model or on one that stands in for it: admitted, counted, tried again and
@@ -257,22 +254,6 @@ class Service:
     def _deadline(self, timeout_s: float | None) -> Deadline:
         ours = self._settings.request_timeout_s
         return Deadline(ours if timeout_s is None else min(timeout_s, ours))
-
-    async def _work(self, request: ChatRequest, timeout_s: float | None, items: asyncio.Queue[Item | End]) -> None:
-        error: BaseException | None = None
-        try:
-            is_durable = request.priority <= BACKGROUND
-            under_way = nullcontext() if is_durable else self.draining.under_way()
-            with tracing.chat(request), self._observed(request.model), under_way:
-                async with self._deadline(timeout_s) as deadline:
-                    stream = Stream(request, deadline, items)
-                    line = self._line(request.model)
-                    await in_turn(line, stream, lambda model: self._admit_and_run(request, model, stream))
-        except BaseException as caught:
-            error = caught
-        if isinstance(error, asyncio.CancelledError):
-            raise error
-        await items.put(End(error))
 
     @contextmanager
     def _observed(self, model: str) -> Iterator[None]:

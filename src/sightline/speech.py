@@ -6,19 +6,17 @@ is admitted, tried again and counted like any other.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, fields
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from sightline import metrics, tracing
 from sightline.audio.mel import SAMPLE_RATE
 from sightline.engines import Engine, Transcribes
+from sightline.telling import Tell, pulled
 from sightline.types import AudioRef, Samples, SpeechRequest, TranscriptionEvent, TranscriptionRequest
-
-_BUFFERED_EVENTS: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +39,14 @@ class CallEngine(Protocol):
         ...
 
 
-async def written_down(
+def written_down(
     request: SpeechRequest, decode: Callable[[AudioRef], Awaitable[Samples]], call: CallEngine
 ) -> AsyncGenerator[SpeechItem, None]:
     """Yields `Listening` when the first event of an engine is there (an error before it can still be a true status),
-    then segments, then one `Transcribed`. Closing it ends the decoding or the engine's work.
-
-    The work runs in a task of its own, as that of `Service.generate` does, and for the same reason.
-    """
-    items: asyncio.Queue[SpeechItem | None] = asyncio.Queue(_BUFFERED_EVENTS)
+    then segments, then one `Transcribed`. Closing it ends the decoding or the engine's work."""
     has_begun = False
 
-    async def work() -> None:
+    async def work(tell: Tell[SpeechItem]) -> None:
         started = time.perf_counter()
         samples = await decode(request.audio)
         decode_s = time.perf_counter() - started
@@ -67,30 +61,13 @@ async def written_down(
                 async for event in events:
                     if not has_begun:
                         has_begun = True
-                        await items.put(Listening(engine.info.engine, len(samples) / SAMPLE_RATE, decode_s))
-                    await items.put(event)
+                        await tell(Listening(engine.info.engine, len(samples) / SAMPLE_RATE, decode_s))
+                    await tell(event)
 
         path = (await call(run, lambda: has_begun)).path
         metrics.AUDIO_SECONDS.labels(path[-1].rpartition("@")[0]).inc(len(samples) / SAMPLE_RATE)
 
-    async def work_and_tell() -> None:
-        try:
-            await work()
-        except asyncio.CancelledError:
-            raise  # nobody takes items any more
-        except BaseException:
-            await items.put(None)
-            raise
-        await items.put(None)
-
-    working = asyncio.create_task(work_and_tell())
-    try:
-        while (item := await items.get()) is not None:
-            yield item
-        await working
-    finally:
-        working.cancel()
-        await asyncio.wait([working])
+    return pulled(work)
 
 
 def to_transcription_request(request: SpeechRequest, samples: Samples) -> TranscriptionRequest:

@@ -18,6 +18,7 @@ from sightline.images.budget import CellBudget
 from sightline.items import ChoiceEvent, Item, Prepared, ServedImage
 from sightline.models import ModelStatus
 from sightline.service import Service
+from sightline.telling import Tell, told
 from sightline.types import ChatRequest, Delta, Finish, TextDelta, Timing, TokenCount, Usage
 
 DIGEST = "sha256:" + "ab" * 32
@@ -107,6 +108,9 @@ class ScriptedService:
         finally:
             self.open -= 1
         return PREPARED.token_count, PREPARED.images
+
+    async def answer(self, request: ChatRequest, tell: Tell[Item], *, timeout_s: float | None = None) -> None:
+        await told(self.generate(request, timeout_s=timeout_s))(tell)
 
     async def generate(self, request: ChatRequest, *, timeout_s: float | None = None) -> AsyncGenerator[Item, None]:
         self.requests.append(request)

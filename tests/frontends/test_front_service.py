@@ -304,7 +304,7 @@ async def test_a_bug_in_the_core_is_a_bug_here(pair: Pair, monkeypatch: pytest.M
     def broken(*_: object, **__: object) -> Any:
         raise ZeroDivisionError("secret")
 
-    monkeypatch.setattr(pair.service, "generate", broken)
+    monkeypatch.setattr(pair.service, "answer", broken)
     with pytest.raises(RuntimeError, match="bug") as caught:
         await items(pair.front, ask("hi"))
     assert "secret" not in str(caught.value)

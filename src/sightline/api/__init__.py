@@ -24,7 +24,7 @@ ovms.py         OpenVINO Model Server's: the routes of /v1 under /v3, states of 
 analyze.py      the simple service
 models.py       GET /v1/models
 errors.py       from error to status, error object and headers: the table
-sse.py          an event stream, its first event, its keep-alive
+sse.py          an event stream, its keep-alive, its end
 home.py         GET /, for Ollama's clients and for browsers
 disconnect.py   a client that leaves ends its work
 cors.py         which web pages may use the server

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
@@ -22,12 +22,13 @@ from sightline.api.collected import Collected, to_collected
 from sightline.api.disconnect import ClientDisconnected, unless_disconnected
 from sightline.api.extension import to_headers
 from sightline.api.merged import merged
-from sightline.api.sse import EVENTS, EventStream, Framer, Framing, first_event
+from sightline.api.sse import EVENTS, EventStream, Framer, Framing
 from sightline.api.wire import read_json
 from sightline.config import HttpLimits
 from sightline.errors import InvalidRequest
 from sightline.items import Called, ChoiceEvent, Item, Prepared, ServedImage
 from sightline.service import Service
+from sightline.telling import Source, Tell, told
 from sightline.types import ChatRequest, EmbeddingRequest, Embeddings, TokenCount
 
 TIMEOUT = "x-request-timeout"
@@ -76,15 +77,24 @@ class Exchange:
     async def collect(self, request: Request, *chats: ChatRequest) -> Collected:
         """The whole answer; of several requests, with their choices one after the other. A client that leaves ends the
         work (`ClientDisconnected`)."""
-        whole = [replace(chat, whole=True) for chat in chats]
-        items = await unless_disconnected(request.receive, _all(self._generate(request, whole)))
+        return to_collected(await self.items(request, *chats), n=sum(chat.n for chat in chats))
+
+    async def items(self, request: Request, *chats: ChatRequest) -> list[Item]:
+        """As `collect`, but as the service told it."""
+        items: list[Item] = []
+
+        async def tell(item: Item) -> None:
+            items.append(item)
+
+        source = self.source(request, *(replace(chat, whole=True) for chat in chats))
+        await unless_disconnected(request.scope, request.receive, source(tell))
         access.of(request.scope).facts.update(access.to_facts(items))
-        return to_collected(items, n=sum(chat.n for chat in chats))
+        return items
 
     async def measure(self, request: Request, chat: ChatRequest) -> tuple[TokenCount, tuple[ServedImage, ...]]:
         """What the prompt would cost; nothing runs."""
         measuring = self.service.measure(_of_caller(request, chat), timeout_s=timeout_s(request))
-        count, images = await unless_disconnected(request.receive, measuring)
+        count, images = await unless_disconnected(request.scope, request.receive, measuring)
         access.of(request.scope).facts.update(prompt_tokens=count.prompt_tokens, images=len(images))
         return count, images
 
@@ -97,44 +107,49 @@ class Exchange:
 
     async def _called(self, request: Request, work: Coroutine[Any, Any, Called[T]]) -> Called[T]:
         """Of a `Service.call`."""
-        called = await unless_disconnected(request.receive, work)
+        called = await unless_disconnected(request.scope, request.receive, work)
         access.of(request.scope).facts.update(engine=called.engine, path=called.path, queue_s=round(called.queue_s, 6))
         return called
 
-    async def begin(self, request: Request, *chats: ChatRequest) -> tuple[Prepared, AsyncGenerator[Item, None]]:
-        """The first item of a stream, and the rest. An error until then can still be a true status: of several
-        requests, what is wrong with one."""
-        if len(chats) > 1:
-            await unless_disconnected(request.receive, self._measure_all(request, chats))
-        items = self._generate(request, chats)
-        first = await first_event(request.receive, items)
-        assert isinstance(first, Prepared), "the service yields Prepared first"
-        record = access.of(request.scope)
-        if not any(chat.whole for chat in chats):
-            record.facts["ttft_s"] = record.elapsed_s()
-        return first, items
-
-    async def _measure_all(self, request: Request, chats: Sequence[ChatRequest]) -> None:
-        for chat in chats:
-            await self.service.measure(_of_caller(request, chat), timeout_s=timeout_s(request))
-
-    def _generate(self, request: Request, chats: Sequence[ChatRequest]) -> AsyncGenerator[Item, None]:
+    def source(self, request: Request, *chats: ChatRequest) -> Source[Item]:
+        """The answer as it comes; of several requests, as one. What is wrong with any of them is told before the first
+        item, so that it can be a true status."""
         own = [_of_caller(request, chat) for chat in chats]
-        streams = [self.service.generate(chat, timeout_s=timeout_s(request)) for chat in own]
-        return streams[0] if len(streams) == 1 else merged(streams, [chat.n for chat in chats])
+        within_s = timeout_s(request)
+
+        async def source(tell: Tell[Item]) -> None:
+            if len(own) == 1:
+                await self.service.answer(own[0], tell, timeout_s=within_s)
+                return
+            for chat in own:
+                if not chat.whole:
+                    await self.service.measure(chat, timeout_s=within_s)
+            streams = [self.service.generate(chat, timeout_s=within_s) for chat in own]
+            await told(merged(streams, [chat.n for chat in own]))(tell)
+
+        return source
 
     def stream(
         self,
         request: Request,
-        first: Prepared,
-        rest: AsyncGenerator[Item, None],
+        source: Source[Item],
         framer: ItemFramer,
         framing: Framing = EVENTS,
+        *,
+        ending: Callable[[Exception | None], Awaitable[None]] | None = None,
     ) -> EventStream[Item]:
-        """What `begin` gave, as a dialect's framer writes it."""
-        access.of(request.scope).at_end = lambda: access.to_facts([first, *framer.finished])
-        headers = to_headers(first.engine, first.path)
-        return EventStream(first, rest, framer, keepalive_s=self.limits.keepalive_s, headers=headers, framing=framing)
+        """The answer as a dialect's framer writes it. `ending`: as of `EventStream`."""
+        record = access.of(request.scope)
+
+        def begin(first: Item) -> Mapping[str, str]:
+            assert isinstance(first, Prepared), "the service tells Prepared first"
+            record.facts["ttft_s"] = record.elapsed_s()
+            record.at_end = lambda: access.to_facts([first, *framer.finished])
+            return to_headers(first.engine, first.path)
+
+        return EventStream(
+            source, framer, keepalive_s=self.limits.keepalive_s, begin=begin, ending=ending, framing=framing
+        )
 
     def fingerprint(self, model: str) -> str | None:
         """`system_fingerprint`: of the weights that answer, known once the engine has run."""
@@ -170,11 +185,6 @@ def new_id(prefix: str) -> str:
     """Unguessable and unique: `chatcmpl-` and 96 random bits. Not the request's id, which a client may choose and send
     twice."""
     return f"{prefix}{os.urandom(12).hex()}"
-
-
-async def _all(items: AsyncGenerator[Item, None]) -> list[Item]:
-    async with aclosing(items):
-        return [item async for item in items]
 
 
 def _outcome(error: Exception) -> str:

@@ -10,8 +10,7 @@ Source: WHATWG HTML, "Server-sent events"; the `[DONE]` mark is OpenAI's.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Generic, Protocol, TypeVar
@@ -20,8 +19,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from sightline.api import access
-from sightline.api.disconnect import ClientDisconnected, unless_disconnected
+from sightline.api.disconnect import Attended
 from sightline.api.wire import encode
+from sightline.telling import Source
 
 T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
@@ -53,23 +53,6 @@ def to_named_event(name: str, value: Any) -> bytes:
     return b"event: %b\n" % name.encode() + to_event(value)
 
 
-async def first_event(receive: Receive, events: AsyncGenerator[T, None]) -> T:
-    """The first event, or the error that came instead (which can then still be a true status), or
-    `ClientDisconnected`. In the last two cases the stream has been closed.
-
-    Without this race a client that leaves during prefill would keep its slot until prefill ends.
-    """
-
-    async def first() -> T:
-        return await anext(events)
-
-    try:
-        return await unless_disconnected(receive, first())
-    except BaseException:
-        await events.aclose()
-        raise
-
-
 class Framer(Protocol[T_contra]):
     """How a dialect writes its events."""
 
@@ -87,85 +70,120 @@ class Framer(Protocol[T_contra]):
 
 
 class EventStream(Response, Generic[T]):
-    """Sends events until their source ends, fails or nobody reads any more, and closes the source in every case.
+    """Sends a source's events as it tells them, until it ends or fails or nobody reads any more.
 
-    `first` is an event that has been taken from the source already (`first_event`).
+    All of it is one task, the request's own: what an engine tells goes out before the engine is asked for more. Until
+    the first event nothing is sent, so that an error (or `ClientDisconnected`) can still be a true status.
     """
 
     def __init__(
         self,
-        first: T,
-        rest: AsyncGenerator[T, None],
+        source: Source[T],
         framer: Framer[T],
         *,
         keepalive_s: float,
-        headers: Mapping[str, str] | None = None,
+        begin: Callable[[T], Mapping[str, str]] = lambda _: {},
+        ending: Callable[[Exception | None], Awaitable[None]] | None = None,
         framing: Framing = EVENTS,
     ) -> None:
+        """`begin`: gives more headers, by the first event. `ending`: awaited when a stream that has begun is over,
+        before its client is told so, with what it failed with."""
         self.status_code = 200
         self.media_type = framing.media_type
         self.background = None
-        self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no", **(headers or {})})
-        self._first = first
-        self._rest = rest
+        self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no"})
+        self._source = source
         self._framer = framer
+        self._begin = begin
+        self._ending = ending
         self._keepalive_s = keepalive_s
         self._ping = framing.ping
+        self._begun = False
         self._writing = False
         self._since = 0.0
-        """When the last write began, while there is one; else when it ended."""
+        """When the last write began."""
+        self._send: Send
+        self._attended: Attended
+        self._timer: asyncio.TimerHandle | None = None
+        self._pinging: asyncio.Task[None] | None = None
 
     def reframe(self, reframed: Callable[[Framer[T]], Framer[T]]) -> None:
         """Has what follows written by another framer, made of its own."""
         self._framer = reframed(self._framer)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with aclosing(self._rest):
-            await unless_disconnected(receive, self._stream(scope, send), self._tend(send))
+        self._send = send
+        self._attended = Attended(scope, receive)
+        async with self._attended:
+            try:
+                await self._run(scope)
+            finally:
+                if self._timer is not None:
+                    self._timer.cancel()
+                await self._end_ping()
 
-    async def _stream(self, scope: Scope, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+    async def _run(self, scope: Scope) -> None:
+        error: Exception | None = None
         try:
-            async with aclosing(self._rest):
-                await self._write(send, self._framer.to_frames(self._first))
-                async for event in self._rest:
-                    if frames := self._framer.to_frames(event):
-                        await self._write(send, frames)
-            await self._write(send, self._framer.end())
-        except ClientDisconnected:
-            raise
-        except Exception as error:
-            access.of(scope).error = error
-            await self._write(send, self._framer.to_error_frame(error))
-        # Last, with the source closed already: some servers say "disconnected" as soon as a response is complete.
-        await self._write(send, b"", more=False)
+            await self._source(self._tell)
+        except Exception as caught:
+            if not self._begun:
+                raise
+            error = caught
+        try:
+            if self._ending is not None:
+                await self._ending(error)
+            last = self._framer.end() if error is None else self._framer.to_error_frame(error)
+        except Exception as caught:
+            error = caught
+            last = self._framer.to_error_frame(error)
+        access.of(scope).error = error
+        await self._write(last)
+        await self._end_ping()
+        # Last, with the source ended already: some servers say "disconnected" as soon as a response is complete.
+        await self._write(b"", more=False)
 
-    async def _tend(self, send: Send) -> None:
-        """Sends a ping whenever nothing else has been sent for a while. Ends when the client reads no more.
+    async def _tell(self, event: T) -> None:
+        if not self._begun:
+            await self._open(event)
+        if frames := self._framer.to_frames(event):
+            await self._write(frames)
 
-        One task a stream rather than a timeout a write: those would cost more than all else that a chunk costs.
-        """
+    async def _open(self, event: T) -> None:
+        self.headers.update(self._begin(event))
+        self._begun = True
+        await self._send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         self._since = monotonic()
-        while True:
-            due = self._since + (_WRITE_STALL_S if self._writing else self._keepalive_s)
-            if (wait_s := due - monotonic()) > 0:
-                await asyncio.sleep(wait_s)
-            elif self._writing:
-                return
-            elif self._ping is None:
-                self._since = monotonic()
-            else:
-                try:
-                    async with asyncio.timeout(_WRITE_STALL_S):
-                        await self._write(send, self._ping)
-                except (TimeoutError, ClientDisconnected):
-                    return
+        self._look()
 
-    async def _write(self, send: Send, frame: bytes, *, more: bool = True) -> None:
+    async def _write(self, frames: bytes, *, more: bool = True) -> None:
         self._writing, self._since = True, monotonic()
         try:
-            await send({"type": "http.response.body", "body": frame, "more_body": more})
+            await self._send({"type": "http.response.body", "body": frames, "more_body": more})
         except OSError:
-            raise ClientDisconnected from None
-        finally:
-            self._writing, self._since = False, monotonic()
+            self._attended.leave()
+            await asyncio.sleep(0)  # and the rest of us is cancelled
+        self._writing = False
+
+    # --- what time brings ----------------------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        """Sends a ping where nothing else has been sent for a while; a client that reads no more is taken for gone.
+
+        One timer a stream rather than a timeout a write: those would cost more than all else that a chunk costs.
+        """
+        now = monotonic()
+        due = self._since + (_WRITE_STALL_S if self._writing else self._keepalive_s)
+        if now >= due:
+            if self._writing:
+                self._attended.leave()
+                return
+            self._since, due = now, now + self._keepalive_s
+            if self._ping is not None:
+                self._pinging = asyncio.create_task(self._write(self._ping))
+        self._timer = asyncio.get_running_loop().call_later(due - now, self._look)
+
+    async def _end_ping(self) -> None:
+        if self._pinging is not None and not self._pinging.done():
+            self._pinging.cancel()
+            await asyncio.wait([self._pinging])

@@ -13,8 +13,8 @@ import itertools
 import logging
 import mmap
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import ExitStack, aclosing, closing, suppress
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -39,6 +39,7 @@ from sightline.images.plan import Room
 from sightline.items import Item
 from sightline.service import Service
 from sightline.speech import SpeechItem
+from sightline.telling import Source, told
 from sightline.types import Image
 
 log = logging.getLogger(__name__)
@@ -245,16 +246,18 @@ class _FrontEnd:
 
     async def _generate(self, frame: frames.Generate) -> None:
         request = requests.from_wire_chat(frame.request, self._to_sources(frame.stream))
-        await self._stream(frame.stream, self._service.generate(request, timeout_s=frame.timeout_s))
+        await self._stream(frame.stream, lambda tell: self._service.answer(request, tell, timeout_s=frame.timeout_s))
 
-    async def _stream(self, stream: int, items: AsyncGenerator[Item | SpeechItem, None]) -> None:
+    async def _stream(self, stream: int, source: Source[Any]) -> None:
         """As fast as they are taken."""
         credit = self._credits[stream] = asyncio.Semaphore(frames.WINDOW)
+
+        async def tell(item: Item | SpeechItem) -> None:
+            await credit.acquire()
+            self._send(frames.to_frame(stream, item, _standing))
+
         try:
-            async with aclosing(items):
-                async for item in items:
-                    await credit.acquire()
-                    self._send(frames.to_frame(stream, item, _standing))
+            await source(tell)
         finally:
             del self._credits[stream]
 
@@ -274,7 +277,7 @@ class _FrontEnd:
             held.pop_all()
             file = await asyncio.shield(asyncio.to_thread(_read, fd, frame.request.num_bytes))  # or nobody closed it
         request = requests.from_wire_speech(frame.request, file)
-        await self._stream(frame.stream, self._service.transcribe(request, timeout_s=frame.timeout_s))
+        await self._stream(frame.stream, told(self._service.transcribe(request, timeout_s=frame.timeout_s)))
 
     async def _call(self, frame: frames.Call) -> None:
         self._send(frames.Answered(frame.stream, await self._calls[frame.method](frame.arguments)))

@@ -92,7 +92,7 @@ class Forwarded(Response):
         self._replies = ask(lambda stream, by: to_frame(stream, by, request, body))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await unless_disconnected(receive, send_on(self._replies, send))
+        await unless_disconnected(scope, receive, send_on(self._replies, send))
 
 
 def to_frame(stream: int, by: frames.Asker, request: Request, body: bytes) -> frames.Forward:

@@ -43,7 +43,7 @@ class FarPage:
             hold(scope, len(chunk))
             body += chunk
         replies = self._service.page(lambda stream: to_frame(stream, request, bytes(body)))
-        await self._heartbeats.run(scope, unless_disconnected(receive, forward.send_on(replies, send)))
+        await self._heartbeats.run(scope, unless_disconnected(scope, receive, forward.send_on(replies, send)))
 
 
 def to_frame(stream: int, request: Request, body: bytes) -> frames.Page:

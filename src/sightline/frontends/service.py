@@ -38,6 +38,7 @@ from sightline.metrics import watch_event_loop
 from sightline.models import ModelStatus
 from sightline.routing import BACKGROUND
 from sightline.speech import SpeechItem
+from sightline.telling import Tell, told
 from sightline.types import ChatRequest, EmbeddingRequest, Embeddings, SpeechRequest, TokenCount
 
 log = logging.getLogger(__name__)
@@ -167,6 +168,9 @@ class FrontService:
                     yield frame.prepared
                 else:
                     yield ChoiceEvent(frame.index, frame.event)
+
+    async def answer(self, request: ChatRequest, tell: Tell[Item], *, timeout_s: float | None = None) -> None:
+        await told(self.generate(request, timeout_s=timeout_s))(tell)
 
     async def embed(self, request: EmbeddingRequest, *, timeout_s: float | None = None) -> Called[Embeddings]:
         by = _asker()

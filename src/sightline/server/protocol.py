@@ -11,15 +11,17 @@ import asyncio
 import logging
 import re
 from collections import deque
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import httptools
 import uvicorn
+from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from sightline import metrics
 from sightline.api.bodies import LAND
+from sightline.api.disconnect import Presence
 from sightline.server.connections import Connections
 from sightline.server.landing import COMMON, Buffered, Landing
 from sightline.server.refusal import MALFORMED, Refusal
@@ -113,8 +115,7 @@ class Guarded(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._all.close(self)
         for cycle in self._live:  # uvicorn tells the one that came last alone
-            cycle.disconnected = True
-            cycle.message_event.set()
+            _end(cycle)
         self._landing = None
         super().connection_lost(exc)
 
@@ -235,8 +236,7 @@ class Guarded(HttpToolsProtocol):
         if self._reading == "body" and self._live and self._live[-1] is self.cycle:
             cycle = self._live.pop()
             self.pipeline = deque(item for item in self.pipeline if item[0] is not cycle)
-            cycle.disconnected = True
-            cycle.message_event.set()
+            _end(cycle)
             if cycle.response_started:  # what has been sent is no answer to this
                 metrics.HTTP_CUT.labels(refusal.reason).inc()
                 self._wire.close()
@@ -282,6 +282,7 @@ class Guarded(HttpToolsProtocol):
         self._live.append(self.cycle)
         if self._told_bytes > len(COMMON):
             self.scope[LAND] = Landing(self.cycle, self._told_bytes, self._land).land  # type: ignore[typeddict-unknown-key]
+        Presence(self.flow.resume_reading).put(cast(Scope, self.cycle.scope))
 
     def _check_head(self) -> None:
         version = self.parser.get_http_version()
@@ -355,3 +356,10 @@ class Guarded(HttpToolsProtocol):
             # It may send the body nevertheless, or not: what comes next could be anything.
             self._wire.close()
         super().on_response_complete()
+
+
+def _end(cycle: RequestResponseCycle) -> None:
+    """Its client has left, or is taken for gone."""
+    cycle.disconnected = True
+    cycle.message_event.set()
+    Presence.end(cast(Scope, cycle.scope))

@@ -93,7 +93,6 @@ class _Chat:
             completion = to_completion(self._signed(head), answer, logprobs=body.logprobs)
             headers = to_headers(completion.sightline.engine, completion.sightline.path)
             return json_response(completion, headers=headers)
-        first, rest = await self._exchange.begin(request, chat)
         chunks = self._chunks(
             self._signed(head),
             access.of(request.scope).request_id,
@@ -101,7 +100,7 @@ class _Chat:
             include_usage=body.stream_options is not None and body.stream_options.include_usage,
             logprobs=body.logprobs,
         )
-        return self._exchange.stream(request, first, rest, chunks)
+        return self._exchange.stream(request, self._exchange.source(request, chat), chunks)
 
     async def count_input_tokens(self, request: Request) -> Response:
         _, _, chat = await self._read(request)

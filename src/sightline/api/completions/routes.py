@@ -89,10 +89,9 @@ class _Completions:
             extension = completion.sightline
             assert extension, "a whole answer tells who gave it"
             return json_response(completion, headers=to_headers(extension.engine, extension.path))
-        first, rest = await self._exchange.begin(request, *requests)
         include_usage = body.stream_options is not None and body.stream_options.include_usage
         chunks = Chunks(shape, access.of(request.scope).request_id, include_usage=include_usage)
-        return self._exchange.stream(request, first, rest, chunks)
+        return self._exchange.stream(request, self._exchange.source(request, *requests), chunks)
 
     async def _read(self, request: Request) -> tuple[CompletionBody, Shape, tuple[ChatRequest, ...]]:
         with self._exchange.reading(request.scope):

@@ -100,8 +100,8 @@ class _Messages:
         record.facts.update(completion=chat.request_id, stream=body.stream)
         head = Head(chat.request_id, body.model, body.max_tokens, body.thinking)
         if body.stream:
-            first, rest = await self._exchange.begin(request, chat)
-            response: Response = self._exchange.stream(request, first, rest, Events(head, record.request_id), FRAMING)
+            source, events = self._exchange.source(request, chat), Events(head, record.request_id)
+            response: Response = self._exchange.stream(request, source, events, FRAMING)
         else:
             answer = await self._exchange.collect(request, chat)
             response = json_response(to_message(head, answer))

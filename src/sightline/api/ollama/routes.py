@@ -211,9 +211,8 @@ class _Ollama:
         if is_empty:
             return await self._load(request, body, chat, head)
         if body.stream:
-            first, rest = await self._exchange.begin(request, chat)
             lines = Lines(head, access.of(request.scope).request_id)
-            return self._exchange.stream(request, first, rest, lines, FRAMING)
+            return self._exchange.stream(request, self._exchange.source(request, chat), lines, FRAMING)
         answer = await self._exchange.collect(request, chat)
         headers = to_headers(answer.prepared.engine, answer.prepared.path)
         return json_response(to_answer(head, answer), headers=headers)

@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -51,6 +51,7 @@ from sightline.errors import InvalidRequest, ModelNotFound, ObjectNotFound
 from sightline.items import Item as ServiceItem
 from sightline.items import Prepared, ServedImage
 from sightline.service import Service
+from sightline.telling import Tell, told
 from sightline.types import ChatRequest, TokenCount
 
 PATH = "/v1/responses"
@@ -117,15 +118,27 @@ class _Responses:
             return await self._begin_in_background(request, asked)
         chat = asked.chat
         if asked.body.truncation == "auto":
-            chat = await unless_disconnected(request.receive, self._fit(asked))
-        first, rest = await self._exchange.begin(request, replace(chat, whole=not asked.body.stream))
+            chat = await unless_disconnected(request.scope, request.receive, self._fit(asked))
         if asked.body.stream:
-            frames = Frames(asked.answer)
-            return self._exchange.stream(request, first, self._kept(rest, asked, frames), frames)
-        items = [first, *await unless_disconnected(request.receive, _feed(asked.answer, first, rest))]
-        access.of(request.scope).facts.update(access.to_facts(items))
+            return self._stream(request, asked, chat)
+        items = await self._exchange.items(request, chat)
+        for item in items:
+            asked.answer.feed(item)
         await self._keep(asked)
-        return json_response(asked.answer.response, headers=to_headers(first.engine, first.path))
+        prepared = items[0]
+        assert isinstance(prepared, Prepared), "the service tells Prepared first"
+        return json_response(asked.answer.response, headers=to_headers(prepared.engine, prepared.path))
+
+    def _stream(self, request: Request, asked: _Asked, chat: ChatRequest) -> Response:
+        """The response is kept before its last event is sent, so that whoever has read it can go on from it."""
+        frames = Frames(asked.answer)
+
+        async def ending(error: Exception | None) -> None:
+            if error is not None:
+                frames.fail(error)
+            await self._keep(asked)
+
+        return self._exchange.stream(request, self._exchange.source(request, chat), frames, ending=ending)
 
     async def _read(self, request: Request) -> _Asked:
         with self._exchange.reading(request.scope):
@@ -194,28 +207,17 @@ class _Responses:
                 yield item
 
     def _follow(self, frames: AsyncGenerator[bytes, None]) -> Response:
-        return EventStream(b"", frames, Replay(), keepalive_s=self._exchange.limits.keepalive_s)
+        async def source(tell: Tell[bytes]) -> None:
+            await tell(b"")  # it has begun, though there may be nothing to tell yet
+            await told(frames)(tell)
+
+        return EventStream(source, Replay(), keepalive_s=self._exchange.limits.keepalive_s)
 
     # --- what is kept -----------------------------------------------------------------------------------------------
 
     async def _keep(self, asked: _Asked) -> None:
         if asked.body.store:
             await self._store.put(with_response(await _to_record(asked), asked.answer.response))
-
-    async def _kept(
-        self, items: AsyncGenerator[ServiceItem, None], asked: _Asked, frames: Frames
-    ) -> AsyncGenerator[ServiceItem, None]:
-        """The items of a stream. The response is kept before its last event is sent, so that whoever has read it can
-        go on from it."""
-        async with aclosing(items):
-            try:
-                async for item in items:
-                    yield item
-            except Exception as error:
-                frames.fail(error)
-                await self._keep(asked)
-                raise
-            await self._keep(asked)
 
     async def _before(self, response_id: str | None, tenant: str) -> list[Placed]:
         """The conversation that ends with a stored response: every item, with its pictures."""
@@ -317,16 +319,6 @@ class _Responses:
 
 
 # --- pieces ----------------------------------------------------------------------------------------------------------
-
-
-async def _feed(answer: Answer, first: Prepared, rest: AsyncGenerator[ServiceItem, None]) -> list[ServiceItem]:
-    answer.feed(first)
-    items = []
-    async with aclosing(rest):
-        async for item in rest:
-            answer.feed(item)
-            items.append(item)
-    return items
 
 
 async def _to_record(asked: _Asked) -> StoredResponse:

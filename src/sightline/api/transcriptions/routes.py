@@ -6,7 +6,7 @@ models (speakers told apart, detection of speech by parameters of one's own) is 
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Annotated, Any, Literal
 
@@ -22,7 +22,7 @@ from sightline.api.exchange import Exchange, new_id
 from sightline.api.extension import to_headers
 from sightline.api.fields import array, boolean, described, invalid, number, one_of, read, refused, string
 from sightline.api.forms import Form, from_text, reading_form
-from sightline.api.sse import EventStream, first_event
+from sightline.api.sse import EventStream
 from sightline.api.transcriptions.reply import (
     WRITERS,
     Deltas,
@@ -39,6 +39,7 @@ from sightline.config import Settings
 from sightline.errors import UnsupportedFeature
 from sightline.service import Service
 from sightline.speech import Listening, SpeechItem
+from sightline.telling import told
 from sightline.types import AudioRef, SpeechRequest
 
 MAX_PROMPT = 8192
@@ -149,7 +150,7 @@ class _Audio:
                 body, file = read_transcription(_noted(request, form)), await form.file("file").read()
         items = self._exchange.service.transcribe(to_speech_request(body, file))
         if body.stream:
-            return await self._stream(request, items, logprobs="logprobs" in body.include)
+            return self._stream(request, items, logprobs="logprobs" in body.include)
         return to_response(body, await self._collect(request, items))
 
     async def translate(self, request: Request) -> Response:
@@ -160,17 +161,18 @@ class _Audio:
         return to_response(body, await self._collect(request, items))
 
     async def _collect(self, request: Request, items: AsyncGenerator[SpeechItem, None]) -> Transcript:
-        transcript = to_transcript(await unless_disconnected(request.receive, _all(items)))
+        transcript = to_transcript(await unless_disconnected(request.scope, request.receive, _all(items)))
         _tell(request, transcript.listening)
         return transcript
 
-    async def _stream(self, request: Request, items: AsyncGenerator[SpeechItem, None], *, logprobs: bool) -> Response:
-        first = await first_event(request.receive, items)
-        assert isinstance(first, Listening), "the service yields Listening first"
-        _tell(request, first)
+    def _stream(self, request: Request, items: AsyncGenerator[SpeechItem, None], *, logprobs: bool) -> Response:
+        def begin(first: SpeechItem) -> Mapping[str, str]:
+            assert isinstance(first, Listening), "the service yields Listening first"
+            _tell(request, first)
+            return to_headers(first.engine, ())
+
         deltas = Deltas(access.of(request.scope).request_id, logprobs=logprobs)
-        headers = to_headers(first.engine, ())
-        return EventStream(first, items, deltas, keepalive_s=self._exchange.limits.keepalive_s, headers=headers)
+        return EventStream(told(items), deltas, keepalive_s=self._exchange.limits.keepalive_s, begin=begin)
 
 
 def _noted(request: Request, form: Form) -> dict[str, Any]:
