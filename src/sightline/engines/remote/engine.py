@@ -300,10 +300,16 @@ class RemoteEngine:
         async with self.open().open("POST", path, body, deadline, keep=not kind.hangs_up) as incoming:
             del body
             await self._expect_stream(incoming, request.param)
-            async with aclosing(_deltas(answer, incoming)) as deltas:
-                async for delta in deltas:
+            events = ServerEvents()
+            while not answer.done:
+                deltas, problem = _taken(answer, events, await incoming.piece())
+                for delta in deltas:
                     first = first or time.perf_counter()
                     yield delta
+                if problem is not None:
+                    raise problem
+            if not answer.cut:
+                await incoming.ended()
         if kind.uuids:
             self._held.add(self._names(request))
         ended = time.perf_counter()
@@ -404,32 +410,23 @@ _FIELDS = frozenset(
 """What an error of the server may name, because a client may have written it."""
 
 
-async def _deltas(answer: Answer, incoming: Incoming) -> AsyncGenerator[Delta, None]:
-    """Until the answer is done. Raises `UpstreamFailed` when the stream is not whole.
+def _taken(answer: Answer, events: ServerEvents, piece: bytes | None) -> tuple[list[Delta], SightlineError | None]:
+    """What a piece of the stream says (None: there is no more), and what is wrong behind that.
 
     Words that came together go on together, as one delta: each costs everybody behind as much as many do.
     """
-    events = ServerEvents()
-    async with aclosing(incoming.pieces()) as pieces:
-        async for piece in pieces:
-            taken: list[Delta] = []
-            problem: SightlineError | None = None
-            try:
-                for event in events.feed(piece):
-                    taken += answer.take(event)
-                    if answer.done:
-                        break
-            except SightlineError as error:
-                problem = error
-            except MalformedStream as error:
-                log.warning("an upstream's stream is malformed: %s", error)
-                problem = UpstreamFailed("The server behind this model sent what is no answer.")
-            for delta in joined(taken):
-                yield delta
-            if problem is not None:
-                raise problem
+    deltas: list[Delta] = []
+    problem: SightlineError | None = None
+    if piece is None:
+        return deltas, answer.broke_off()
+    try:
+        for event in events.feed(piece):
+            deltas += answer.take(event)
             if answer.done:
-                if not answer.cut:
-                    await incoming.ended()
-                return
-    raise answer.broke_off()
+                break
+    except SightlineError as error:
+        problem = error
+    except MalformedStream as error:
+        log.warning("an upstream's stream is malformed: %s", error)
+        problem = UpstreamFailed("The server behind this model sent what is no answer.")
+    return joined(deltas), problem

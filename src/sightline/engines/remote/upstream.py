@@ -79,11 +79,17 @@ class Incoming:
         self._connection = connection
         self._deadline = deadline
 
+    async def piece(self) -> bytes | None:
+        """What has come of the body since the last; None at its end."""
+        try:
+            return await self._connection.piece()
+        except (TimeoutError, Broken) as error:
+            raise self._upstream.explained(error, self._deadline) from None
+
     async def pieces(self) -> AsyncGenerator[bytes, None]:
         """The body as it comes."""
-        with self._upstream.translated(self._deadline):
-            while (piece := await self._connection.piece()) is not None:
-                yield piece
+        while (piece := await self.piece()) is not None:
+            yield piece
 
     async def ended(self) -> None:
         """Waits a moment for the end of a body that has said all, so that the connection can be used again."""
@@ -95,7 +101,7 @@ class Incoming:
     async def whole(self, most: int = MAX_REPLY_BYTES) -> bytes:
         """Raises `UpstreamFailed` for more than `most` bytes."""
         body = bytearray()
-        async for piece in self.pieces():
+        while (piece := await self.piece()) is not None:
             body += piece
             if len(body) > most:
                 raise UpstreamFailed("The server behind this model sent more than it may.")
@@ -244,22 +250,17 @@ class Upstream:
         """What goes wrong on a connection, as one of our errors."""
         try:
             yield
-        except TimeoutError:
-            raise self._too_late(deadline) from None
-        except Broken:
-            raise self._broken() from None
+        except (TimeoutError, Broken) as error:
+            raise self.explained(error, deadline) from None
 
-    def _too_late(self, deadline: float) -> SightlineError:
+    def explained(self, error: TimeoutError | Broken, deadline: float) -> SightlineError:
         if self._closed:
             return stopped()
+        if isinstance(error, Broken):
+            return UpstreamFailed("The server behind this model broke off.")
         if asyncio.get_running_loop().time() >= deadline:
             return too_late()
         return UpstreamFailed("The server behind this model has not answered in time.")
-
-    def _broken(self) -> SightlineError:
-        if self._closed:
-            return stopped()
-        return UpstreamFailed("The server behind this model broke off.")
 
     async def close(self) -> None:
         self._closed = True
