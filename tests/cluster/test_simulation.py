@@ -10,7 +10,6 @@ from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -30,8 +29,9 @@ from sightline.engines.fake import FakeEngine
 from sightline.types import EngineRequest, SamplingParams, TextDelta
 
 THROUGH_RAY = Path(__file__).parents[2] / "docs" / "bench-cluster.json"
-KEPT_UP = [told for told in json.loads(THROUGH_RAY.read_text())["points"] if told["delay_p99_s"] < told["step_s"]]
-"""Of the figures of `make bench-cluster` that are in the documentation."""
+NOT_AS_SIMULATED = pytest.mark.xfail(
+    strict=True, reason="docs/cluster-simulation.md says by how much, and what is thought"
+)
 FORGETFUL = Pace(slots=3, step_s=0.05, prefill_chunk=64, prefill_s_per_token=0.001, prefix_tokens=0, embedding_tokens=0)
 """Keeps nothing, as the fake engine takes the same time for what it has seen before."""
 
@@ -151,10 +151,11 @@ def test_points_that_are_not_as_simulated_fail(
     assert "25.0%" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("told", KEPT_UP, ids=lambda told: f"{told['replicas']} replicas")
-def test_throughput_that_was_measured_through_ray_is_as_simulated(told: dict[str, Any]) -> None:
-    """Where the machine kept up: words that are late by more than a step at p99 tell that it stood still."""
-    point = msgspec.structs.replace(msgspec.convert(told, Point), ttft_p50_s=None)
+@pytest.mark.parametrize("replicas", [1, 2, 4, pytest.param(8, marks=NOT_AS_SIMULATED)])
+def test_throughput_that_was_measured_through_ray_is_as_simulated(replicas: int) -> None:
+    """The figures of `make bench-cluster` that are in the documentation."""
+    (point,) = (point for point in measured.read(THROUGH_RAY) if point.replicas == replicas)
+    point = msgspec.structs.replace(point, ttft_p50_s=None)
     assert Compared(point, simulated(point)).off <= WITHIN
 
 
