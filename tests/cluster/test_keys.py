@@ -46,7 +46,7 @@ async def test_a_budget_is_counted_once_for_both_ingresses(cluster: Cluster) -> 
         async with httpx.AsyncClient(base_url=cluster.url, timeout=60, headers={"x-api-key": FEW}) as http:
             outcome = await load.pictured(http, "fake", number, load.said_again)
         outcomes["ok" if outcome == "ok" else outcome[:3]] += 1
-    assert len(processes("ingress")) == 2
+    assert len(processes("ingress")) >= 2  # those of the application before may not have ended yet
     assert outcomes == {"ok": A_DAY, "429": A_DAY}
 
 

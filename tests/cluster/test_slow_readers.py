@@ -57,7 +57,7 @@ def read(answer: HTTPResponse) -> list[float]:
                 chunk = json.loads(line[6:])
                 assert "error" not in chunk, chunk
                 text += "".join(choice["delta"].get("content") or "" for choice in chunk["choices"])
-    return [float(word) for word in text.split()]
+    return [float(word.partition("@")[0]) for word in text.split()]
 
 
 def memory() -> int:
