@@ -112,7 +112,7 @@ class RayBatch:
         except (ConnectionError, RayError, RuntimeError, ValueError) as error:
             where = self._address or "the address in RAY_ADDRESS, or here"
             raise ClientError(f"No Ray can be reached at {where}: {error}") from None
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what ends the run is told once, by us
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False  # ours counts what is in the journal
         context.execution_options.preserve_order = True
