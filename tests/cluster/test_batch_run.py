@@ -152,7 +152,7 @@ def test_rows_that_fail_stand_beside_answers_in_a_table(cluster: RayCluster, tmp
     assert rows[1]["answer"] == "I see 1 picture: 56x56 mostly blue. You said: hello"
 
 
-def test_a_model_that_cannot_be_loaded_is_told_once(cluster: RayCluster, tmp_path: Path) -> None:
+def test_why_a_model_cannot_be_loaded_is_told(cluster: RayCluster, tmp_path: Path) -> None:
     write_input(tmp_path, 4)
     (tmp_path / "sightline.yaml").write_text(
         "models: [{name: m, engine: fake, options: {startup: error}, max_concurrent: 4}]\n"
@@ -162,7 +162,6 @@ def test_a_model_that_cannot_be_loaded_is_told_once(cluster: RayCluster, tmp_pat
     code, said = driver.ended()
     assert code == 1, said
     assert "failed to load" in said
-    assert "Traceback" not in said
 
 
 def test_what_no_machine_has_is_told(cluster: RayCluster, tmp_path: Path) -> None:
