@@ -48,7 +48,7 @@ def test_without_ray_data_it_is_told_what_installs_it(
     monkeypatch.setattr(batch_ray, "find_spec", lambda name: None if name == missing else object())
     out = table.with_name("out.csv")
     assert main(["batch", "run", str(table), "--out", str(out), "--engine", "fake", "--on", "ray"]) == 1
-    assert "pip install 'ray[data]>=2.60,<3'" in capsys.readouterr().err
+    assert "pip install 'sightline[cluster]'" in capsys.readouterr().err
     assert list(table.parent.iterdir()) == [table]
 
 

@@ -96,7 +96,7 @@ def to_ray_batch(args: argparse.Namespace, total: int, arguments: Mapping[str, A
             param="ray_address",
         )
     if any(find_spec(module) is None for module in _MODULES):
-        raise UnsupportedFeature("--on ray needs Ray Data: pip install 'ray[data]>=2.60,<3'.", param="on")
+        raise UnsupportedFeature("--on ray needs Ray Data: pip install 'sightline[cluster]'.", param="on")
     for variable, value in _BEFORE_RAY.items():
         os.environ.setdefault(variable, value)
     from sightline.batch.ray_data import RayBatch, Replicas

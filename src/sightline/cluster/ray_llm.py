@@ -92,7 +92,7 @@ class RayLlmEngine:
             self._server = server.sync_init(config)
             await self._server.start()
             app = await self._server.__serve_build_asgi_app__()
-            self._site = uvicorn.Server(uvicorn.Config(app, uds=self._socket, log_level="warning", access_log=False))
+            self._site = uvicorn.Server(uvicorn.Config(app, uds=self._socket, log_config=None, access_log=False))
             self._serving = asyncio.create_task(self._site.serve())
             await self._remote.start()
         except BaseException:
