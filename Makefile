@@ -4,7 +4,7 @@
 #   make test            lint, types, every fast test
 #   make test-engines    engines against their references (installs torch into .venv-reference)   (ALL=1: vllm, easydel and litellm too, 9 GB)
 #   make test-clients    other people's clients: LiteLLM, LangChain, OpenAI's JavaScript SDK (npm)
-#   make test-cluster    several machines of a real Ray, on this one; replicas, a machine and the ingress are killed (6 minutes)
+#   make test-cluster    several machines of a real Ray, on this one; replicas, machines and ingresses are killed (20 minutes)
 #   make reliability-jobs    batches killed again and again; what is synced; how long people wait beside a batch
 #   make reliability     drain, clients that leave, overload, dying engines, a soak, hostile bodies   ONLY=4,6 SOAK_MINUTES=20
 #   make fuzz-images     10,000 damaged pictures through the decoders, then a server   MUTATIONS=10000

@@ -29,8 +29,10 @@ class Cluster:
         """Of the proxy on the node that is never killed."""
         self._head = self._add(include_dashboard=False, resources={"head": 9, "edge": 9})
         self.nodes: list[Node] = []
+        self._lost: list[bool] = []
+        """Of the nodes that were killed: whether an ingress might be there."""
         for place in range(nodes - 1):
-            self.add_node(edge=place == 0)
+            self._add_node(edge=place == 0)
         self.url = f"http://127.0.0.1:{self.port}"
         self.client = httpx.Client(base_url=self.url, timeout=60)
 
@@ -65,10 +67,16 @@ class Cluster:
         """All its processes at once, of one that may have an ingress, or of one that has none."""
         node = next(node for node in self.nodes if node.edge == edge)
         self.nodes.remove(node)
+        self._lost.append(edge)
         self._cluster.remove_node(node.ray, allow_graceful=False)
 
-    def add_node(self, *, edge: bool) -> None:
-        """Its proxy has ports of its own: all nodes have the address of this machine. Ray wants the main thread."""
+    def mend(self) -> None:
+        """A new node for each that was killed. Ray wants the main thread."""
+        while self._lost:
+            self._add_node(edge=self._lost.pop())
+
+    def _add_node(self, *, edge: bool) -> None:
+        """Its proxy has ports of its own: all nodes have the address of this machine."""
         ports = [free_port() for _ in range(3)]
         names = ("WORKER_PROXY_HTTP_PORT", "HAPROXY_METRICS_PORT", "HAPROXY_STATS_PORT")
         variables = {f"RAY_SERVE_{name}": str(port) for name, port in zip(names, ports, strict=True)}
