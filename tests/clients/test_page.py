@@ -271,10 +271,12 @@ def test_a_photograph_is_taken_and_seen(page: Page) -> None:
     page.click("#more > button")
     page.click("#camera button:not(.upload-container)")  # Chromium's stand-in for a camera is green
     page.until("document.querySelector('#camera video')?.videoWidth > 0")
+    page.write("#composer textarea", "hello")
     page.click("#camera [aria-label='capture photo']")
-    page.until("!!document.querySelector('#camera img')")
-    ask(page, "hello")
-    assert re.search(r"I see 1 picture: \d{3,}x\d{3,} .*green", answers(page)[-1])
+    page.until("document.querySelectorAll('#composer .thumbnail-image').length == 1")
+    assert page.run("document.querySelector('#composer textarea').value") == "hello"
+    assert re.search(r"I see 1 picture: \d{3,}x\d{3,} .*green", ask(page, "hello"))
+    page.until("document.querySelectorAll('#composer .thumbnail-image').length == 0")
     page.until("!document.querySelector('#camera img[src]')")
 
 

@@ -99,13 +99,14 @@ def to_page(connect: Connect) -> Any:
             elem_id="composer",
         )
         inputs = [turns, model, *parameters]
-        outputs = [turns, window, composer, urls, camera]
+        outputs = [turns, window, composer, urls]
         opened = {"outputs": [model, trouble], "show_progress": "hidden", "api_visibility": "private"}
         quiet = {"show_progress": "hidden", "api_visibility": "private"}
         page.load(asking.open, None, **opened)
         model.focus(asking.list_models, None, **opened)
         chat = {"concurrency_limit": None, **quiet}
-        asked = composer.submit(asking.ask, [composer, urls, camera, *inputs], outputs, **chat)
+        camera.change(None, [camera, composer], [camera, composer], js=_TO_COMPOSER, **quiet)
+        asked = composer.submit(asking.ask, [composer, urls, *inputs], outputs, **chat)
         tried = window.example_select(asking.ask_example, inputs, outputs, **chat)
         for answered in (asked, tried):
             answered.then(None, None, composer, js=_IDLE, **quiet)
@@ -132,6 +133,13 @@ _ASKING = {"submit_btn": False, "stop_btn": True}
 _IDLE = "() => ({__type__: 'update', submit_btn: true, stop_btn: false})"
 """Of the composer, in the browser itself, once Gradio is done with a question however that ended. Before that it would
 drop the next one without a word."""
+_TO_COMPOSER = """(photograph, {text, files}) => photograph
+    ? [null, {text, files: [...files.filter(file => file.path != photograph.path),
+                            {...photograph, mime_type: "image/png"}]}]
+    : [null, {text, files}]"""
+"""A photograph is with the question's other pictures as soon as it is uploaded, in the browser itself. Were it asked of
+the camera when the question is sent, a question that is quicker than the upload would lose it without a word. Gradio
+tells of one photograph several times."""
 
 
 def stop(turns: Turns) -> tuple[Any, ...]:
@@ -165,20 +173,20 @@ class _Asking:
                 return [], gr.update(value=to_failure_text(to_failure(error)), visible=True)
 
     async def ask(
-        self, composed: Any, urls: str | None, photograph: str | None, turns: Turns, model: str | None,
-        system: str | None, temperature: float, max_tokens: int, detail: str, max_pixels: int, request: gr.Request,
+        self, composed: Any, urls: str | None, turns: Turns, model: str | None, system: str | None,
+        temperature: float, max_tokens: int, detail: str, max_pixels: int, request: gr.Request,
     ) -> AsyncGenerator[Any, None]:  # fmt: skip
-        """Outputs: turns, window, composer, addresses, camera."""
+        """Outputs: turns, window, composer, addresses."""
         question = (composed["text"] or "").strip()
         try:
-            pictures = (*composed["files"], *([photograph] if photograph else []), *read_urls(urls or ""))
+            pictures = (*composed["files"], *read_urls(urls or ""))
         except ValueError as error:
             raise gr.Error(str(error), duration=None) from None
         if not question and not pictures:
-            yield (gr.skip(),) * 5
+            yield (gr.skip(),) * 4
             return
         chosen = _to_parameters(model, system, temperature, max_tokens, detail, max_pixels)
-        first = (gr.update(value=None, **_ASKING), "", None)
+        first = (gr.update(value=None, **_ASKING), "")
         async for drawn in self._answer(turns, Turn(question, pictures), chosen, first, request):
             yield drawn
 
@@ -190,7 +198,7 @@ class _Asking:
         question, names = EXAMPLES[event.index]
         asked = Turn(question, tuple(str(_PICTURES / name) for name in names))
         chosen = _to_parameters(model, system, temperature, max_tokens, detail, max_pixels)
-        first = (gr.update(**_ASKING), gr.skip(), gr.skip())
+        first = (gr.update(**_ASKING), gr.skip())
         async for drawn in self._answer(turns, asked, chosen, first, request):
             yield drawn
 
@@ -202,7 +210,7 @@ class _Asking:
             rest = first
             async for turns in growing:
                 yield turns, to_shown(turns), *rest
-                rest = (gr.skip(), gr.skip(), gr.skip())
+                rest = (gr.skip(), gr.skip())
 
 
 def _to_parameters(
