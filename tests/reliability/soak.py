@@ -64,14 +64,15 @@ async def measure(*, minutes: float = 20.0, rate: float = 20.0, num_bytes: int =
         samples = await _watch(served, sending)
         await sending
     warm = [s for s in samples if s.at_s >= _warm_up_s(minutes)]
-    slope = _slope([s.at_s for s in warm], [s.rss for s in warm]) * 600 / _MIB
-    fds = _slope([s.at_s for s in warm], [s.fds for s in warm]) * 600
-    tasks = _slope([s.at_s for s in warm], [s.tasks for s in warm]) * 600
+    slope, doubt = (600 / _MIB * value for value in _slope([s.at_s for s in warm], [s.rss for s in warm]))
+    fds = _slope([s.at_s for s in warm], [s.fds for s in warm])[0] * 600
+    tasks = _slope([s.at_s for s in warm], [s.tasks for s in warm])[0] * 600
     peak = max(s.rss for s in samples) / _MIB
     wrong = {end: n for end, n in load.ends.items() if end not in ("ok", "left")}
     measured = (
         f"{minutes:g} min at {rate:g}/s: {sum(load.ends.values())} requests, {sum(wrong.values())} failed; RSS "
-        f"{slope:+.2f} MiB in 10 min, descriptors {fds:+.1f}, tasks {tasks:+.1f}; peak {peak:.0f} MiB"
+        f"{slope:+.2f} (standard error {doubt:.2f}) MiB in 10 min, descriptors {fds:+.1f}, tasks {tasks:+.1f}; "
+        f"peak {peak:.0f} MiB"
     )
     span = (samples[-1].at_s - warm[0].at_s if warm else 0.0) / 600
     flat = abs(fds) * span < 10 and abs(tasks) * span < 10
@@ -90,9 +91,13 @@ def _warm_up_s(minutes: float) -> float:
     return min(600.0, minutes * 30)
 
 
-def _slope(x: list[float], y: list[float]) -> float:
-    """Per second; by least squares."""
-    return float(np.polyfit(x, y, 1)[0]) if len(x) > 1 else 0.0
+def _slope(x: list[float], y: list[float]) -> tuple[float, float]:
+    """Per second, by least squares, and its standard error: what is in memory only because a request is under way
+    scatters the samples, and of few minutes a slope may say no more than that."""
+    if len(x) < 4:
+        return 0.0, 0.0
+    (slope, _), covariance = np.polyfit(x, y, 1, cov=True)
+    return float(slope), float(covariance[0, 0] ** 0.5)
 
 
 async def _watch(served: Served, sending: asyncio.Task[None]) -> list[Sample]:
