@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 ray = pytest.importorskip("ray")
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def sightline(tmp_path: Path) -> Iterator[Callable[..., str]]:
 
     def run(*arguments: str) -> str:
         command = [sys.executable, "-m", "sightline.cli", "cluster", *arguments, "--address", address]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 

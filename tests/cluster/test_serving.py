@@ -93,6 +93,7 @@ def test_other_dialects_and_embeddings(cluster: Cluster) -> None:
     assert {model["id"] for model in cluster.client.get("/v1/models").json()["data"]} == {
         "fake",
         "sleepy",
+        "nowhere",
         "slow",
     }
 

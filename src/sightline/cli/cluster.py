@@ -236,7 +236,9 @@ def _require_ray() -> None:
 def _start_ray(address: str) -> None:
     """Of one machine, with a token; its dashboard at `address`, on loopback. Returns when that answers."""
     print("Ray is started on this machine ...", flush=True)
-    environment = {"RAY_AUTH_MODE": "token", "RAY_SERVE_ENABLE_HA_PROXY": "1", **os.environ}
+    # A machine with other work takes longer than the 30 s that Ray gives itself.
+    patience = {"RAY_raylet_start_wait_time_s": f"{_RAY_START_S:.0f}"}
+    environment = {"RAY_AUTH_MODE": "token", "RAY_SERVE_ENABLE_HA_PROXY": "1", **patience, **os.environ}
     ray = [sys.executable, "-m", "ray.scripts.scripts"]
     has_token = variable("RAY_AUTH_TOKEN") or variable("RAY_AUTH_TOKEN_PATH")
     if not has_token and not (Path.home() / ".ray" / "auth_token").exists():
