@@ -53,7 +53,7 @@ def command(*arguments: str, state: Path) -> Iterator[str]:
             yield f"http://127.0.0.1:{port}"
         finally:
             process.terminate()
-            process.wait(20)
+            process.wait(60)
 
 
 def until(what: Any, process: subprocess.Popen[bytes] | None = None, timeout_s: float = 240) -> None:
@@ -66,7 +66,7 @@ def until(what: Any, process: subprocess.Popen[bytes] | None = None, timeout_s: 
 
 def status(url: str, **headers: str) -> int:
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as reply:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60) as reply:
             return int(reply.status)
     except urllib.error.HTTPError as error:
         error.close()
@@ -76,7 +76,7 @@ def status(url: str, **headers: str) -> int:
 
 
 def read(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=10) as reply:
+    with urllib.request.urlopen(url, timeout=60) as reply:
         return str(reply.read().decode())
 
 
@@ -118,6 +118,8 @@ def answers(page: Page) -> list[str]:
 
 
 _RUNNING = 'sightline_requests_running{model="fake"} 1.0'
+_LONG = "[[fake: slow 0.5]] " + "word " * 400
+"""A question whose answer takes minutes, unless somebody ends it."""
 _LAST_ANSWER = "[...document.querySelectorAll('#conversation .bot-row')].at(-1).innerText"
 
 
@@ -234,13 +236,13 @@ def test_stop_ends_the_engines_work(page: Page, server: str) -> None:
         return _RUNNING in read(f"{server}/metrics")
 
     choose(page, "fake")
-    page.write("#composer textarea", "[[fake: slow 0.2]] " + "word " * 200)
+    page.write("#composer textarea", _LONG)
     page.press_enter()
     page.until("document.querySelector('#conversation .bot-row')?.innerText.length > 20")
     until(running)
     page.click("#composer .stop-button")
     page.until("document.body.innerText.includes('Stopped')")
-    until(lambda: not running(), timeout_s=5)
+    until(lambda: not running(), timeout_s=60)
     assert "480x360" in ask(page, "hello", RED), "and the next question is answered"
 
 
@@ -251,10 +253,10 @@ def test_a_closed_tab_ends_the_engines_work(browser: Browser, server: str) -> No
     with browser.page() as page:
         opened(page, f"{server}/ui/")
         choose(page, "fake")
-        page.write("#composer textarea", "[[fake: slow 0.2]] " + "word " * 200)
+        page.write("#composer textarea", _LONG)
         page.press_enter()
         until(running)
-    until(lambda: not running(), timeout_s=10)
+    until(lambda: not running(), timeout_s=60)
 
 
 def test_nothing_is_asked_of_anybody_else(page: Page, server: str) -> None:
@@ -301,7 +303,7 @@ def test_gradio_does_no_more_than_the_page_needs(server: str) -> None:
 
 def test_no_address_is_fetched_for_a_made_up_request(server: str) -> None:
     """A browser's request may name a file by its URL, and Gradio would download it."""
-    with urllib.request.urlopen(f"{server}/ui/config", timeout=10) as reply:
+    with urllib.request.urlopen(f"{server}/ui/config", timeout=60) as reply:
         config = json.load(reply)
     kinds = {component["id"]: component["type"] for component in config["components"]}
     tried = 0
@@ -318,9 +320,9 @@ def test_no_address_is_fetched_for_a_made_up_request(server: str) -> None:
             body = {"data": data, "fn_index": event["id"], "session_hash": session}
             headers = {"content-type": "application/json"}
             request = urllib.request.Request(f"{server}/ui/gradio_api/queue/join", json.dumps(body).encode(), headers)
-            urllib.request.urlopen(request, timeout=10).close()
+            urllib.request.urlopen(request, timeout=60).close()
             with urllib.request.urlopen(
-                f"{server}/ui/gradio_api/queue/data?session_hash={session}", timeout=20
+                f"{server}/ui/gradio_api/queue/data?session_hash={session}", timeout=60
             ) as told:
                 said = told.read().decode()
             assert '"success":false' in said, (kinds[component], said)
@@ -335,7 +337,7 @@ def test_a_server_that_is_stopped_does_not_wait_for_open_pages(browser: Browser,
         opened(page, f"{url}/ui/")
         until(lambda: any("/heartbeat/" in request for request in page.requests))
         stopped = time.monotonic()
-    assert time.monotonic() - stopped < 15, "not its 30 s of grace"
+    assert time.monotonic() - stopped < 28, "not its 30 s of grace"
 
 
 def test_a_server_of_several_processes_has_the_page(browser: Browser, state: Path) -> None:
@@ -347,14 +349,14 @@ def test_a_server_of_several_processes_has_the_page(browser: Browser, state: Pat
         assert "480x360" in ask(page, "and now?"), "the same conversation"
         assert "400x400" in ask(page, "hello", BLUE)
         assert status(f"{url}/ui/docs") == status(f"{url}/ui/gradio_api/info") == 404
-        page.write("#composer textarea", "[[fake: slow 0.2]] " + "word " * 200)
+        page.write("#composer textarea", _LONG)
         page.press_enter()
         page.until("document.querySelectorAll('#conversation .bot-row').length == 4")
         page.click("#composer .stop-button")
         page.until("document.body.innerText.includes('Stopped')")
-        until(lambda: _RUNNING not in read(f"{url}/metrics"), timeout_s=10)
+        until(lambda: _RUNNING not in read(f"{url}/metrics"), timeout_s=60)
         stopped = time.monotonic()
-    assert time.monotonic() - stopped < 15, "it does not wait for open pages"
+    assert time.monotonic() - stopped < 28, "it does not wait for open pages"
 
 
 def test_dark_and_light(browser: Browser, server: str) -> None:
