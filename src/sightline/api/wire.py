@@ -51,6 +51,7 @@ _MAX_QUOTES = 20_000
 _MAX_BACKSLASHES = 64
 """In a row. Looked at in search of long strings; what comes behind more of either is the parser's."""
 
+_BACKSLASH = ord("\\")
 _KEY_END = re.compile(rb"[ \t\n\r]*:")
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 
@@ -126,7 +127,7 @@ def _parse_cut(cut: _Cut, max_depth: int) -> Any:
         value = _parse(cut.short, max_depth)
     except InvalidRequest:
         return _parse(cut.body[: cut.size], max_depth)  # to fail again, at a line and column of the body that was sent
-    return _put_back(value, cut.strings)
+    return _put_back([value], cut.strings)[0]
 
 
 def _parse(body: Text, max_depth: int) -> Any:
@@ -168,11 +169,12 @@ def _cut_long_strings(body: Body, size: int) -> _Cut:
         if start is None:
             start = at
             continue
-        before = body[max(start, quote - _MAX_BACKSLASHES) : quote]
-        if (backslashes := len(before) - len(before.rstrip(b"\\"))) == _MAX_BACKSLASHES:
-            break
-        if backslashes % 2:
-            continue  # an escaped quote: the string goes on
+        if body[quote - 1] == _BACKSLASH:  # never of another string: there is a quote before this one
+            before = body[max(start, quote - _MAX_BACKSLASHES) : quote]
+            if (backslashes := len(before) - len(before.rstrip(b"\\"))) == _MAX_BACKSLASHES:
+                break
+            if backslashes % 2:
+                continue  # an escaped quote: the string goes on
         if quote - start >= _LONG_STRING_BYTES and _is_plain(body, start, quote) and not _KEY_END.match(body, at):
             name = f"{nonce}{len(cut)}"
             cut[name] = to_text(memoryview(body)[start:quote])
@@ -194,14 +196,13 @@ def _is_plain(body: Body, start: int, end: int) -> bool:
 
 
 def _put_back(value: Any, cut: Mapping[str, str]) -> Any:
-    """Changes `value`, which nobody else has seen yet."""
-    if isinstance(value, str):
-        return cut.get(value, value)
-    if isinstance(value, dict):
-        for key, item in value.items():
-            value[key] = _put_back(item, cut)
-    elif isinstance(value, list):
-        value[:] = [_put_back(item, cut) for item in value]
+    """Changes `value`, an array or an object which nobody else has seen yet."""
+    for at, item in value.items() if isinstance(value, dict) else enumerate(value):
+        if type(item) is str:
+            if item in cut:
+                value[at] = cut[item]
+        elif type(item) is dict or type(item) is list:
+            _put_back(item, cut)
     return value
 
 
@@ -267,6 +268,8 @@ def _too_deep(max_depth: int) -> InvalidRequest:
 
 def _occurs_more_than(body: Body, byte: bytes, times: int) -> bool:
     """Like `body.count(byte) > times`, but at the speed of memchr where the byte is rare, as in base64."""
+    if len(body) <= times:
+        return False
     at = -1
     for _ in range(times + 1):
         at = body.find(byte, at + 1)
