@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -233,3 +234,19 @@ def test_the_schema_knows_each_engines_options(model: dict[str, object], valid: 
 
 def test_the_example_is_as_the_schema_says() -> None:
     Draft202012Validator(schema()).validate(yaml.safe_load((ROOT / "examples" / "sightline.yaml").read_text()))
+
+
+@pytest.mark.parametrize(
+    ("engine", "what_to_do"),
+    [
+        ("llamacpp", r"pip install 'sightline\[llamacpp\]'\."),
+        ("litellm", r"pip install 'sightline\[litellm\]', or .*: sightline engine install litellm\."),
+    ],
+)
+def test_an_engine_that_is_not_installed_is_told_of_with_commands_that_there_are(
+    engine: str, what_to_do: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sightline.configfile.find_spec", lambda name: None)
+    (tmp_path / "s.yaml").write_text(f"models: [{{name: m, engine: {engine}}}]")
+    messages = [problem.message for problem in check(tmp_path / "s.yaml")[1]]
+    assert any(re.fullmatch(f"{engine} needs .*: {what_to_do}", message) for message in messages), messages

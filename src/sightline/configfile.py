@@ -24,6 +24,7 @@ import yaml
 
 from sightline.config import PEEK, ModelConfig, Settings, Tls, variable
 from sightline.engines import EngineEntry, engine_names, find_entry, load_engine, refuse_python, target_of
+from sightline.engines.environments import RECIPES
 from sightline.engines.interpreter import find, verify
 from sightline.engines.sources import check_source
 from sightline.errors import InvalidRequest, SightlineError
@@ -399,11 +400,11 @@ def _check_options(reading: _Reading, model: ModelConfig, entry: EngineEntry, pa
 def _check_packages(reading: _Reading, model: ModelConfig, entry: EngineEntry, path: str) -> None:
     missing = [name for name in entry.needs if model.python is None and find_spec(name) is None]
     if missing and not (model.engine == "llamacpp" and model.options.get("executable")):
-        names = ", ".join(missing)
+        own = f", or give it an environment of its own: sightline engine install {model.engine}"
         reading.wrong(
             f"{path}.engine",
-            f"{model.engine} needs {names}: pip install 'sightline[{model.engine}]', or give it an environment of its "
-            f"own: sightline engine install {model.engine}.",
+            f"{model.engine} needs {', '.join(missing)}: pip install 'sightline[{model.engine}]'"
+            f"{own if model.engine in RECIPES else ''}.",
         )
 
 

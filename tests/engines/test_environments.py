@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import zipfile
@@ -9,13 +10,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 
+from sightline import __version__
 from sightline.cli import main
 from sightline.engines import environments
-from sightline.engines.environments import RECIPES, STAMP, Recipe, find_environments, install
+from sightline.engines.environments import RECIPES, STAMP, Recipe, find_environments, install, own_requirement
 from sightline.engines.mending import mend_vllm_cpu
 from sightline.errors import InvalidRequest
 
@@ -100,7 +103,7 @@ def commands(
 
     monkeypatch.setattr(environments, "_run", run)
     monkeypatch.setattr(environments, "_site_packages", lambda directory: directory)
-    monkeypatch.setattr(environments, "_sightline", lambda extra: [f"sightline[{extra}]"])
+    monkeypatch.setattr(environments, "own_requirement", lambda extra: [f"sightline[{extra}]"])
     monkeypatch.setitem(RECIPES, engine, replace(RECIPES[engine], cpu_mend=lambda site_packages: None))
     install(engine, tmp_path / "e", cpu=cpu, tell=lambda line: None)
     return ran
@@ -163,3 +166,29 @@ def test_the_list_says_what_is_where(
     assert rows["fake"][1:4] == ["yes", "with", "sightline"]
     if find_spec("xllamacpp") is None:
         assert rows["llamacpp"][1:5] == ["no", "pip", "install", "'sightline[llamacpp]'"]
+
+
+@pytest.mark.parametrize(
+    ("told", "requirement"),
+    [
+        (None, [f"sightline[litellm]=={__version__}"]),
+        ({"dir_info": {}, "url": "file://HERE"}, ["HERE[litellm]"]),
+        ({"dir_info": {"editable": True}, "url": "file://HERE"}, ["--editable", "HERE[litellm]"]),
+        (
+            {"vcs_info": {"vcs": "git", "commit_id": "c0ffee"}, "url": "https://git.example/sightline"},
+            ["sightline[litellm] @ git+https://git.example/sightline@c0ffee"],
+        ),
+        ({"archive_info": {}, "url": "file://HERE/a.whl"}, ["sightline[litellm] @ file://HERE/a.whl"]),
+    ],
+)
+def test_an_environment_has_the_sightline_that_makes_it(
+    told: dict[str, object] | None, requirement: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Never another project's of that name, which an index may have: from where this one was installed (PEP 610)."""
+    here = tmp_path / "a checkout"
+    here.mkdir()
+    (here / "a.whl").touch()
+    as_url = json.dumps(told).replace("HERE", str(here).replace(" ", "%20")) if told else None
+    monkeypatch.setattr(environments, "distribution", lambda name: SimpleNamespace(read_text=lambda file: as_url))
+    place = str(here).replace(" ", "%20") if told and "archive_info" in told else str(here)
+    assert own_requirement("litellm") == [word.replace("HERE", place) for word in requirement]

@@ -52,7 +52,9 @@ def test_what_is_missing_is_named_with_what_to_run(bare: Path, equipped: Path, m
     verify(str(equipped), "fake", ["numpy"])
     with pytest.raises(InvalidRequest, match=r"has no sightline.*sightline engine install transformers"):
         verify(str(bare), "transformers", ["torch"])
-    with pytest.raises(InvalidRequest, match=r"lacks torch_nowhere, which the engine mine.*pip install sightline=="):
+    with pytest.raises(
+        InvalidRequest, match=r"lacks torch_nowhere, which the engine mine.*-m pip install .*torch_nowhere$"
+    ):
         verify(str(equipped), "mine", ["torch_nowhere", "json"])
     monkeypatch.setattr("sightline.engines.interpreter.__version__", "99.0")
     with pytest.raises(InvalidRequest, match=r"has sightline 0\.\S+, and this server is 99\.0"):

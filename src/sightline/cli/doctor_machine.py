@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import resource
+import shlex
 import subprocess
 import sys
 import urllib.request
@@ -21,7 +22,7 @@ from sightline import __version__
 from sightline.cli.doctor_findings import Check, ok, problem, warning
 from sightline.config import MIB
 from sightline.engines import engine_names, find_entry
-from sightline.engines.environments import RECIPES, default_directory, find_environments, version_here
+from sightline.engines.environments import RECIPES, default_directory, find_environments, own_requirement, version_here
 from sightline.errors import InvalidRequest
 
 Found = Iterator[tuple[str, ...]]
@@ -73,7 +74,9 @@ def _packages() -> Found:
     missing = [name for name, extra in _requirements() if extra is None and _version(name) is None]
     yield ok(", ".join(f"{name} {_version(name)}" for name in _SHOWN))
     if missing:
-        yield problem(f"not installed, and needed: {', '.join(missing)}.", "pip install --force-reinstall sightline")
+        yield problem(
+            f"not installed, and needed: {', '.join(missing)}.", shlex.join(["pip", "install", *own_requirement()])
+        )
 
 
 def _requirements() -> Iterator[tuple[str, str | None]]:
@@ -262,7 +265,8 @@ def _engines() -> Found:
         else:
             yield problem(
                 f"{name} is installed and cannot be imported: {wrong}",
-                f"pip install --force-reinstall 'sightline[{name}]', or: sightline engine install {name}",
+                shlex.join(["pip", "install", "--force-reinstall", *own_requirement(name)])
+                + (f", or: sightline engine install {name}" if name in RECIPES else ""),
             )
     yield ok("without packages of their own: openvino, remote, ollama, fake")
     if missing:

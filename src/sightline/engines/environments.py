@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution, distributions, version
 from pathlib import Path
 from typing import Any, Final, Literal
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import msgspec
 
@@ -187,7 +189,7 @@ def _steps(directory: Path, recipe: Recipe, cpu: bool, python: str) -> Iterator[
     if packages:
         yield _Step(" ".join(packages), take(*packages))
     if recipe.sightline is not None:  # last: where the two want different releases of a package, ours must run
-        requirement = _sightline(recipe.sightline)
+        requirement = own_requirement(recipe.sightline)
         yield _Step(" ".join(requirement), take(*requirement))
     if cpu and recipe.unwanted:
         gone = ["uninstall", "--quiet", "--disable-pip-version-check", "--yes", *recipe.unwanted]
@@ -196,13 +198,22 @@ def _steps(directory: Path, recipe: Recipe, cpu: bool, python: str) -> Iterator[
         yield _Step("mending what does not fit together", lambda: mend(_site_packages(directory)))
 
 
-def _sightline(extra: str) -> list[str]:
-    """This package as pip is to find it: the checkout that it runs from, else its version."""
+def own_requirement(extra: str = "") -> list[str]:
+    """This package as pip finds it again: from where it was installed, else, where an index had it, by its version.
+
+    By PEP 610; the index's may be another project's of that name. A place that is gone is for pip to tell.
+    """
     bracketed = f"[{extra}]" if extra else ""
     told: dict[str, Any] = json.loads(distribution("sightline").read_text("direct_url.json") or "{}")
-    if told.get("dir_info", {}).get("editable"):
-        return ["--editable", f"{told['url'].removeprefix('file://')}{bracketed}"]
-    return [f"sightline{bracketed}=={__version__}"]
+    url = told.get("url", "")
+    if (vcs := told.get("vcs_info")) is not None:
+        return [f"sightline{bracketed} @ {vcs['vcs']}+{url}@{vcs['commit_id']}"]
+    if not url:
+        return [f"sightline{bracketed}=={__version__}"]
+    if "dir_info" not in told:
+        return [f"sightline{bracketed} @ {url}"]
+    place = f"{url2pathname(urlsplit(url).path)}{bracketed}"
+    return ["--editable", place] if told["dir_info"].get("editable") else [place]
 
 
 def _verbosity() -> list[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from sightline import __version__
-from sightline.engines.environments import RECIPES
+from sightline.engines.environments import RECIPES, own_requirement
 from sightline.errors import InvalidRequest
 
 _LEAST: Final = (3, 11)
@@ -87,7 +88,7 @@ def verify(python: str, engine: str, needs: Sequence[str]) -> None:
     if engine in RECIPES:
         remedy = f"`sightline engine install {engine}` makes an environment that can."
     else:
-        remedy = f"Run: {python} -m pip install {' '.join([f'sightline=={__version__}', *found.missing])}"
+        remedy = f"Run: {shlex.join([python, '-m', 'pip', 'install', *own_requirement(), *found.missing])}"
     raise InvalidRequest(f"The Python {python!r} {problem}. {remedy}", param="python")
 
 
