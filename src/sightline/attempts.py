@@ -22,6 +22,8 @@ T = TypeVar("T")
 
 _RETRIES = 1
 """Of a choice, on the same engine."""
+_REPLACED = 4
+"""The same where what had it ended and is replaced. More would let a request that is at fault end one after another."""
 
 
 @dataclass(slots=True)
@@ -76,11 +78,12 @@ async def _try(model: ServedModel, attempt: Callable[[ServedModel], Coroutine[An
 async def before_retry(
     error: EngineError, retry: int, model: ServedModel, allowed: Pass, way: Way, *, begun: bool = False
 ) -> None:
-    """Tells the breaker of a failed try; returns when another may be made, raises the error where none may."""
+    """Tells the breaker of a failed try; returns when another may be made, raises the error where none may.
+    `retry`: its number, from 0."""
     if error.died is None and model.state == "ready":
         # Of processes that die the supervisor keeps count; the breaker is for engines that are up and fail.
         allowed.failed(way.alike)
-    again = not begun and retry < _RETRIES and error.retryable and allowed.valid
+    again = not begun and retry < (_REPLACED if error.replaced else _RETRIES) and error.retryable and allowed.valid
     # Where its process only dies, it has been given up for now.
     again = again and model.state != "failed" and not model.is_closed
     # A process that dies takes all its requests along at once. They have their second try beside the budget, which is

@@ -247,6 +247,8 @@ class EngineError(SightlineError):
     retryable = True
     died: int | None = None
     """The process that ended while it had this request, by its id; None where none is known to have."""
+    replaced: bool = False
+    """A machine or a replica that ended, and for which another comes: it says nothing of the model."""
 
 
 class EngineUnavailable(EngineError):

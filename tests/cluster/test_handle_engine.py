@@ -104,6 +104,27 @@ async def test_whole_answers_lose_nothing_with_a_machine_and_the_model_is_not_le
         await service.close()
 
 
+@pytest.mark.parametrize(("deaths", "answered"), [(4, True), (5, False)])
+async def test_a_whole_answer_outlives_several_replicas_in_a_row_but_does_not_end_them_all(
+    deaths: int, answered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sightline.attempts.backoff_s", lambda retry: 0.0)
+    replicas = Scripted()
+    config = ModelConfig(name="m", engine="fake")
+    service = Service(Settings(models=(config,)), {"m": HandleEngine("m", replicas)})
+    await service.start(wait=True)
+    replicas.calls_are_lost, replicas.lost = False, [1] * deaths
+    asked = ChatRequest("r", "m", (Message("user", (Text("hello"),)),), whole=True)
+    try:
+        if answered:
+            assert [item.event async for item in service.generate(asked) if isinstance(item, ChoiceEvent)] == WORDS
+        else:
+            with pytest.raises(EngineFailed, match="ended"):
+                await anext(service.generate(asked))
+    finally:
+        await service.close()
+
+
 async def test_where_every_replica_is_lost_the_engine_is_unavailable() -> None:
     replicas = Scripted(*[0] * 100)
     with pytest.raises(EngineUnavailable):

@@ -180,6 +180,7 @@ def _lost() -> EngineFailed:
     took along does not speak against the replicas that are left."""
     error = EngineFailed(_GONE)
     error.died = _SOME_PROCESS
+    error.replaced = True
     return error
 
 
