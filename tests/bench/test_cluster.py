@@ -9,6 +9,7 @@ import multiprocessing
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import pytest
 
 from sightline.bench.cluster import report
 from sightline.bench.cluster.load import Answer, Body, Clients, Load
-from sightline.bench.cluster.measure import Latency, Measured, Point, Scaling, to_failover, to_point
+from sightline.bench.cluster.measure import Latency, Measured, Point, Scaling, Way, to_failover, to_point, to_way
 from sightline.bench.cluster.processes import WHO
 from sightline.cluster.simulation import measured as simulation
 
@@ -133,6 +134,19 @@ def test_throughput_is_of_the_time_in_which_all_clients_were_at_it() -> None:
     assert point.cpu_ms_a_token["ingress"] == pytest.approx(1000 * (0.05 - 0.01) / 80)
 
 
+def test_what_the_simulation_is_told_is_the_way_out_and_the_way_back() -> None:
+    """A lone client, whose prompt takes three steps of 52 ms and 0.12 s; and clients that hand on a slot each 30 ms."""
+    made = [0.02 + 3 * 0.052 + 0.12 + 0.052 * word for word in range(40)]
+    lone = [Answer(1, 0, 0.0, 3.0, made, [at + 0.004 for at in made], 1, 600) for _ in range(3)]
+    handed = [Answer(1, turn % 3, 0.0, 9.0, [0.03 * turn], [0.03 * turn + 0.004], 1, 600) for turn in range(30)]
+    told = to_way(lone, handed)
+    assert (told.step_s, told.back_s) == (pytest.approx(0.052), pytest.approx(0.004))
+    assert told.out_s == pytest.approx(0.03 - 0.004)
+    assert told.before_s == 0.0  # it took less than the way out alone: no time is negative
+    slower = to_way([replace(each, asked=-0.1) for each in lone], handed)
+    assert slower.before_s == pytest.approx(0.1 + 0.02 - 0.026)
+
+
 def test_linear_is_what_the_smallest_cluster_did_so_many_times() -> None:
     one, four = a_point(1, 8), a_point(4, 28)
     assert report.of_linear(four, [one, four]) == pytest.approx(28 / 32)
@@ -155,12 +169,15 @@ def test_the_time_of_a_failover_is_that_of_the_client_that_waited_longest() -> N
 
 def test_the_simulation_reads_what_is_written(tmp_path: Path) -> None:
     measured = Measured(2, 0.5, points=[a_point(1, 8), a_point(2, 16)])
+    measured.way = Way(0.051, 0.01, 0.02, 0.003)
     measured.latency = Latency(9, 0.01, 0.02, 0.015, 0.03, 0)
     measured.scaling = Scaling(1.0, 2.0, math.nan, 3.0)
     page = tmp_path / "bench.md"
     page.write_text("before\n<!-- figures: written by x -->\nold\n<!-- end of figures -->\nafter\n")
     report.write(measured, tmp_path / "bench")
-    assert [point.replicas for point in simulation.read(tmp_path / "bench.json")] == [1, 2]
+    points = simulation.read(tmp_path / "bench.json")
+    assert [point.replicas for point in points] == [1, 2]
+    assert {(p.step_s, p.before_s, p.out_s, p.back_s) for p in points} == {(0.051, 0.01, 0.02, 0.003)}
     text = page.read_text()
     assert text.startswith("before")
     assert text.endswith("after\n")

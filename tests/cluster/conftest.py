@@ -27,6 +27,11 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "10")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that start a Ray of their own come before those that share one: two at once are too much for two cores."""
+    items.sort(key=lambda item: "machines" in getattr(item, "fixturenames", ()))
+
+
 @pytest.fixture(scope="session")
 def machines() -> Iterator[Any]:
     """A `real.Cluster` of three nodes, the same for all tests; each module deploys there what it is about."""

@@ -55,7 +55,9 @@ def to_lines(pictures: list[str], total: int) -> bytes:
 
 
 @needs_redis
-def test_a_batch_of_the_ingress_is_done_by_workers_one_of_which_is_killed(tmp_path: Path, redis: RedisServer) -> None:
+def test_a_batch_of_the_ingress_is_done_by_workers_one_of_which_is_killed(
+    machines: Cluster, tmp_path: Path, redis: RedisServer
+) -> None:
     """One worker asks the cluster, the other has an engine of its own. The first is killed with lines in hand."""
     total, data = 90, tmp_path / "data"
     settings = {
@@ -66,11 +68,11 @@ def test_a_batch_of_the_ingress_is_done_by_workers_one_of_which_is_killed(tmp_pa
         "batches": {"max_concurrent": 0},
     }
     actor = {"ray_actor_options": {"num_cpus": 0.1}}
-    with Cluster() as cluster, Redis.from_url(redis.url) as queue:
-        cluster.deploy({"settings": settings, "deployments": {"m": actor}, "ingress": {"num_replicas": 2, **actor}})
-        asking = Worker(data, redis.url, server=cluster.url)
+    with Redis.from_url(redis.url) as queue:
+        machines.deploy({"settings": settings, "deployments": {"m": actor}, "ingress": {"num_replicas": 2, **actor}})
+        asking = Worker(data, redis.url, server=machines.url)
         hosting = Worker(data, redis.url, step_s=0.05)
-        client = openai.OpenAI(base_url=f"{cluster.url}/v1", api_key="none", timeout=60)
+        client = openai.OpenAI(base_url=f"{machines.url}/v1", api_key="none", timeout=60)
         try:
             pictures = [upload(client, colour) for colour in COLOURS]
             file = client.files.create(file=("in.jsonl", to_lines(pictures, total)), purpose="batch")

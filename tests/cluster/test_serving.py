@@ -15,9 +15,10 @@ import pytest
 from PIL import Image
 
 ray = pytest.importorskip("ray")
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.anyio, pytest.mark.cluster, pytest.mark.timeout(300)]
 
-from tests.cluster.real import Cluster  # noqa: E402  # it needs Ray
+from tests.cluster import load  # noqa: E402  # it needs Ray
+from tests.cluster.real import Cluster, processes  # noqa: E402
 
 DEADLINE_S = 40.0
 """Of every request: long for a replica to be started on a busy machine."""
@@ -32,6 +33,7 @@ def cluster(machines: Cluster) -> Cluster:
                     {"name": "fake", "engine": "fake", "max_concurrent": 8, "options": {"step_s": 0.01}},
                     {"name": "sleepy", "engine": "fake", "options": {"step_s": 0.01}},
                     {"name": "nowhere", "engine": "fake"},
+                    {"name": "only", "engine": "fake", "max_concurrent": 8, "options": {"step_s": 0.02}},
                     {
                         "name": "slow",
                         "engine": "fake",
@@ -60,6 +62,7 @@ def cluster(machines: Cluster) -> Cluster:
                     "ray_actor_options": {"num_cpus": 0.1},
                 },
                 "slow": {"ray_actor_options": {"num_cpus": 0.1}},
+                "only": {"ray_actor_options": {"num_cpus": 0.1}},
             },
             "ingress": {"ray_actor_options": {"num_cpus": 0.1}},
         }
@@ -94,6 +97,7 @@ def test_other_dialects_and_embeddings(cluster: Cluster) -> None:
         "fake",
         "sleepy",
         "nowhere",
+        "only",
         "slow",
     }
 
@@ -172,6 +176,24 @@ def test_a_model_that_nobody_asks_has_no_replica_and_is_woken(cluster: Cluster) 
         time.sleep(0.2)
     reply = cluster.client.post("/v1/chat/completions", json=chat("again", model="sleepy"))
     assert reply.status_code == 200
+
+
+async def test_the_only_replica_is_killed_and_so_is_the_next(cluster: Cluster) -> None:
+    """Who was told nothing yet waits for the one after, whatever had been computed; nothing else fails."""
+
+    async def kill() -> None:
+        for _ in range(2):
+            async with httpx.AsyncClient(base_url=cluster.url, timeout=DEADLINE_S) as http:
+                asked = {**load.body("only", 0), "stream": True}
+                async with http.stream("POST", "/v1/chat/completions", json=asked) as reply:
+                    await anext(line async for line in reply.aiter_lines() if "word" in line)  # it is at work
+                    for process in processes("model:only"):
+                        process.kill()
+
+    outcomes = await load.run(cluster.url, 120, at_once=8, meanwhile=kill, model="only")
+    assert outcomes.total() == 120
+    assert set(outcomes) <= {"ok", "error event"}
+    assert outcomes["error event"] <= 2 * 8
 
 
 def test_nobody_is_held_longer_than_the_deadline_for_a_model_that_cannot_be_woken(cluster: Cluster) -> None:

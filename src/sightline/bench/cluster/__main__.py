@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline.bench.cluster import measure, report
-from sightline.bench.cluster.measure import GROWING, PREFILL_S, QUICK, SLOTS, STEP_S, Measured
+from sightline.bench.cluster.measure import GROWING, ONE_SLOT, PREFILL_S, QUICK, SLOTS, STEP_S, Measured
 from sightline.bench.cluster.system import MODEL, Cluster, Single, prepare, wait_for
 
 ASLEEP = "asleep"
@@ -20,9 +20,11 @@ _SCALES = {"upscale_delay_s": 0.5, "metrics_interval_s": 0.5, "look_back_period_
 def models() -> list[dict[str, Any]]:
     paced = {"slots": SLOTS, "step_s": STEP_S, "prefill_s_per_token": PREFILL_S}
     return [
-        {"name": name, "engine": "fake", "max_concurrent": SLOTS, "options": dict(options)}
-        for name, options in ((MODEL, paced), (QUICK, {}), (GROWING, paced), (ASLEEP, {}))
-    ]
+        {"name": name, "engine": "fake", "max_concurrent": slots, "options": dict(options)}
+        for name, slots, options in (
+            (MODEL, SLOTS, paced), (QUICK, SLOTS, {}), (GROWING, SLOTS, paced), (ASLEEP, SLOTS, {}), (ONE_SLOT, 1, {}),
+        )
+    ]  # fmt: skip
 
 
 def deployments(replicas: int) -> dict[str, dict[str, Any]]:
@@ -46,6 +48,9 @@ def main(args: argparse.Namespace) -> None:
         for replicas in args.replicas:
             cluster.deploy(models(), deployments(replicas))
             wait_for(cluster.port)
+            if measured.way is None:
+                measured.way = measure.way(cluster)
+                say(report.way_line(measured.way))
             say(f"{replicas} replicas are asked")
             points = []
             for _ in range(args.tries):

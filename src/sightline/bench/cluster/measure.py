@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -15,6 +17,8 @@ from sightline.bench.cluster.system import MODEL, Cluster, Single, kill_replica,
 
 SLOTS, STEP_S, PREFILL_S = 8, 0.05, 0.0002
 """Of the paced engine: 160 tokens a second when all its slots are taken."""
+PREFILL_CHUNK = 256
+"""Of any fake engine."""
 CLIENTS = 10
 """For each replica: two of them wait at any time."""
 WORDS = 40
@@ -24,10 +28,14 @@ PICTURE_BYTES = 200_000
 QUICK = "quick"
 """A model whose engine takes no time, so that all the time is the way to it and back."""
 GROWING = "growing"
+ONE_SLOT = "one-slot"
+"""As `QUICK`, for one request at a time."""
 _WARM_S = 4.0
 _ROUND_S = 3.5
 """In which no client has had so many answers as it was to have: each takes 2 s and waits for its turn."""
 _SETTLE_S = 2.0
+_LONE, _HANDOVERS = 5, 150
+"""Requests, of which the ways between an engine and a client are measured."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +137,47 @@ def delays(answers: Sequence[Answer]) -> list[float]:
 
 def quantile(values: Sequence[float], share: float) -> float:
     return float(np.quantile(values, share))
+
+
+@dataclass(frozen=True)
+class Way:
+    """What lies between a client and the engine's slots, and how long a step is here: seconds, in the median.
+
+    From these the simulation says what `point` should find: so they are measured apart from it, while nobody else asks.
+    """
+
+    step_s: float
+    """From a word of an answer to the next, as the engine made them: `STEP_S` by this machine's clock."""
+    before_s: float
+    """From a client until its request waits for a slot: sent, read, its picture looked at and its tokens counted."""
+    out_s: float
+    """From there to the engine, when a slot is free."""
+    back_s: float
+    """Of a word, from the engine to the client."""
+
+
+def way(cluster: Cluster) -> Way:
+    lone = Load(ports=(cluster.port,), clients=1, words=WORDS, text_words=TEXT_WORDS, requests=1 + _LONE)
+    waiting = Load(
+        ports=(cluster.port,), clients=3, words=1, text_words=TEXT_WORDS, requests=_HANDOVERS // 3, model=ONE_SLOT
+    )
+    return to_way(right(Clients(lone).finish())[1:], right(Clients(waiting).finish()))
+
+
+def to_way(lone: Sequence[Answer], handed: Sequence[Answer]) -> Way:
+    """`lone`: of one client. `handed`: of clients of whom one at a time has the only slot, of an engine that takes no
+    time: from one word to the next is the way back of one answer and the way out of the next."""
+    step = quantile([(a.made[-1] - a.made[0]) / (len(a.made) - 1) for a in lone], 0.5)
+    back = quantile(delays(lone), 0.5)
+    there = quantile([a.made[0] - a.asked - _prefill_s(a.prompt_tokens, step) for a in lone], 0.5)
+    words = sorted(a.made[0] for a in handed)
+    out = max(0.0, quantile([later - sooner for sooner, later in pairwise(words)], 0.5) - back)
+    return Way(step_s=step, before_s=max(0.0, there - out), out_s=out, back_s=back)
+
+
+def _prefill_s(tokens: int, step_s: float) -> float:
+    """Until the first word of a prompt that is computed alone."""
+    return math.ceil(tokens / PREFILL_CHUNK) * step_s + tokens * PREFILL_S
 
 
 @dataclass(frozen=True)
@@ -287,6 +336,7 @@ class Measured:
     load_before: float
     """Of the machine, in the minute before it began."""
     load_after: float = 0.0
+    way: Way | None = None
     points: list[Point] = field(default_factory=list)
     latency: Latency | None = None
     delay: Delay | None = None

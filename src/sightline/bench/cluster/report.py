@@ -22,6 +22,7 @@ from sightline.bench.cluster.measure import (
     Measured,
     Point,
     Scaling,
+    Way,
 )
 from sightline.bench.cluster.processes import CLIENTS as LOAD
 from sightline.bench.cluster.processes import WHO
@@ -46,6 +47,13 @@ def point_line(point: Point) -> str:
     return (
         f"{point.tokens_per_s:7.1f} tokens/s, TTFT p50 {point.ttft_p50_s:.2f} s, words {_ms(point.delay_p50_s)} late "
         f"(p99 {_ms(point.delay_p99_s)}), {cores:.2f} cores{_wrong(point.wrong)}{point.why and ': '}{point.why}"
+    )
+
+
+def way_line(told: Way) -> str:
+    return (
+        f"a step {_ms(told.step_s)}; to the ingress' line {_ms(told.before_s)}, out {_ms(told.out_s)}, back "
+        f"{_ms(told.back_s)}"
     )
 
 
@@ -145,6 +153,15 @@ def _times(measured: Measured) -> str:
             f"| CPU of a word, server or ingress | {late.single_cpu_ms_a_token:.2f} ms | {ingress:.2f} ms "
             f"| {ingress - late.single_cpu_ms_a_token:.2f} ms |"
         )
+    if (way := measured.way) is not None:
+        lines += ["", "| for the simulation, of a lone client, p50 | ms |", "|---|--:|"]
+        for name, seconds in (
+            ("a step of the engine's, 50 ms by its own clock", way.step_s),
+            ("from a client to the ingress' line", way.before_s),
+            ("from there to the engine, when a slot is free", way.out_s),
+            ("a word, from the engine to the client", way.back_s),
+        ):
+            lines.append(f"| {name} | {1000 * seconds:.1f} |")
     lines += ["", "| | seconds |", "|---|--:|"]
     if (grown := measured.scaling) is not None:
         lines += [
@@ -175,7 +192,7 @@ def to_json(measured: Measured) -> str:
         each["steady_tokens_per_s"] = point.tokens_per_s
         each["tokens_per_s"] = point.whole_tokens_per_s
         each |= {"answer_tokens": WORDS, "slots": SLOTS, "step_s": STEP_S, "prefill_s_per_token": PREFILL_S}
-        each["way_s"] = 0.0 if measured.latency is None else measured.latency.cluster_p50_s
+        each |= {} if measured.way is None else asdict(measured.way)
         each["of_linear"] = of_linear(point, measured.points)
     return json.dumps(_rounded(told), indent=1) + "\n"
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from sightline.cluster.simulation.policy import POLICIES
 from sightline.cluster.simulation.replica import Pace
-from sightline.cluster.simulation.run import trace
+from sightline.cluster.simulation.run import Way, trace
 from sightline.cluster.simulation.traffic import Conversation, Turn
 from sightline.config import ModelConfig
 from sightline.engines.fake import FakeEngine
@@ -50,8 +50,12 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     step_s: float = 0.05
     prefill_chunk: int = 256
     prefill_s_per_token: float = 0.0
-    way_s: float = 0.0
-    """From a client to an engine's line and back again, where there is a server in between."""
+    before_s: float = 0.0
+    """From a client until its request stands in the ingress' line: sent, read, its picture looked at and counted."""
+    out_s: float | None = None
+    """As `Way` has it; None: no ingress is in between."""
+    back_s: float = 0.0
+    """As `Way` has it."""
     tokens_per_s: float = 0.0
     """Of answers, from the first request to the last token."""
     ttft_p50_s: float | None = None
@@ -64,12 +68,15 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
             prefix_tokens=0, embedding_tokens=0,
         )  # fmt: skip
 
+    def way(self) -> Way | None:
+        return None if self.out_s is None else Way(self.out_s, self.back_s)
+
     def conversations(self) -> list[Conversation]:
         """A client's requests are of one conversation that has no memory; each is about a picture of its own."""
         pictures = itertools.count()
         return [
             [
-                Turn(next(pictures), 0, 0, self.prompt_tokens, self.answer_tokens, self.way_s)
+                Turn(next(pictures), 0, 0, self.prompt_tokens, self.answer_tokens, self.before_s)
                 for _ in range(self.requests)
             ]
             for _ in range(self.clients)
@@ -106,8 +113,9 @@ def compare(points: Sequence[Point]) -> list[Compared]:
 
 def simulated(point: Point) -> Point:
     """The same point, as it comes out of the simulation."""
-    asked = [one for _, one in trace(point.conversations(), point.replicas, POLICY, point.pace())]
-    return _told(point, [(one.arrived - point.way_s, one.first_token, one.finished) for one in asked])
+    asked = [one for _, one in trace(point.conversations(), point.replicas, POLICY, point.pace(), way=point.way())]
+    before, back = point.before_s, point.back_s
+    return _told(point, [(one.arrived - before, one.first_token + back, one.finished + back) for one in asked])
 
 
 async def measure(point: Point) -> Point:

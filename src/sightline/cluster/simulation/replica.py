@@ -89,12 +89,12 @@ class Replica:
         """When this stride ends; infinite while there is nothing to do."""
         return self._began + self._steps * self._each_s if self._running else math.inf
 
-    def ask(self, asked: Asked) -> None:
+    def ask(self, asked: Asked, now: float) -> None:
         self._line.append(asked)
         if not self._running:
-            self._begin(asked.arrived)
+            self._begin(now)
         elif len(self._running) < self._pace.slots:  # it is let in after the step that is being run
-            run = math.ceil((asked.arrived - self._began) / self._each_s - _ROUNDING)
+            run = math.ceil((now - self._began) / self._each_s - _ROUNDING)
             self._steps = min(self._steps, max(1, run))
 
     def end(self) -> list[Asked]:

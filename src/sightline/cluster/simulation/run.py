@@ -1,10 +1,11 @@
-"""Discrete events: turns arrive, strides end. What came of them."""
+"""Discrete events: turns arrive, are sent on and come back, strides end. What came of them."""
 
 from __future__ import annotations
 
 import heapq
+import math
 import random
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,16 @@ import numpy as np
 from sightline.cluster.simulation.policy import POLICIES, Choice
 from sightline.cluster.simulation.replica import Asked, Pace, Replica
 from sightline.cluster.simulation.traffic import Conversation
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """Of an ingress, in which requests wait until one of all the replicas' slots is free. Seconds."""
+
+    out_s: float = 0.0
+    """From the ingress, which has a slot for it, to the line of the replica's engine."""
+    back_s: float = 0.0
+    """From when the engine makes a word until the ingress knows; with the last one the next request is sent on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,20 +56,49 @@ def simulate(
 
 
 def trace(
-    conversations: Sequence[Conversation], replicas: int, policy: str, pace: Pace, *, seed: int = 0
+    conversations: Sequence[Conversation],
+    replicas: int,
+    policy: str,
+    pace: Pace,
+    *,
+    seed: int = 0,
+    way: Way | None = None,
 ) -> list[tuple[str, Asked]]:
-    """Every request with the replica that answered it, in the order in which they ended."""
+    """Every request with the replica that answered it, in the order in which they ended. `way`: of the ingress; None:
+    there is nothing in between, and requests wait at the replicas."""
     names = [f"replica-{number}" for number in range(replicas)]
     choose = POLICIES[policy](names, pace.slots, random.Random(seed))
-    return list(_Cluster(names, pace).run(conversations, choose))
+    return list(_Cluster(names, pace, way).run(conversations, choose))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Sent:
+    """A request that comes to its replica."""
+
+    asked: Asked
+    to: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Known:
+    """A request of which the ingress knows that it has ended."""
+
+    asked: Asked
+    by: str
 
 
 class _Cluster:
-    def __init__(self, names: Sequence[str], pace: Pace) -> None:
+    def __init__(self, names: Sequence[str], pace: Pace, way: Way | None = None) -> None:
         self._replicas = {name: Replica(pace) for name in names}
         self._loads = dict.fromkeys(names, 0)
-        self._due: list[tuple[float, int, int | str]] = []
-        """When, in which order of those at once, and what: a conversation goes on, or a replica's stride ends."""
+        self._way = way or Way()
+        self._free = math.inf if way is None else pace.slots * len(names)
+        """Slots, as far as the ingress knows."""
+        self._line: deque[Asked] = deque()
+        """Before the ingress' slots."""
+        self._due: list[tuple[float, int, int | str | _Sent | _Known]] = []
+        """When, in which order of those at once, and what: a conversation goes on, a replica's stride ends, a request
+        is on its way."""
         self._count = 0
 
     def run(self, conversations: Sequence[Conversation], choose: Choice) -> Iterator[tuple[str, Asked]]:
@@ -70,29 +110,45 @@ class _Cluster:
         while self._due:
             now, _, what = heapq.heappop(self._due)
             if isinstance(what, int):
-                name = choose(coming[what], self._loads)
-                self._loads[name] += 1
-                self._watch(name, Asked(coming[what], what, now))
-                continue
-            if self._replicas[what].ends != now:
-                continue  # a request came in between: the stride has become shorter
-            for asked in self._replicas[what].end():
-                self._loads[what] -= 1
-                yield what, asked
-                following = next(turns[asked.conversation], None)
+                self._line.append(Asked(coming[what], what, now))
+                self._send_on(now, choose)
+            elif isinstance(what, _Sent):
+                self._arrive(what, now)
+            elif isinstance(what, _Known):
+                self._loads[what.by] -= 1
+                self._free += 1
+                yield what.by, what.asked
+                following = next(turns[what.asked.conversation], None)
                 if following is not None:
-                    coming[asked.conversation] = following
-                    self._at(now + following.wait_s, asked.conversation)
-            self._at(self._replicas[what].ends, what)
+                    coming[what.asked.conversation] = following
+                    self._at(now + following.wait_s, what.asked.conversation)
+                self._send_on(now, choose)
+            elif self._replicas[what].ends == now:  # else a request came in between: the stride has become shorter
+                for asked in self._replicas[what].end():
+                    self._at(now + self._way.back_s, _Known(asked, what))
+                self._at(self._replicas[what].ends, what)
 
-    def _watch(self, name: str, asked: Asked) -> None:
-        replica = self._replicas[name]
+    def _send_on(self, now: float, choose: Choice) -> None:
+        """Of those that wait, as many as there are slots for."""
+        while self._line and self._free:
+            asked = self._line.popleft()
+            name = choose(asked.turn, self._loads)
+            self._loads[name] += 1
+            self._free -= 1
+            sent = _Sent(asked, name)
+            if self._way.out_s:
+                self._at(now + self._way.out_s, sent)
+            else:
+                self._arrive(sent, now)
+
+    def _arrive(self, sent: _Sent, now: float) -> None:
+        replica = self._replicas[sent.to]
         before = replica.ends
-        replica.ask(asked)
+        replica.ask(sent.asked, now)
         if replica.ends != before:
-            self._at(replica.ends, name)
+            self._at(replica.ends, sent.to)
 
-    def _at(self, time: float, what: int | str) -> None:
+    def _at(self, time: float, what: int | str | _Sent | _Known) -> None:
         if time < float("inf"):
             self._count += 1
             heapq.heappush(self._due, (time, self._count, what))
