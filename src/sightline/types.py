@@ -200,7 +200,7 @@ class _Request(Generic[ImageT]):
     @property
     def images(self) -> tuple[ImageT, ...]:
         """Every picture, in the order the model meets them."""
-        return tuple(p for m in self.messages for p in m.content if not isinstance(p, Text))
+        return tuple([part for message in self.messages for part in message.content if not isinstance(part, Text)])
 
 
 @dataclass(frozen=True, slots=True)

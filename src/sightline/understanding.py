@@ -21,7 +21,7 @@ from sightline.images.plan import Room, picture_budget
 from sightline.models import ServedModel
 from sightline.routing import Quarantine
 from sightline.schemas import verify_schemas
-from sightline.types import ChatRequest, EngineRequest, TokenCount
+from sightline.types import ChatRequest, EngineRequest, ImageRef, TokenCount
 
 log = logging.getLogger(__name__)
 
@@ -53,25 +53,25 @@ class Understanding:
         refuse_unsupported(request, info)
         verify_schemas(request)
         refuse_too_many_pictures(request, info, model.config, self._settings.images.max_images)
-        vision = info.vision
-        if vision is None or not request.images:
+        vision, refs = info.vision, request.images
+        if vision is None or not refs:
             return Understood(await _count_tokens(model, to_engine_request(request, (), 0)))
         configured = model.config.picture_size, self._settings.picture_size
-        budgets = [picture_budget(vision, ref, *configured) for ref in request.images]
+        budgets = [picture_budget(vision, ref, *configured) for ref in refs]
         standing_in = to_engine_request(request, [smallest_picture(budget) for budget in budgets], 0)
         count = await _count_tokens(model, standing_in)
         room = Room(info.context_length, count.text_tokens, request.sampling.max_tokens, count.exact)
         tight = None if room.holds_any(budgets) else room
-        resolved = await self._intake.resolve(request.images, budgets, tenant=request.tenant, room=tight)
-        self._refuse_quarantined(request, resolved)
+        resolved = await self._intake.resolve(refs, budgets, tenant=request.tenant, room=tight)
+        self._refuse_quarantined(refs, resolved)
         tokens = tuple(vision.tokens(r.image.served_width, r.image.served_height) for r in resolved)
         understood = Understood(TokenCount(room.text + sum(tokens), tokens, count.exact), resolved)
         metrics.IMAGES_SCALED_TO_FIT.labels(model.name).inc(sum(r.scaled_to_fit for r in resolved))
         _log(request, understood)
         return understood
 
-    def _refuse_quarantined(self, request: ChatRequest, resolved: Sequence[ResolvedImage]) -> None:
-        for ref, picture in zip(request.images, resolved, strict=True):
+    def _refuse_quarantined(self, refs: Sequence[ImageRef], resolved: Sequence[ResolvedImage]) -> None:
+        for ref, picture in zip(refs, resolved, strict=True):
             if self._quarantine.holds(picture.image.digest):
                 raise ImageUnreadable(
                     f"The model's engine broke down twice while it had this picture ({picture.image.digest}); it is "

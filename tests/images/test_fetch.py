@@ -17,6 +17,7 @@ from sightline.config import ImageLimits
 from sightline.errors import ImageEmpty, ImageEncodingInvalid, ImageFileTooLarge, ImageForbidden
 from sightline.images import fetch as module
 from sightline.images.fetch import Fetcher, File
+from sightline.types import FileId
 
 pytestmark = pytest.mark.anyio
 
@@ -193,3 +194,44 @@ async def test_remote_pictures_are_off_and_the_message_says_so() -> None:
         ImageForbidden, match=r"^remote pictures are off on this server; send the picture as a data: URI"
     ):
         await fetch("https://example.com/cat.jpg", LIMITS)
+
+
+async def test_the_same_text_is_read_once_and_for_each_tenant_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    original = module._read
+    monkeypatch.setattr(module, "_read", lambda source, limits: read.append(source) or original(source, limits))
+    fetcher, uri = Fetcher(LIMITS), f"data:image/png;base64,{PAYLOAD}"
+    first = await fetcher.fetch(uri, tenant="a")
+    again = await fetcher.fetch("".join(uri), tenant="a")
+    assert first.content == again.content == CONTENT
+    assert len(read) == 1
+    assert fetcher.known(uri, "b") is None
+    assert (await fetcher.fetch(uri, tenant="b")).content == CONTENT
+    assert len(read) == 2
+
+
+async def test_texts_that_look_alike_are_their_own_files() -> None:
+    """Of one length, and alike where one looks first."""
+    fetcher = Fetcher(LIMITS)
+    for _ in range(2):
+        for last in (b"\1", b"\2"):
+            content = bytes(2999) + last
+            file = await fetcher.fetch(f"data:;base64,{base64.b64encode(content).decode()}")
+            assert file.content == content
+            assert file.digest == f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+async def test_no_more_files_are_kept_than_there_is_room_for() -> None:
+    fetcher = Fetcher(ImageLimits(cache_bytes=8 * 10_000))
+    uris = [f"data:;base64,{base64.b64encode(bytes([seed]) * 1500).decode()}" for seed in range(4)]
+    for uri in (*uris[:2], uris[0], uris[2], uris[3]):  # 3.5 KB each, and room for 10
+        await fetcher.fetch(uri)
+    assert [fetcher.known(uri, "") is not None for uri in uris] == [False, False, True, True]
+
+
+async def test_a_file_is_no_text_whatever_its_id() -> None:
+    """The name of a file at `/v1/files` is its client's to choose only in form."""
+    fetcher, uri = Fetcher(LIMITS), f"data:;base64,{PAYLOAD}"
+    await fetcher.fetch(uri)
+    assert fetcher.known(uri, "") is not None
+    assert fetcher.known(FileId(uri), "") is None

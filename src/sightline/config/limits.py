@@ -28,7 +28,8 @@ class ImageLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     background: tuple[int, int, int] = (255, 255, 255)
     """What transparent pictures are laid on."""
     cache_bytes: int = 256 * MIB
-    """Of decoded pictures kept for the next request that sends the same file; 0: none are."""
+    """Of decoded pictures kept for the next request that sends the same file; 0: none are. Of the files themselves, an
+    eighth as many bytes are kept beside them."""
 
 
 class AudioLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -20,7 +20,7 @@ class Key(NamedTuple):
     """All that decides a picture's pixels, and whose it is."""
 
     digest: str
-    """Of the file's own bytes, computed by us for each request."""
+    """Of the file's own bytes, computed by us and told by no client."""
     tenant: str
     """Another tenant's picture is no hit: neither its content nor the time it takes may tell of it."""
     budget: VisionBudget

@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import ssl
+from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Final
 
 import pybase64
 
@@ -24,6 +26,11 @@ _INLINE_BYTES = 192 * 1024
 _PIECE = 4 * 1024 * 1024
 """Characters of base64 that are decoded at once, a multiple of 4: decoding holds the interpreter lock, 1 ms a MiB."""
 
+_KEPT_SHARE: Final = 8
+"""Of the memory for decoded pictures, files have this part beside it."""
+_COMPARED: Final = _PIECE
+"""Characters that are compared without leaving the event loop, at most: 0.1 ms a MiB."""
+
 _MAX_HEADER = 1024
 """Characters before the comma of a `data:` URI: media type and parameters."""
 
@@ -35,6 +42,51 @@ class File:
     content: bytes
     digest: str
     """`sha256:<hex>` of the content."""
+
+
+class Texts:
+    """The files that were last sent as `data:` URIs, by the very text: what a conversation sends with each of its turns
+    is read once. Used from one event loop.
+
+    A text is found by some of its characters and then compared with all of them, so that nothing else is ever taken
+    for it; and never across tenants, as with every cache of pictures (`cache.py`).
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        """`max_bytes`: of texts and files together."""
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._entries: OrderedDict[tuple[object, ...], tuple[str, File]] = OrderedDict()
+
+    def get(self, text: str, tenant: str) -> File | None:
+        key = _some_of(text, tenant)
+        entry = self._entries.get(key)
+        if entry is None or entry[0] != text:
+            return None
+        self._entries.move_to_end(key)
+        return entry[1]
+
+    def put(self, text: str, tenant: str, file: File) -> None:
+        """Keeps it, in place of one that looks like it, and lets go of what was used longest ago."""
+        if len(text) > _COMPARED or _size(text, file) > self._max_bytes:
+            return
+        key = _some_of(text, tenant)
+        if (previous := self._entries.pop(key, None)) is not None:
+            self._bytes -= _size(*previous)
+        self._entries[key] = text, file
+        self._bytes += _size(text, file)
+        while self._bytes > self._max_bytes:
+            self._bytes -= _size(*self._entries.popitem(last=False)[1])
+
+
+def _some_of(text: str, tenant: str) -> tuple[object, ...]:
+    """From its middle, where files of one size and kind differ."""
+    size = len(text)
+    return tenant, size, text[size // 4 : size // 4 + 16], text[size // 2 : size // 2 + 16]
+
+
+def _size(text: str, file: File) -> int:
+    return len(text) + len(file.content)
 
 
 class Fetcher:
@@ -51,6 +103,7 @@ class Fetcher:
         """Without a policy nothing is downloaded. `resolver` takes the place of the system's, `tls` that of the usual
         certificate authorities."""
         self._limits = limits
+        self._texts = Texts(limits.cache_bytes // _KEPT_SHARE)
         self._downloader = Downloader(policy or FetchPolicy(), limits.max_bytes, resolver, tls)
 
     async def close(self) -> None:
@@ -65,11 +118,22 @@ class Fetcher:
         `ImageForbidden` for a source that is not taken here, `ImageFetchFailed` for a download that came to nothing,
         `ImageEncodingInvalid` for a malformed `data:` URI, `ImageFileTooLarge` before it is decoded, `ImageEmpty`.
         """
+        if (file := self.known(source, tenant)) is not None:
+            return file
+        text = source if isinstance(source, str) else None
         if isinstance(source, str) and source[:6].lower().startswith(("http:", "https:")):
-            source = await self._downloader.download(source, tenant)
+            source, text = await self._downloader.download(source, tenant), None
         if len(source) <= _INLINE_BYTES:
-            return _read(source, self._limits)
-        return await asyncio.to_thread(_read, source, self._limits)
+            file = _read(source, self._limits)
+        else:
+            file = await asyncio.to_thread(_read, source, self._limits)
+        if text is not None:
+            self._texts.put(text, tenant, file)
+        return file
+
+    def known(self, source: str | bytes, tenant: str) -> File | None:
+        """The file, if it came lately in the same words, in a `data:` URI."""
+        return self._texts.get(source, tenant) if type(source) is str else None
 
 
 def _read(source: str | bytes, limits: ImageLimits) -> File:

@@ -113,13 +113,34 @@ class Intake:
                 return await self._decode(await self._fetch(ref, tenant), budget, tenant, shares)
 
             if room is None:
-                return await _in_order(map(fetch_and_decode, refs, budgets))
+                at_hand = self._at_hand(refs, budgets, tenant)
+                return at_hand or await _in_order(map(fetch_and_decode, refs, budgets))
             fetched = await _in_order(self._fetch(ref, tenant) for ref in refs)
             fitted = room.fit(await _in_order(map(self._inspect, fetched)), budgets)
             return await _in_order(
                 self._decode(file, budget, tenant, shares, scaled_to_fit=budget is not own)
                 for file, own, budget in zip(fetched, budgets, fitted, strict=True)
             )
+
+    def _at_hand(
+        self, refs: Sequence[ImageRef], budgets: Sequence[VisionBudget], tenant: str
+    ) -> tuple[ResolvedImage, ...] | None:
+        """All of them, without a task or a wait, if each came lately in the same words and its pixels are still kept;
+        None: one did not."""
+        pictures = []
+        for ref, budget in zip(refs, budgets, strict=True):
+            began = time.perf_counter()
+            file = self._fetcher.known(ref.source, tenant) if ref.recompression is None else None
+            if file is None or (decoded := self._cache.get(self._key(file, tenant, budget))) is None:
+                return None
+            pictures.append(_to_resolved(file, decoded, time.perf_counter() - began))
+        for picture in pictures:
+            tracing.stage("picture.fetch", picture.fetch_s, sightline__bytes=picture.image.num_bytes)
+            _observe(picture, "hit")
+        return tuple(pictures)
+
+    def _key(self, file: File, tenant: str, budget: VisionBudget) -> Key:
+        return Key(file.digest, tenant, budget, self._limits.background)
 
     # --- one picture ---------------------------------------------------------------------------------------------
 
@@ -149,19 +170,17 @@ class Intake:
         self, fetched: _Fetched, budget: VisionBudget, tenant: str, shares: ExitStack, *, scaled_to_fit: bool = False
     ) -> ResolvedImage:
         file = fetched.file
-        key = Key(file.digest, tenant, budget, self._limits.background)
-        found = self._cache.get(key)
-        if found is not None:
-            (picture, pixels), result = found, "hit"
-        else:
+        key = self._key(file, tenant, budget)
+        decoded, result = self._cache.get(key), "hit"
+        if decoded is None:
             result = "shared" if key in self._under_way else "miss"
             shared = self._share(key, file.content)
             shares.callback(self._release, shared)
             with _named(fetched.ref):
-                picture, pixels = await asyncio.shield(shared.decoding)
-        image = Image(pixels, file.digest, picture.width, picture.height, picture.media_type, len(file.content))
-        decode_s, resize_s = (picture.decode_s, picture.resize_s) if result == "miss" else (0.0, 0.0)
-        resolved = ResolvedImage(image, fetched.fetch_s, decode_s, resize_s, scaled_to_fit)
+                decoded = await asyncio.shield(shared.decoding)
+        resolved = _to_resolved(
+            file, decoded, fetched.fetch_s, was_decoded=result == "miss", scaled_to_fit=scaled_to_fit
+        )
         _observe(resolved, result)
         return resolved
 
@@ -214,20 +233,36 @@ async def _in_order(work: Iterable[Coroutine[object, object, T]]) -> tuple[T, ..
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+def _to_resolved(
+    file: File, decoded: Decoded, fetch_s: float, *, was_decoded: bool = False, scaled_to_fit: bool = False
+) -> ResolvedImage:
+    """`was_decoded`: for this request."""
+    picture, pixels = decoded
+    image = Image(pixels, file.digest, picture.width, picture.height, picture.media_type, len(file.content))
+    decode_s, resize_s = (picture.decode_s, picture.resize_s) if was_decoded else (0.0, 0.0)
+    return ResolvedImage(image, fetch_s, decode_s, resize_s, scaled_to_fit)
+
+
+_CACHE = {result: metrics.IMAGE_CACHE.labels(result) for result in ("hit", "miss", "shared")}
+_FETCH, _DECODE, _RESIZE = map(metrics.IMAGE_STAGE_SECONDS.labels, ("fetch", "decode", "resize"))
+
+
 def _observe(resolved: ResolvedImage, cache: str) -> None:
     """`cache`: "hit", "miss", or "shared" with a picture that was just being decoded."""
     image = resolved.image
-    metrics.IMAGE_CACHE.labels(cache).inc()
-    metrics.IMAGE_STAGE_SECONDS.labels("fetch").observe(resolved.fetch_s)
+    pixels = image.width * image.height
+    _CACHE[cache].inc()
+    _FETCH.observe(resolved.fetch_s)
     if cache == "miss":
-        pixels = image.width * image.height
         tracing.stage("picture.decode", resolved.decode_s, ended_s_ago=resolved.resize_s, sightline__pixels=pixels)
         tracing.stage("picture.resize", resolved.resize_s)
-        metrics.IMAGE_STAGE_SECONDS.labels("decode").observe(resolved.decode_s)
-        metrics.IMAGE_STAGE_SECONDS.labels("resize").observe(resolved.resize_s)
+        _DECODE.observe(resolved.decode_s)
+        _RESIZE.observe(resolved.resize_s)
     metrics.IMAGE_BYTES.observe(image.num_bytes)
-    metrics.IMAGE_PIXELS.observe(image.width * image.height)
+    metrics.IMAGE_PIXELS.observe(pixels)
     metrics.IMAGE_SERVED_PIXELS.observe(image.served_width * image.served_height)
+    if not log.isEnabledFor(logging.DEBUG):
+        return
     log.debug(
         "picture %s %s, %d bytes, %d x %d pixels served as %d x %d, %s: fetch %.4f s, decode %.4f s, resize %.4f s",
         image.digest, image.media_type, image.num_bytes, image.width, image.height, image.served_width,
