@@ -48,3 +48,8 @@ def test_a_question_that_was_forgotten(tmp_path: Path, capfd: pytest.CaptureFixt
 def test_an_address_is_told_as_it_was_given(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["ask", "--engine", "fake", "https://example.com/a.png", "?"]) == 1
     assert "'https://example.com/a.png' is an address" in capfd.readouterr().err
+
+
+def test_an_option_that_the_engine_does_not_know_is_told_before_it_starts(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["ask", "--engine", "fake", "--option", "stps=1", "Hello?"]) == 1
+    assert capfd.readouterr().err == "sightline: --option stps: there is no such key. Did you mean step_s?\n"

@@ -129,7 +129,7 @@ def _of_arguments(args: argparse.Namespace) -> tuple[dict[str, Any], Path, str, 
     for argument, default in args.said.items():
         if getattr(args, argument) is None:
             setattr(args, argument, default)
-    config = to_model_config(args)
+    config = to_model_config(args, runs_here=False)
     values = {"models": [msgspec.to_builtins(config)]}
     return values, Path(), config.name, f"{config.engine}:{config.source}"
 

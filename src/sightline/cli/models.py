@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from sightline.config import PEEK, ModelConfig, PictureSize, environment
+from sightline.configfile import verify_model
 from sightline.engines import ENGINES, find_entry
 from sightline.engines.sources import check_source, name_of
 from sightline.errors import InvalidRequest
@@ -121,16 +122,20 @@ def to_picture_size(args: argparse.Namespace, prefix: str = "") -> PictureSize:
     )
 
 
-def to_model_config(args: argparse.Namespace) -> ModelConfig:
-    """Raises `InvalidRequest` for an engine or a source that is not there, and for an option that cannot be meant."""
-    config = _to_source(args)
-    return msgspec.structs.replace(
-        config,
+def to_model_config(args: argparse.Namespace, *, runs_here: bool = True) -> ModelConfig:
+    """Raises `InvalidRequest` for an engine or a source that is not there, and for what cannot be meant; where the
+    engine runs here, also for an option that it does not know and a package that it lacks: now, and not again and
+    again in its own process."""
+    config = msgspec.structs.replace(
+        _to_source(args),
         options=to_options(args.option),
         python=args.python,
         limit_mm_per_prompt=_to_limits(args.limit_mm_per_prompt),
         picture_size=to_picture_size(args),
     )
+    if runs_here:
+        verify_model(config)
+    return config
 
 
 def _to_source(args: argparse.Namespace) -> ModelConfig:

@@ -34,7 +34,7 @@ from sightline.config import (
     environment,
     is_loopback,
 )
-from sightline.configfile import load, verify_model
+from sightline.configfile import load
 from sightline.errors import InvalidRequest
 from sightline.frontends import Supervisor
 from sightline.server import Drain, Endpoint, serve
@@ -272,9 +272,7 @@ def _to_base(args: argparse.Namespace) -> Settings:
     """What the file says; without one, the one model that the arguments name."""
     file = args.file or args.config
     if file is None:
-        model = to_model_config(args)
-        verify_model(model)  # now, where it would fail again and again in its engine's process
-        return Settings(models=(model,))
+        return Settings(models=(to_model_config(args),))
     given = [name for name in _OF_ONE_MODEL if getattr(args, name) != args.model_defaults[name]]
     if given:
         raise InvalidRequest(
