@@ -22,7 +22,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PICTURE = (ROOT / "examples" / "pictures" / "red-circle.png").read_bytes()
-KILLS = 20
+KILLS = 8
 BACK_WITHIN_S = 3.0
 
 

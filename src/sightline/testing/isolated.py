@@ -168,9 +168,9 @@ async def pictures_leave_nothing_behind(subject: Subject, engine: Engine) -> Non
             left = first_event(engine, long(ask(images[begin], "?"), None))
             await asyncio.gather(left, *(answer(engine, request) for request in batch))
 
-    await run(40)
+    await run(16)
     before = await resting_fds(child)
-    await run(200)
+    await run(64)
     after = await resting_fds(child)
     assert after["parent"] <= before["parent"] + 2
     assert after["child"] <= before["child"] + 2

@@ -32,7 +32,8 @@ class Subject:
     """Texts of the model's special tokens."""
     needs: Path | None = None
     """A file without which this engine cannot be tried here."""
-    kills: int = 20
+    kills: int = 8
+    """Each of the four moments at which an engine is killed comes twice."""
     back_within_s: float = 3.0
     """After a kill, until it answers again: a cold start, and what a machine at work adds to it."""
 

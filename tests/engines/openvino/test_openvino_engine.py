@@ -154,11 +154,11 @@ async def test_preempted_sequences_give_the_same_answers(tiny_model: Path) -> No
         assert num_free(small) == loop_of(small)._pool.num_blocks
 
 
-@pytest.mark.parametrize(("name", "distinct"), [("tiny", 190), ("peek", 100)])
+@pytest.mark.parametrize(("name", "count"), [("tiny", 200), ("peek", 50)])
 async def test_seeded_answers_do_not_depend_on_company(
-    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, name: str, distinct: int
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, name: str, count: int
 ) -> None:
-    """200 seeded requests alone and among 15 others: equal, but for where the drawn number lies at a border."""
+    """Seeded requests alone and among 15 others: equal, but for where the drawn number lies at a border."""
     rows: dict[str, list[np.ndarray[Any, Any]]] = defaultdict(list)
     extend = StepLoop._extend
 
@@ -169,7 +169,7 @@ async def test_seeded_answers_do_not_depend_on_company(
     monkeypatch.setattr(StepLoop, "_extend", recording)
     requests = [
         ask(picture(i % 5), f"Question {i}?", temperature=1.5, top_p=(1.0, 0.9)[i % 2], seed=i, max_tokens=12)
-        for i in range(200)
+        for i in range(count)
     ]
     async with running(tiny_model if name == "tiny" else ModelConfig(name=name).path) as engine:
 
@@ -179,8 +179,8 @@ async def test_seeded_answers_do_not_depend_on_company(
 
         alone = [await run(request, "alone") for request in requests]
         among = await asyncio.gather(*(run(request, "among") for request in requests))
-    assert len(set(map(tuple, alone))) > distinct, "drawn from next to nothing"
-    differ = [i for i in range(200) if alone[i] != among[i]]
+    assert len(set(map(tuple, alone))) > count / 2, "drawn from next to nothing"
+    differ = [i for i in range(count) if alone[i] != among[i]]
     for i in differ:
         at = next(k for k, pair in enumerate(zip(alone[i], among[i], strict=True)) if pair[0] != pair[1])
         borders = distribution(rows[f"alone{i}"][at], requests[i].sampling).cumsum()
