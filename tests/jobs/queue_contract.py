@@ -345,6 +345,18 @@ class StoreContract:
         clock.pass_(31)
         assert await store.due("v", 30) is not None
 
+    async def test_one_with_which_a_worker_gets_nowhere_keeps_no_other_waiting(
+        self, store: Store, clock: Moved
+    ) -> None:
+        await store.create(batch("stuck"))
+        assert (first := await store.due("w", 30)) is not None
+        await store.create(batch("next", tenant="other"))
+        assert (second := await store.due("w", 30)) is not None
+        assert (first.id, second.id) == ("batch_stuck", "batch_next")
+        await store.begin("batch_next", model=None)
+        assert (again := await store.due("w", 30)) is not None
+        assert again.id == "batch_stuck"
+
     async def test_many_workers_share_and_nothing_is_done_twice(self, store: Store, clock: Moved) -> None:
         made = await begun(store, batch(), 60)
         done: list[str] = []

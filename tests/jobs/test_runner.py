@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from sightline.errors import StorageUnavailable
-from sightline.jobs import Batch, Item, Lease
+from sightline.jobs import TERMINAL, Batch, Item, Lease
 from sightline.jobs.blobs import LocalBlobs
 from sightline.jobs.database import Database
 from sightline.jobs.files import Files, Quota, new_file_id
@@ -31,6 +31,7 @@ class Server:
     """A runner with all that it needs, and routes that a test writes."""
 
     def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.directory = directory
         monkeypatch.setattr("sightline.jobs.runner._DELAYS_S", (0.01,))
         monkeypatch.setattr("sightline.jobs.runner._FAILING_S", 0.01)
         database = Database(directory / "sightline.db", SCHEMA)
@@ -72,9 +73,19 @@ class Server:
         made = batch(input_file_id=file.id, output_file_id=new_file_id(), error_file_id=new_file_id())
         return await self.store.create(Batch(**{n: getattr(made, n) for n in made.__slots__} | {"expires_at": 2**40}))
 
-    async def ended(self) -> Batch:
+    async def submit_lost(self, name: str, expires_at: int) -> Batch:
+        """One whose input's bytes are gone."""
+
+        async def one() -> AsyncIterator[bytes]:
+            yield name.encode()
+
+        file = await self.files.create("t", "in", "batch", one())
+        (self.directory / "files" / file.blob).unlink()
+        return await self.store.create(batch(name, input_file_id=file.id, expires_at=expires_at))
+
+    async def ended(self, batch_id: str = "batch_a") -> Batch:
         async with asyncio.timeout(20):
-            while (found := await self.store.get("t", "batch", "batch_a")).status not in ("completed", "cancelled"):
+            while (found := await self.store.get("t", "batch", batch_id)).status not in TERMINAL:
                 await asyncio.sleep(0.01)
         return found
 
@@ -172,6 +183,28 @@ async def test_a_bug_in_a_route_stops_no_batch(server: Server) -> None:
     await runner.close()
     assert (over.counts.completed, over.counts.failed) == (2, 1)
     assert server.asked.count("c-1") == 3
+
+
+async def test_an_input_that_cannot_be_read_keeps_no_other_batch_waiting(server: Server) -> None:
+    lost = await server.submit_lost("lost", expires_at=2**40)
+    await server.submit(2)
+    runner = server.runner(lambda _: OK)
+    await runner.start()
+    assert (await server.ended()).counts.completed == 2, "it came later, and is done"
+    await runner.close()
+    assert (await server.store.get("t", "batch", lost.id)).status == "validating", "it may be there again later"
+
+
+async def test_an_input_that_could_not_be_read_until_its_time_was_over(server: Server) -> None:
+    lost = await server.submit_lost("lost", expires_at=1)
+    left = await server.submit_lost("left", expires_at=1)
+    await server.store.cancel("t", "batch", left.id)
+    runner = server.runner(lambda _: OK)
+    await runner.start()
+    over, cancelled = await server.ended(lost.id), await server.ended(left.id)
+    await runner.close()
+    assert (over.status, [error.code for error in over.errors]) == ("failed", ["batch_expired"])
+    assert cancelled.status == "cancelled"
 
 
 async def test_no_more_than_so_many_at_once_and_a_cancellation_ends_them(server: Server) -> None:

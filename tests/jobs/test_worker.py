@@ -18,15 +18,13 @@ import pytest
 from PIL import Image
 from redis import Redis
 
-from sightline.api.app import create_app
 from sightline.api.elsewhere import Elsewhere, _named, _put
 from sightline.api.work import Work
 from sightline.cli import main
 from sightline.config import BatchLimits, ModelConfig, Settings
 from sightline.errors import ImageFileNotFound
 from sightline.jobs import Item, Lease
-from sightline.service import Service
-from tests.api.serving import serving
+from tests.api.serving import server_of, serving
 from tests.api.test_batches_sdk import ended
 from tests.jobs.kill import Server, Worker, submit
 from tests.jobs.redis_server import needs_redis
@@ -57,7 +55,7 @@ async def test_a_worker_asks_a_server_and_shows_it_the_pictures_of_the_tenant(tm
     model = ModelConfig(name="m", engine="fake")
     server = Settings(models=(model,), data_dir=str(tmp_path / "server"))
     work = Work(Settings(models=(), jobs=redis_url, data_dir=str(tmp_path / "queue"), batches=BatchLimits()))
-    with serving(create_app(Service(server), server, wait=True)) as port:
+    with server_of(server) as port:
         asked = Elsewhere(
             f"http://127.0.0.1:{port}/v1", None, work.read_picture, at_once=4, timeout_s=20, picture_bytes=10**6
         )

@@ -292,8 +292,9 @@ class Store(Protocol):
 
     async def due(self, worker: str, claim_s: float) -> Batch | None:
         """A batch that wants somebody: not begun, or with an `ending` and its files unwritten. Nobody else is given
-        it for `claim_s`, but the same worker. What is done for it is idempotent: two workers may do it at once, and
-        after a crash it is done again."""
+        it for `claim_s`, but the same worker, and that one behind all others: a batch with which it gets nowhere keeps
+        nobody's waiting. What is done for it is idempotent: two workers may do it at once, and after a crash it is done
+        again."""
         ...
 
     async def finish(self, batch_id: str, *, has_output: bool, has_errors: bool) -> None:

@@ -249,20 +249,29 @@ function step.backlog()
   return {batches, unfinished, redis.call('ZCARD', P .. 'leases'), text(now - oldest)}
 end
 
--- worker, its part, seconds
+-- worker, its part, seconds: what this one has claimed already comes last
 function step.due(args)
   local me = args[1] .. '/' .. args[2]
+  local found
   for _, ref in ipairs(redis.call('ZRANGE', P .. 'stages', 0, -1)) do
-    local base = base_of(ref)
     local claim = get(ref, 'claimed_by', 'claimed_until')
-    local free = not claim[1] or claim[1] == me or tonumber(claim[2]) <= ticks
-    if free or not redis.call('ZSCORE', P .. 'workers', string.match(claim[1], '^(.*)/[^/]*$')) then
-      redis.call('HSET', base, 'claimed_by', me, 'claimed_until', text(ticks + tonumber(args[3])))
-      redis.call('ZADD', P .. 'workers', text(ticks), args[1])
-      return redis.call('HGETALL', base)
+    if not claim[1] or tonumber(claim[2]) <= ticks then
+      found = ref
+      break
+    elseif claim[1] == me then
+      found = found or ref
+    elseif not redis.call('ZSCORE', P .. 'workers', string.match(claim[1], '^(.*)/[^/]*$')) then
+      found = ref
+      break
     end
   end
-  return {}
+  if not found then
+    return {}
+  end
+  local base = base_of(found)
+  redis.call('HSET', base, 'claimed_by', me, 'claimed_until', text(ticks + tonumber(args[3])))
+  redis.call('ZADD', P .. 'workers', text(ticks), args[1])
+  return redis.call('HGETALL', base)
 end
 
 -- id, whether there is output, whether there are errors

@@ -276,12 +276,16 @@ class SqliteStore:
                 "SELECT * FROM batches WHERE ended = 0"
                 " AND (ending IS NOT NULL OR status IN ('validating', 'cancelling')) ORDER BY place"
             )
+            mine: sqlite3.Row | None = None
             for row in rows:
                 holder = row["claimed_by"]
-                free = holder is None or row["claim_boot"] != boot or row["claimed_until"] <= now
-                if holder == me or free or not self._presence.is_alive(holder.partition("/")[0]):
+                if holder is None or row["claim_boot"] != boot or row["claimed_until"] <= now:
                     return row  # type: ignore[no-any-return]
-            return None
+                if holder == me:
+                    mine = mine or row
+                elif not self._presence.is_alive(holder.partition("/")[0]):
+                    return row  # type: ignore[no-any-return]
+            return mine
 
         def work(db: sqlite3.Connection) -> Batch | None:
             if (row := found(db)) is None:

@@ -7,8 +7,8 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Final
 
-from sightline.errors import ObjectNotFound
-from sightline.jobs import Batch, LineError, Store
+from sightline.errors import CapacityError, ObjectNotFound
+from sightline.jobs import Batch, Clock, LineError, Store
 from sightline.jobs.files import Files
 from sightline.jobs.lines import Reading, split_lines, to_line
 
@@ -17,11 +17,14 @@ _BYTES_AT_ONCE: Final = 4 * 1024 * 1024
 
 
 class Stages:
-    def __init__(self, store: Store, files: Files, *, max_lines: int, max_bytes: int) -> None:
+    def __init__(
+        self, store: Store, files: Files, *, max_lines: int, max_bytes: int, clock: Clock | None = None
+    ) -> None:
         self._store = store
         self._files = files
         self._max_lines = max_lines
         self._max_bytes = max_bytes
+        self._clock = clock or Clock()
 
     async def advance(self, batch: Batch) -> None:
         """The next step of one that is due (`Store.due`)."""
@@ -46,6 +49,11 @@ class Stages:
         except ObjectNotFound:
             told = "The input file was deleted or has expired. Upload it again and make another batch."
             reading.errors.append(LineError("file_not_found", told, param="input_file_id"))
+        except CapacityError:  # its bytes may be there again later
+            if self._clock.wall() < batch.expires_at:
+                raise
+            told = "The input file could not be read until the batch's time was over. Upload it again."
+            reading.errors.append(LineError("batch_expired", told, param="input_file_id"))
         if reading.errors:
             await self._store.fail(batch.id, reading.errors)
         else:
