@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import random
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Mapping
 
 import pytest
 from starlette.types import ASGIApp
@@ -37,15 +37,11 @@ USAGE = Usage(prompt_tokens=30, completion_tokens=3, image_tokens=(16, 8), image
 FINISH = Finish("stop", USAGE, Timing(queue_s=0.5, decode_s=2.0))
 
 
-async def stream(*events: Event) -> AsyncGenerator[Event, None]:
-    for event in events:
-        yield event
-
-
-async def test_observe_passes_on_and_counts() -> None:
+def test_events_of_a_stream_are_counted() -> None:
     events: list[Event] = [TextDelta("a"), TextDelta("bc", num_tokens=2), FINISH]
-    seen = [e async for e in metrics.observe(stream(*events), "count", clock=Clock(0.0, 1.0, 1.5, 9.0))]
-    assert seen == events
+    observed = metrics.Observed("count", clock=Clock(0.0, 1.0, 1.5, 9.0))
+    for number, event in enumerate(events):
+        observed.see(event, is_first=number == 0)
     assert value("ttft_seconds_sum", model="count") == 1.0
     assert value("inter_token_seconds_sum", model="count") == 0.25  # half a second for two tokens
     assert value("prompt_tokens_total", model="count") == 30
@@ -57,21 +53,18 @@ async def test_observe_passes_on_and_counts() -> None:
     assert value("engine_stage_seconds_sum", model="count", stage="decode") == 2.0
 
 
-async def test_closing_the_observed_stream_closes_its_source() -> None:
-    closed = False
-
-    async def source() -> AsyncGenerator[Event, None]:
-        nonlocal closed
-        try:
-            yield TextDelta("a")
-            yield TextDelta("b")
-        finally:
-            closed = True
-
-    events = metrics.observe(source(), "close")
-    await anext(events)
-    await events.aclose()
-    assert closed
+def test_times_between_tokens_are_a_histogram() -> None:
+    observed = metrics.Observed("steps", clock=Clock(0.0, 1.0, 1.015, 1.05, 9.0))
+    for number in range(4):
+        observed.see(TextDelta("a"), is_first=number == 0)
+    edges = ("0.01", "0.02", "0.04", "+Inf")
+    in_bucket = {le: value("inter_token_seconds_bucket", model="steps", le=le) for le in edges}
+    assert in_bucket == {"0.01": 0, "0.02": 1, "0.04": 2, "+Inf": 3}
+    assert value("inter_token_seconds_count", model="steps") == 3
+    assert value("inter_token_seconds_sum", model="steps") == pytest.approx(8.0)
+    body = metrics.render()[0].decode()
+    assert 'sightline_inter_token_seconds_bucket{le="1.28",model="steps"} 2.0' in body
+    assert "# TYPE sightline_inter_token_seconds histogram" in body
 
 
 def test_outcomes_are_a_closed_set() -> None:

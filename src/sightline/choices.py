@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Coroutine, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
@@ -18,7 +18,7 @@ from sightline.errors import DeadlineExceeded, EngineError, EngineFailed, Sightl
 from sightline.items import ChoiceEvent, Item, Prepared
 from sightline.models import ServedModel
 from sightline.routing import Deadline, Pass
-from sightline.telling import Tell
+from sightline.telling import Tell, taken
 from sightline.types import ChatRequest, EngineRequest, Event, Finish, TokenCount
 
 log = logging.getLogger(__name__)
@@ -36,12 +36,16 @@ class Stream(Way):
         self.whole = request.whole
         self._tell = tell
 
-    async def put(self, index: int, event: Event) -> None:
-        if not self.begun:
-            self.begun = True
-            assert self.prepared is not None
-            await self._tell(replace(self.prepared, path=tuple(self.path)))
-        await self._tell(ChoiceEvent(index, event))
+    def put(self, index: int, event: Event) -> Awaitable[None] | None:
+        """As `Tell`."""
+        item = ChoiceEvent(index, event)
+        return self._tell(item) if self.begun else self._begin(item)
+
+    async def _begin(self, item: ChoiceEvent) -> None:
+        self.begun = True
+        assert self.prepared is not None
+        await taken(self._tell(replace(self.prepared, path=tuple(self.path))))
+        await taken(self._tell(item))
 
 
 @dataclass(slots=True)
@@ -58,9 +62,10 @@ class Run:
     dead: set[int] = field(default_factory=set)
     """Processes of the engine that ended under it, by their ids."""
 
-    async def tell(self, index: int, event: Event) -> None:
+    def tell(self, index: int, event: Event) -> Awaitable[None] | None:
+        """As `Tell`."""
         self.spent.see(index, event)
-        await self.stream.put(index, event)
+        return self.stream.put(index, event)
 
 
 async def run_choices(run: Run, requests: Sequence[EngineRequest]) -> None:
@@ -76,14 +81,11 @@ async def _run_choice(run: Run, request: EngineRequest, index: int) -> None:
         held: list[Event] = []
         """Of a whole answer, until it is one."""
         try:
-            async with aclosing(
-                metrics.observe(
-                    model.engine.generate(replace(request, timeout_s=stream.deadline.left_s())),
-                    model.name,
-                    started=run.started,
-                )
-            ) as events:
+            observed = metrics.Observed(model.name, started=run.started)
+            asked = replace(request, timeout_s=stream.deadline.left_s())
+            async with aclosing(model.engine.generate(asked)) as events:
                 async for event in events:
+                    observed.see(event, is_first=not begun)
                     if not begun:
                         begun = True
                         run.allowed.succeeded()
@@ -94,10 +96,10 @@ async def _run_choice(run: Run, request: EngineRequest, index: int) -> None:
                         run.ticket.answered(event.usage.completion_tokens)
                     if stream.whole:
                         held.append(event)
-                    else:
-                        await run.tell(index, event)
+                    elif (taking := run.tell(index, event)) is not None:
+                        await taking
             for event in held:
-                await run.tell(index, event)
+                await taken(run.tell(index, event))
             return
         except EngineError as error:
             if error.died is not None:

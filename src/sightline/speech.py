@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from sightline import metrics, tracing
 from sightline.audio.mel import SAMPLE_RATE
 from sightline.engines import Engine, Transcribes
-from sightline.telling import Tell, pulled
+from sightline.telling import Tell, pulled, taken
 from sightline.types import AudioRef, Samples, SpeechRequest, TranscriptionEvent, TranscriptionRequest
 
 
@@ -61,8 +61,8 @@ def written_down(
                 async for event in events:
                     if not has_begun:
                         has_begun = True
-                        await tell(Listening(engine.info.engine, len(samples) / SAMPLE_RATE, decode_s))
-                    await tell(event)
+                        await taken(tell(Listening(engine.info.engine, len(samples) / SAMPLE_RATE, decode_s)))
+                    await taken(tell(event))
 
         path = (await call(run, lambda: has_begun)).path
         metrics.AUDIO_SECONDS.labels(path[-1].rpartition("@")[0]).inc(len(samples) / SAMPLE_RATE)

@@ -14,13 +14,19 @@ from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
 
-Tell = Callable[[T], Awaitable[None]]
-"""Takes an item; returns when the next may come."""
+Tell = Callable[[T], Awaitable[None] | None]
+"""Takes an item. What it returns is awaited before the next may come; None: it may come at once."""
 Source = Callable[[Tell[T]], Coroutine[Any, Any, None]]
 """Tells all items of a stream, and returns or raises when there are no more. Cancelling it ends the work."""
 
 _WAITING: Final = 64
 """Items that may wait for a slow reader before the source is held up."""
+
+
+async def taken(taking: Awaitable[None] | None) -> None:
+    """Returns when the next item may come. `taking`: what a `Tell` returned."""
+    if taking is not None:
+        await taking
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +69,6 @@ def told(items: AsyncGenerator[T, None]) -> Source[T]:
     async def source(tell: Tell[T]) -> None:
         async with aclosing(items):
             async for item in items:
-                await tell(item)
+                await taken(tell(item))
 
     return source

@@ -82,12 +82,8 @@ class Exchange:
     async def items(self, request: Request, *chats: ChatRequest) -> list[Item]:
         """As `collect`, but as the service told it."""
         items: list[Item] = []
-
-        async def tell(item: Item) -> None:
-            items.append(item)
-
         source = self.source(request, *(replace(chat, whole=True) for chat in chats))
-        await unless_disconnected(request.scope, request.receive, source(tell))
+        await unless_disconnected(request.scope, request.receive, source(items.append))
         access.of(request.scope).facts.update(access.to_facts(items))
         return items
 

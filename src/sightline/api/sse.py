@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 from sightline.api import access
 from sightline.api.disconnect import Attended
 from sightline.api.wire import encode
-from sightline.telling import Source
+from sightline.telling import Source, taken
 
 T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
@@ -51,6 +51,13 @@ def to_event(value: Any) -> bytes:
 def to_named_event(name: str, value: Any) -> bytes:
     """One event with a type of its own, which some dialects repeat in the value."""
     return b"event: %b\n" % name.encode() + to_event(value)
+
+
+PASS: Final = "sightline.pass"
+"""In the ASGI scope of a request, where the server can do so: a `Pass`."""
+Pass: TypeAlias = Callable[[bytes], Awaitable[None] | None]
+"""Sends a piece of a body whose answer has begun and goes on, as ASGI's `send` does; what it returns is awaited first
+where the client is slow. Nothing between the server and whoever calls it sees the bytes."""
 
 
 class Framer(Protocol[T_contra]):
@@ -103,6 +110,8 @@ class EventStream(Response, Generic[T]):
         self._since = 0.0
         """When the last write began."""
         self._send: Send
+        self._passing: Pass | None = None
+        self._record: access.Record
         self._attended: Attended
         self._timer: asyncio.TimerHandle | None = None
         self._pinging: asyncio.Task[None] | None = None
@@ -113,16 +122,18 @@ class EventStream(Response, Generic[T]):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._send = send
+        self._passing = scope.get(PASS)
+        self._record = access.of(scope)
         self._attended = Attended(scope, receive)
         async with self._attended:
             try:
-                await self._run(scope)
+                await self._run()
             finally:
                 if self._timer is not None:
                     self._timer.cancel()
                 await self._end_ping()
 
-    async def _run(self, scope: Scope) -> None:
+    async def _run(self) -> None:
         error: Exception | None = None
         try:
             await self._source(self._tell)
@@ -137,17 +148,16 @@ class EventStream(Response, Generic[T]):
         except Exception as caught:
             error = caught
             last = self._framer.to_error_frame(error)
-        access.of(scope).error = error
+        self._record.error = error
         await self._write(last)
         await self._end_ping()
         # Last, with the source ended already: some servers say "disconnected" as soon as a response is complete.
         await self._write(b"", more=False)
 
-    async def _tell(self, event: T) -> None:
+    def _tell(self, event: T) -> Awaitable[None] | None:
         if not self._begun:
-            await self._open(event)
-        if frames := self._framer.to_frames(event):
-            await self._write(frames)
+            return self._open(event)
+        return self._pass_on(frames) if (frames := self._framer.to_frames(event)) else None
 
     async def _open(self, event: T) -> None:
         self.headers.update(self._begin(event))
@@ -155,11 +165,26 @@ class EventStream(Response, Generic[T]):
         await self._send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         self._since = monotonic()
         self._look()
+        if frames := self._framer.to_frames(event):
+            await taken(self._pass_on(frames))
+
+    def _pass_on(self, frames: bytes) -> Awaitable[None] | None:
+        """Part of an answer. With our own server it is written here and now, unless the client is slow: by way of
+        `send` it would go through three more functions, each of which makes a coroutine of it."""
+        if self._passing is None:
+            return self._write(frames)
+        self._since = monotonic()
+        self._record.bytes_out += len(frames)
+        waiting = self._passing(frames)
+        return None if waiting is None else self._sent(waiting)
 
     async def _write(self, frames: bytes, *, more: bool = True) -> None:
+        await self._sent(self._send({"type": "http.response.body", "body": frames, "more_body": more}))
+
+    async def _sent(self, sending: Awaitable[None]) -> None:
         self._writing, self._since = True, monotonic()
         try:
-            await self._send({"type": "http.response.body", "body": frames, "more_body": more})
+            await sending
         except OSError:
             self._attended.leave()
             await asyncio.sleep(0)  # and the rest of us is cancelled

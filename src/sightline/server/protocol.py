@@ -11,6 +11,8 @@ import asyncio
 import logging
 import re
 from collections import deque
+from collections.abc import Awaitable
+from functools import partial
 from typing import Any, Literal, cast
 
 import httptools
@@ -22,6 +24,7 @@ from uvicorn.server import ServerState
 from sightline import metrics
 from sightline.api.bodies import LAND
 from sightline.api.disconnect import Presence
+from sightline.api.sse import PASS
 from sightline.server.connections import Connections
 from sightline.server.landing import COMMON, Buffered, Landing
 from sightline.server.refusal import MALFORMED, Refusal
@@ -178,7 +181,7 @@ class Guarded(HttpToolsProtocol):
 
     def buffer_updated(self, num_bytes: int) -> None:
         if self._landing is None or self._wire.is_over:
-            self.data_received(bytes(COMMON[:num_bytes]))
+            self.data_received(COMMON[:num_bytes])
         elif self._landing.take(num_bytes):
             self._landing = None
             self.parser = self._new_parser()  # the old one still waits for what it has not seen
@@ -193,9 +196,10 @@ class Guarded(HttpToolsProtocol):
         parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
         return parser
 
-    def data_received(self, data: bytes) -> None:
+    def data_received(self, data: bytes | memoryview) -> None:
+        """`data` is not kept: the parser copies what it gives out."""
         if self._wire.is_over:
-            self._discard(data)
+            self._discard(len(data))
             return
         if self._fault is not None or self._is_last:
             return
@@ -215,9 +219,9 @@ class Guarded(HttpToolsProtocol):
             if self._framing_bytes > self._limits.max_head_bytes + FRAMING_PER_BYTE * self._body_bytes:
                 self._refuse(_OVERLONG if reading == "head" else _FRAMING)
 
-    def _discard(self, data: bytes) -> None:
+    def _discard(self, num_bytes: int) -> None:
         self._last_byte = self.loop.time()
-        self._lingering -= len(data)
+        self._lingering -= num_bytes
         if self._lingering <= 0:
             self._wire.abort()
 
@@ -282,7 +286,9 @@ class Guarded(HttpToolsProtocol):
         self._live.append(self.cycle)
         if self._told_bytes > len(COMMON):
             self.scope[LAND] = Landing(self.cycle, self._told_bytes, self._land).land  # type: ignore[typeddict-unknown-key]
+            self.flow.pause_reading()  # until there is a place, or somebody wants it otherwise
         Presence(self.flow.resume_reading).put(cast(Scope, self.cycle.scope))
+        self.scope[PASS] = partial(_pass_on, self.cycle)  # type: ignore[typeddict-unknown-key]
 
     def _check_head(self) -> None:
         version = self.parser.get_http_version()
@@ -347,6 +353,7 @@ class Guarded(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         cycle = self._live.popleft()
+        _let_go(cycle)
         self._since = self.loop.time()
         if self._landing is not None and self._landing.cycle is cycle:
             self._landing.forget()
@@ -358,8 +365,24 @@ class Guarded(HttpToolsProtocol):
         super().on_response_complete()
 
 
+def _pass_on(cycle: RequestResponseCycle, piece: bytes) -> Awaitable[None] | None:
+    """As `api.sse.Pass`: what uvicorn's `send` does of a piece of a stream, where nothing is to be waited for."""
+    if cycle.disconnected:
+        return None
+    if cycle.flow.write_paused or not cycle.chunked_encoding or not piece or cycle.scope["method"] == "HEAD":
+        return cycle.send({"type": "http.response.body", "body": piece, "more_body": True})
+    cycle.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+    return None
+
+
+def _let_go(cycle: RequestResponseCycle) -> None:
+    """What holds itself in a circle is only freed by a search for such."""
+    cast(Scope, cycle.scope).pop(PASS, None)
+
+
 def _end(cycle: RequestResponseCycle) -> None:
     """Its client has left, or is taken for gone."""
+    _let_go(cycle)
     cycle.disconnected = True
     cycle.message_event.set()
     Presence.end(cast(Scope, cycle.scope))

@@ -82,3 +82,25 @@ def test_what_has_no_end_is_refused_before_it_fills_the_memory() -> None:
 def test_bytes_that_are_no_text_are_refused() -> None:
     with pytest.raises(MalformedStream, match="UTF-8"):
         parse([b"data: \xff\n\n"])
+
+
+@given(st.lists(st.tuples(fields, lines, ends, st.integers(0, 2)), max_size=12))
+@settings(max_examples=60, deadline=None)
+def test_events_that_come_one_by_one_are_the_same(written: list[tuple[str, str, str, int]]) -> None:
+    """As servers send them: a piece ends where an event does, and most have one line."""
+    pieces = [(field + line + end + end * more).encode() for field, line, end, more in written]
+    assert parse([b": begun\n\n", *pieces]) == parse([b": begun\n\n" + b"".join(pieces)])
+
+
+def test_what_is_no_utf8_is_refused_in_an_event_of_its_own() -> None:
+    with pytest.raises(MalformedStream, match="UTF-8"):
+        parse([b"data: one\n\n", b"data: \xff\n\n"])
+
+
+def test_an_event_of_its_own_may_be_as_long_as_any() -> None:
+    just = b"data: " + b"x" * 92 + b"\n\n"
+    assert parse([b"data: one\n\n", just], max_event_bytes=100) == parse([b"data: one\n\n" + just], max_event_bytes=100)
+    with pytest.raises(MalformedStream, match="more than 99 bytes"):
+        parse([b"data: one\n\n", just], max_event_bytes=99)
+    with pytest.raises(MalformedStream, match="more than 99 bytes"):
+        parse([b"data: one\n\n" + just], max_event_bytes=99)

@@ -51,7 +51,7 @@ from sightline.errors import InvalidRequest, ModelNotFound, ObjectNotFound
 from sightline.items import Item as ServiceItem
 from sightline.items import Prepared, ServedImage
 from sightline.service import Service
-from sightline.telling import Tell, told
+from sightline.telling import Tell, taken, told
 from sightline.types import ChatRequest, TokenCount
 
 PATH = "/v1/responses"
@@ -208,7 +208,7 @@ class _Responses:
 
     def _follow(self, frames: AsyncGenerator[bytes, None]) -> Response:
         async def source(tell: Tell[bytes]) -> None:
-            await tell(b"")  # it has begun, though there may be nothing to tell yet
+            await taken(tell(b""))  # it has begun, though there may be nothing to tell yet
             await told(frames)(tell)
 
         return EventStream(source, Replay(), keepalive_s=self._exchange.limits.keepalive_s)

@@ -170,7 +170,10 @@ class Answer:
             raise _nonsense() from None
         if chunk.error is not None or event.event == "error":
             raise to_error(to_refusal(status_in_stream(chunk.error), chunk.error))
-        self._count(chunk)
+        if chunk.usage is not None or chunk.timings is not None:
+            self._count(chunk)
+        if len(chunk.choices) == 1:
+            return self._choice(chunk.choices[0])
         return [delta for choice in chunk.choices for delta in self._choice(choice)]
 
     def broke_off(self) -> UpstreamFailed:
@@ -199,7 +202,11 @@ class Answer:
         deltas = self._deltas(choice)
         if deltas and self.reason is not None:
             raise _nonsense()
-        shown = [shown for delta in deltas for shown in self._show(delta)]
+        if self._watches or self.done:
+            shown = [shown for delta in deltas for shown in self._watched(delta)]
+        else:
+            self.num_tokens += sum([delta.num_tokens for delta in deltas])
+            shown = deltas
         if choice.finish_reason is not None and not self.done:
             shown += self._end(choice, choice.finish_reason)
         return shown
@@ -221,7 +228,9 @@ class Answer:
             deltas.append(TextDelta(text, len(logprobs) or 1, logprobs))
         if d.refusal:
             deltas.append(RefusalDelta(d.refusal))
-        return deltas + [self._call(call) for call in d.tool_calls or ()]
+        if d.tool_calls:
+            deltas += [self._call(call) for call in d.tool_calls]
+        return deltas
 
     def _call(self, call: _Call) -> ToolCallDelta:
         """`id` and `name` come with the first delta of a call, here and only here."""
@@ -250,12 +259,10 @@ class Answer:
 
     # --- stop strings that we watch for --------------------------------------------------------------------------
 
-    def _show(self, delta: Delta) -> list[Delta]:
+    def _watched(self, delta: Delta) -> list[Delta]:
         if self.done:  # the rest of a chunk in which we have met a stop
             return []
         self.num_tokens += delta.num_tokens
-        if not self._watches:
-            return [delta]
         if not isinstance(delta, TextDelta):
             return [*self._flushed(), delta]
         self._held.append(_Held(self._num_chars, delta.logprobs, delta.num_tokens))

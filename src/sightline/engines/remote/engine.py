@@ -7,8 +7,8 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import AsyncGenerator
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, contextmanager, suppress
 from typing import Any, get_args
 from urllib.parse import quote
 
@@ -251,43 +251,42 @@ class RemoteEngine:
         The server is told in how many seconds nobody will wait for the answer any more.
         """
         self._check(request)
-        loop = asyncio.get_running_loop()
-        wanted_until = math.inf if request.timeout_s is None else loop.time() + request.timeout_s
         deadline = self.open().deadline(request.timeout_s)
         begun = False
+        with self._in_time(request, lambda: begun):
+            await self.open().within(self._turn.acquire(), deadline)
+            try:
+                await self._check_room(request)
+                for by_name in (True, False) if self._named(request) else (False,):
+                    try:
+                        async with aclosing(self._answer(request, deadline, by_name=by_name)) as events:
+                            async for event in events:
+                                begun = True
+                                yield event
+                        if by_name:
+                            self._held.hit()
+                        return
+                    except SightlineError as error:
+                        if begun or not by_name or not isinstance(error, InvalidRequest | UpstreamFailed):
+                            raise await self._explained(error, request) from None
+                        # It may not hold a picture any more. Which errors say so has changed between versions.
+                        self._held.missed(self._names(request))
+            finally:
+                self._turn.release()
+
+    @contextmanager
+    def _in_time(self, request: EngineRequest, begun: Callable[[], bool]) -> Iterator[None]:
+        """Around an answer: what fails for want of time says so."""
+        loop = asyncio.get_running_loop()
+        wanted_until = math.inf if request.timeout_s is None else loop.time() + request.timeout_s
         try:
-            async with aclosing(self._in_turn(request, deadline)) as events:
-                async for event in events:
-                    begun = True
-                    yield event
+            yield
         except (EngineError, DeadlineExceeded) as error:
             if loop.time() >= wanted_until - _LAST_MOMENT_S:  # a server that was told stops just before we do
                 raise too_late() from None
-            if isinstance(error, DeadlineExceeded) and not begun:
+            if isinstance(error, DeadlineExceeded) and not begun():
                 raise UpstreamFailed("The server behind this model has not answered in time.") from None
             raise
-
-    async def _in_turn(self, request: EngineRequest, deadline: float) -> AsyncGenerator[Event, None]:
-        await self.open().within(self._turn.acquire(), deadline)
-        try:
-            await self._check_room(request)
-            for by_name in (True, False) if self._named(request) else (False,):
-                begun = False
-                try:
-                    async with aclosing(self._answer(request, deadline, by_name=by_name)) as events:
-                        async for event in events:
-                            begun = True
-                            yield event
-                    if by_name:
-                        self._held.hit()
-                    return
-                except SightlineError as error:
-                    if begun or not by_name or not isinstance(error, InvalidRequest | UpstreamFailed):
-                        raise await self._explained(error, request) from None
-                    # It may not hold a picture any more. Which errors say so has changed between versions.
-                    self._held.missed(self._names(request))
-        finally:
-            self._turn.release()
 
     async def _answer(self, request: EngineRequest, deadline: float, *, by_name: bool) -> AsyncGenerator[Event, None]:
         kind, sampling = self._kind, request.sampling

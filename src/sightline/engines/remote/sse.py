@@ -6,13 +6,14 @@ clients that connect again, are ignored: a broken answer is never continued here
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 MAX_EVENT_BYTES = 4 * 1024 * 1024
 """Of one event's lines together: a server that goes on without an end must not fill our memory."""
 
 _BOM = b"\xef\xbb\xbf"
+_LF = 0x0A
 
 
 class MalformedStream(Exception):
@@ -42,8 +43,32 @@ class ServerEvents:
         self._event = ""
         self._size = 0
 
-    def feed(self, piece: bytes) -> Iterator[ServerEvent]:
-        """The events that are whole with this piece. Raises `MalformedStream`."""
+    def feed(self, piece: bytes) -> Iterable[ServerEvent]:
+        """The events that are whole with this piece. Raises `MalformedStream`, then or when they are gone through."""
+        event = self._alone(piece)
+        return self._feed(piece) if event is None else (event,)
+
+    def _alone(self, piece: bytes) -> ServerEvent | None:
+        """What nearly every piece of a stream in real time is: one event of one line, from its beginning to its end.
+        Seen as such it costs a third of what it costs line by line."""
+        if (
+            not self._begun
+            or self._size
+            or self._rest
+            or self._skip_newline
+            or not piece.startswith(b"data: ")
+            or piece.find(b"\n") != len(piece) - 2
+            or piece[-1] != _LF
+            or b"\r" in piece
+            or len(piece) > self._max_event_bytes
+        ):
+            return None
+        try:
+            return ServerEvent(piece[6:-2].decode())
+        except UnicodeDecodeError:
+            raise _not_utf8() from None
+
+    def _feed(self, piece: bytes) -> Iterator[ServerEvent]:
         for line in self._lines(piece):
             self._size += len(line) + 1
             if self._size > self._max_event_bytes:
@@ -86,7 +111,7 @@ class ServerEvents:
         try:
             text = value.removeprefix(b" ").decode()
         except UnicodeDecodeError:
-            raise MalformedStream("an event is not UTF-8") from None
+            raise _not_utf8() from None
         if field == b"data":
             self._data.append(text)
         else:
@@ -95,3 +120,7 @@ class ServerEvents:
     def _dispatch(self) -> ServerEvent | None:
         data, event, self._data, self._event, self._size = self._data, self._event, [], "", 0
         return ServerEvent("\n".join(data), event or "message") if data else None
+
+
+def _not_utf8() -> MalformedStream:
+    return MalformedStream("an event is not UTF-8")
