@@ -59,7 +59,7 @@ def test_files_of_tls_are_found_from_the_file_that_names_them(tmp_path: Path) ->
         ("tls:\n  certificate: a.pem\n", "s.yaml:1: tls.key: is missing, and must be given."),
         ("tls:\n  certificat: a.pem\n  key: b.pem\n", "s.yaml:2: tls.certificat: there is no such key. Did you mean"),
         ("tls: true\n", "s.yaml:1: tls: must be a mapping with the keys certificate, key."),
-        ("http:\n  trusted_proxies: [10.0.0.1/8]\n", "s.yaml:1: http: '10.0.0.1/8' is no network."),
+        ("http:\n  trusted_proxies: [10.0.0.1/8]\n", "s.yaml:2: http.trusted_proxies: '10.0.0.1/8' is no network."),
         ("models: []\n", "s.yaml:1: models: must be a list of one model or more"),
         ("models:\n- engine: fake\n", "s.yaml:2: models[0].name: is missing"),
         (
@@ -250,3 +250,21 @@ def test_an_engine_that_is_not_installed_is_told_of_with_commands_that_there_are
     (tmp_path / "s.yaml").write_text(f"models: [{{name: m, engine: {engine}}}]")
     messages = [problem.message for problem in check(tmp_path / "s.yaml")[1]]
     assert any(re.fullmatch(f"{engine} needs .*: {what_to_do}", message) for message in messages), messages
+
+
+@pytest.mark.parametrize(
+    "url", ["redis:/oops", "redis://host:63x9/0", "redis://host:6379/jobs", "rediz://host", "unix://"]
+)
+def test_a_queue_that_is_no_address_is_told_with_its_line_and_without_its_password(url: str, tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(f"port: 8000\njobs: {url}")
+    (problem,) = check(tmp_path / "s.yaml")[1]
+    assert (problem.line, problem.path) == (2, "jobs")
+    assert "redis://HOST:PORT/DB" in problem.message
+    assert url not in problem.message
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://host", "rediss://:p%40ss@host:6379/0?ssl_ca_certs=/x.pem", "unix:///run/redis.sock?db=1"]
+)
+def test_a_queue_by_its_address(url: str) -> None:
+    assert Settings(jobs=url).jobs == url

@@ -230,7 +230,8 @@ def _to_struct(reading: _Reading, value: Any, kind: type[Any], path: str) -> Any
     try:
         return kind(**given)
     except InvalidRequest as error:
-        reading.wrong(path, error.message)
+        name = (error.param or "").rpartition(".")[2]
+        reading.wrong(".".join(filter(None, (path, name if name in fields else ""))), error.message)
         return None
 
 

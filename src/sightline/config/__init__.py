@@ -6,8 +6,10 @@ All are frozen values, made once at start by the command line and passed down; n
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -25,6 +27,7 @@ from sightline.config.limits import (
 from sightline.config.model import PEEK, ModelConfig, PictureSize
 from sightline.config.network import HOST_ENTRY, AdminEndpoint, CorsPolicy, FetchPolicy, HttpLimits, Tls, is_loopback
 from sightline.config.tracing import Tracing
+from sightline.errors import InvalidRequest
 
 __all__ = [
     "DEFAULT_URL",
@@ -92,7 +95,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     models. None: `sightline serve` takes one below the user's state directory, by its port; elsewhere it is a
     temporary one."""
     files: FileLimits = FileLimits()
-    jobs: Annotated[str, msgspec.Meta(pattern=r"^(redis|rediss|unix)://")] | None = None
+    jobs: Annotated[str, msgspec.Meta(extra_json_schema={"pattern": "^(redis|rediss|unix)://"})] | None = None
     """Where batches and analyses wait: `redis://HOST:PORT/DB` (with TLS `rediss://`), which servers and workers on
     several machines share; with a password, `redis://:${NAME}@HOST:PORT/DB`. None: in the data directory."""
     batches: BatchLimits = BatchLimits()
@@ -102,6 +105,26 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "human"] | None = None
     """None: for people where the log goes to a terminal, else a line of JSON for each record."""
+
+    def __post_init__(self) -> None:
+        if self.jobs is not None and not _is_queue(self.jobs):
+            raise InvalidRequest(
+                "jobs must be redis://HOST:PORT/DB, or rediss:// with TLS; special characters of a password are "
+                "written as %XX.",
+                param="jobs",
+            )
+
+
+def _is_queue(url: str) -> bool:
+    """Whether redis-py takes it, and takes all of it: of a database that is no number it would make database 0."""
+    try:
+        parts = urlsplit(url)
+        if parts.scheme == "unix":
+            return url.startswith("unix://") and len(parts.path) > 1
+        is_there = parts.scheme in ("redis", "rediss") and bool(parts.hostname) and parts.port != 0
+        return is_there and re.fullmatch(r"/?|/\d+", parts.path) is not None
+    except ValueError:  # a port that is no number
+        return False
 
 
 def data_dir_of(settings: Settings) -> Path:
