@@ -11,7 +11,7 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src" / "sightline"
 
 LAYERS = [
-    {"types", "errors", "schemas"},
+    {"types", "errors", "schemas", "jsonlines"},
     {"config", "metrics", "logs", "tracing", "images", "audio", "interprocess", "peek"},
     {"engines"},
     {

@@ -228,6 +228,13 @@ async def test_waiting_for_a_model_to_load_is_told_apart() -> None:
         assert 0.1e9 < told["load_duration"] < told["total_duration"] - told["prompt_eval_duration"]
 
 
+async def test_a_line_is_one_line_for_a_client_that_splits_at_all_of_unicodes_breaks() -> None:
+    text = "a\u2028b\u2029c\x85d"
+    reply = await send(ask(stream=True), ScriptedService(say(TextDelta(text), FINISH)))
+    first, *_ = map(json.loads, reply.body.decode().splitlines())  # as httpx, and so Ollama's own client
+    assert first["message"]["content"] == text
+
+
 async def test_a_late_fault_is_the_last_line() -> None:
     async def script(request: Any) -> Any:
         async for item in say(TextDelta("x"))(request):

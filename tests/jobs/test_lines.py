@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from sightline.jobs import Item, Result, Usage
-from sightline.jobs.lines import MAX_ERRORS, Reading, split_lines, to_line, to_message, to_usage
+from sightline.jobs.lines import MAX_ERRORS, Reading, split_lines, to_message, to_result_line, to_usage
 
 pytestmark = pytest.mark.anyio
 
@@ -59,14 +59,20 @@ def test_limits() -> None:
 
 def test_what_a_line_tells() -> None:
     item = Item(0, "a\n", b"", "batch_req_1")
-    assert to_line(item, Result(200, "req_1", b'{"x": [1]}')) == (
+    assert to_result_line(item, Result(200, "req_1", b'{"x": [1]}')) == (
         b'{"id":"batch_req_1","custom_id":"a\\n",'
         b'"response":{"status_code":200,"request_id":"req_1","body":{"x": [1]}},"error":null}\n'
     )
-    assert json.loads(to_line(item, Result(error_code="batch_expired", error_message="Over."))) == {
+    assert json.loads(to_result_line(item, Result(error_code="batch_expired", error_message="Over."))) == {
         "id": "batch_req_1", "custom_id": "a\n", "response": None,
         "error": {"code": "batch_expired", "message": "Over."},
     }  # fmt: skip
+
+
+def test_a_line_of_an_output_file_is_one_line_whoever_splits_it() -> None:
+    told = to_result_line(Item(0, "a\u2028b", b""), Result(200, "req_1", '{"x":"\u2028\u2029\x85"}'.encode())).decode()
+    (line,) = told.splitlines()
+    assert json.loads(line)["response"]["body"] == {"x": "\u2028\u2029\x85"}
 
 
 def test_what_answers_tell_of_their_tokens() -> None:

@@ -19,10 +19,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
-import msgspec
-
 from sightline.batch.tasks import Row, Task, to_name
 from sightline.errors import InvalidRequest, UnsupportedFeature
+from sightline.jsonlines import to_line
 
 FORMATS = (".jsonl", ".ndjson", ".csv", ".parquet")
 _SYNC_S = 1.0
@@ -166,7 +165,7 @@ def digest_of(task: Task | Row) -> str:
 
 def _line(value: Mapping[str, Any]) -> bytes:
     try:
-        return msgspec.json.encode(value) + b"\n"
+        return to_line(value)
     except UnicodeEncodeError:  # names of files are bytes, which need not be UTF-8
         return json.dumps(value, ensure_ascii=False).encode(errors="replace") + b"\n"
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from sightline.jobs import Item, LineError, Result, Usage
+from sightline.jsonlines import to_line
 
 MAX_ERRORS: Final = 100
 """Told of one file."""
@@ -58,7 +59,6 @@ class _Reply(msgspec.Struct, frozen=True, kw_only=True):
 _line = msgspec.json.Decoder(_Line)
 _head = msgspec.json.Decoder(_Head)
 _reply = msgspec.json.Decoder(_Reply)
-_encode = msgspec.json.Encoder().encode
 
 
 @dataclass(slots=True)
@@ -150,7 +150,7 @@ async def split_lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]
     yield [b"".join(begun)]
 
 
-def to_line(item: Item, result: Result) -> bytes:
+def to_result_line(item: Item, result: Result) -> bytes:
     """One line of the output or the error file, with its line break."""
     response: dict[str, Any] | None = None
     error: dict[str, str] | None = None
@@ -159,7 +159,7 @@ def to_line(item: Item, result: Result) -> bytes:
     else:
         body = msgspec.Raw(result.body)
         response = {"status_code": result.status_code, "request_id": result.request_id, "body": body}
-    return _encode({"id": item.id, "custom_id": item.custom_id, "response": response, "error": error}) + b"\n"
+    return to_line({"id": item.id, "custom_id": item.custom_id, "response": response, "error": error})
 
 
 def to_usage(body: bytes) -> Usage:

@@ -10,7 +10,7 @@ from typing import Final
 from sightline.errors import CapacityError, ObjectNotFound
 from sightline.jobs import Batch, Clock, LineError, Store
 from sightline.jobs.files import Files
-from sightline.jobs.lines import Reading, split_lines, to_line
+from sightline.jobs.lines import Reading, split_lines, to_result_line
 
 _ITEMS_AT_ONCE: Final = 500
 _BYTES_AT_ONCE: Final = 4 * 1024 * 1024
@@ -94,7 +94,7 @@ class Stages:
         held = bytearray()
         async for item, result in self._store.results(batch_id):
             if wanted(result.succeeded):
-                held += to_line(item, result)
+                held += to_result_line(item, result)
             if len(held) >= _BYTES_AT_ONCE:
                 yield bytes(held)
                 held.clear()

@@ -24,9 +24,10 @@ from sightline.api.ollama.schema import (
     TopLogprob,
 )
 from sightline.api.sse import Framing
-from sightline.api.wire import encode, json_response
+from sightline.api.wire import json_response
 from sightline.errors import EngineFailed
 from sightline.items import ChoiceEvent, Item, Prepared
+from sightline.jsonlines import to_line
 from sightline.types import (
     Finish,
     ReasoningDelta,
@@ -171,11 +172,11 @@ class Lines:
             return b""
         match item.event:
             case TextDelta(text=text, logprobs=logprobs):
-                return _frame(self._head.to_line(text, logprobs=logprobs)) if text or logprobs else b""
+                return to_line(self._head.to_line(text, logprobs=logprobs)) if text or logprobs else b""
             case RefusalDelta(text=text):
-                return _frame(self._head.to_line(text))
+                return to_line(self._head.to_line(text))
             case ReasoningDelta(text=text):
-                return _frame(self._head.to_line(thinking=text)) if self._head.thinking else b""
+                return to_line(self._head.to_line(thinking=text)) if self._head.thinking else b""
             case ToolCallDelta() as delta:
                 ended = self._end_call() if self._call and delta.index != self._call[0].index else b""
                 self._call.append(delta)
@@ -189,10 +190,10 @@ class Lines:
         assert self._prepared is not None, "the service yields Prepared first"
         assert self._finish is not None, "every choice ends with a Finish"
         total_s = time.perf_counter() - self._head.started
-        return _frame(self._head.to_line(**_to_end(self._head, self._prepared, self._finish, self._begun_s, total_s)))
+        return to_line(self._head.to_line(**_to_end(self._head, self._prepared, self._finish, self._begun_s, total_s)))
 
     def to_error_frame(self, error: Exception) -> bytes:
-        return _frame(to_error(error, self._request_id))
+        return to_line(to_error(error, self._request_id))
 
     def _end_call(self) -> bytes:
         if not self._call:
@@ -201,11 +202,7 @@ class Lines:
         index, self._num_calls = self._num_calls, self._num_calls + 1
         self._call = []
         call = _to_call(index, ToolCall(first.id or "", first.name or "", arguments))
-        return _frame(self._head.to_line(calls=[call]))
-
-
-def _frame(value: Any) -> bytes:
-    return encode(value) + b"\n"
+        return to_line(self._head.to_line(calls=[call]))
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------
