@@ -78,6 +78,19 @@ async def test_what_another_puts_there_is_thrown_away_and_not_run(bell: Bell, re
     assert redis.llen(f"rq:queue:{QUEUES['batch']}") == 0
 
 
+async def test_who_is_let_go_says_nothing(
+    bell: Bell, redis: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sightline.jobs.redis_bell._AGAIN_S", 0.0)
+    listening = asyncio.create_task(bell.listen())
+    async with asyncio.timeout(10):
+        while not any(client["cmd"] == "blpop" for client in redis.client_list()):
+            await asyncio.sleep(0.005)
+    await bell.close()
+    await listening
+    assert not caplog.records
+
+
 async def test_a_thousand_rings_are_not_kept(bell: Bell, redis: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sightline.jobs.redis_bell._MOST", 3)
     for number in range(9):

@@ -198,7 +198,8 @@ def _until(holds: Any) -> None:
     [
         ([], "--jobs redis://HOST:PORT/DB"),
         (["--jobs", "redis://h/0", "--server", "http://h", "--engine", "fake"], "--engine is about an engine"),
-        (["--jobs", "redis://h/0", "--engine", "fake", "--concurrency", "-1"], "--concurrency is 1 or more"),
+        (["--jobs", "redis://h/0", "--engine", "fake", "--concurrency", "0"], "--concurrency is 1 or more"),
+        (["--jobs", "redis:/oops", "--engine", "fake"], "jobs must be redis://HOST:PORT/DB"),
         (["--jobs", "postgres://h/0", "--engine", "fake"], "redis://HOST:PORT/DB"),
         (["--jobs", "redis://h/0", "--server", "localhost"], "http://127.0.0.1:8000"),
         (["--jobs", "redis://h/0", "--engine", "fake", "--metrics", "9091"], "--metrics takes HOST:PORT"),

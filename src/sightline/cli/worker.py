@@ -116,9 +116,9 @@ def to_settings(args: argparse.Namespace) -> Settings:
             "Without Redis the server does the work itself.",
             param="jobs",
         )
-    at_once = args.concurrency or base.batches.max_concurrent or BatchLimits().max_concurrent
-    if at_once < 1:
+    if args.concurrency is not None and args.concurrency < 1:
         raise InvalidRequest("--concurrency is 1 or more.", param="concurrency")
+    at_once = args.concurrency or base.batches.max_concurrent or BatchLimits().max_concurrent
     settings = msgspec.structs.replace(
         base,
         jobs=jobs,

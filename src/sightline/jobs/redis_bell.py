@@ -52,6 +52,7 @@ class Bell:
             from rq.serializers import JSONSerializer
         except ImportError:
             raise InvalidRequest("For jobs in Redis: pip install 'sightline[redis]'.", param="jobs") from None
+        self._is_closed = False
         self._redis = Redis.from_url(url, socket_connect_timeout=_CONNECT_S, socket_timeout=_LISTEN_S + _CONNECT_S)
         self._queues: dict[Kind, Queue] = {
             kind: Queue(name, connection=self._redis, serializer=JSONSerializer) for kind, name in QUEUES.items()
@@ -70,6 +71,7 @@ class Bell:
 
     async def close(self) -> None:
         """Whoever listens is let go. Idempotent."""
+        self._is_closed = True
         await asyncio.to_thread(self._redis.close)
 
     def _enqueue(self, kind: Kind, item_id: str) -> None:
@@ -101,6 +103,8 @@ class Bell:
         except RedisError:
             return None
         except Exception:  # whatever somebody else has put there: it was never run
+            if self._is_closed:  # the connection was taken away from under this call
+                return None
             log.warning("something that is no job of ours was in RQ's queues %s", ", ".join(QUEUES.values()))
         return True
 
