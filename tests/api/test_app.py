@@ -209,7 +209,7 @@ async def test_every_route_but_the_probes_is_behind_the_check() -> None:
     """Default deny: a route that is added tomorrow is behind it too."""
     app = app_for()
     assert isinstance(app, Edge)
-    routes = [r.path for r in app._app.routes]  # type: ignore[attr-defined]
+    routes = [r.path for r in app._app.router.routes]  # type: ignore[attr-defined]
     assert set(routes) > PUBLIC
     for path in [*routes, "/no/such/path"]:
         status = (await get(app, path, host="evil.example")).status

@@ -29,6 +29,7 @@ from sightline.api.chat import routes as chat
 from sightline.api.completions import routes as completions
 from sightline.api.cors import Cors
 from sightline.api.dialect import Dialect
+from sightline.api.direct import Direct
 from sightline.api.disconnect import ClientDisconnected
 from sightline.api.entrance import KEYLESS, METRICS, Entrance, to_rate_headers
 from sightline.api.messages import routes as messages
@@ -194,7 +195,7 @@ class Edge:
 
     def __init__(
         self,
-        app: ASGIApp,
+        router: Router,
         dialects: Sequence[Dialect],
         allowed_hosts: Iterable[str],
         cors: Cors,
@@ -204,7 +205,7 @@ class Edge:
     ) -> None:
         self._bodies = bodies
         self._entrance = entrance
-        self._app = app
+        self._app = Direct(router)
         self._draining = draining
         self._cors = cors
         self._dialects = dialects
