@@ -84,11 +84,10 @@ class Cluster:
         self.nodes.append(Node(self._add(resources=resources, env_vars=variables), ports[0], edge))
 
     def _add(self, **options: Any) -> Any:
-        """Ray gives up on a node whose agents have not come up within 15 s, which on a busy machine they have not."""
         for _ in range(_STARTS - 1):
             with suppress(Exception):
-                return self._cluster.add_node(num_cpus=self._cpus, **options)
-        return self._cluster.add_node(num_cpus=self._cpus, **options)
+                return self._cluster.add_node(num_cpus=self._cpus, **agent_ports(), **options)
+        return self._cluster.add_node(num_cpus=self._cpus, **agent_ports(), **options)
 
 
 @dataclass(frozen=True)
@@ -100,6 +99,13 @@ class Node:
     """Of its proxy."""
     edge: bool
     """Whether an ingress may be there."""
+
+
+def agent_ports() -> dict[str, int]:
+    """Of a node's agents. Where they choose them themselves, Ray gives a node up that does not know them within 15 s,
+    and on a busy machine it does not."""
+    names = ("metrics_agent_port", "metrics_export_port", "runtime_env_agent_port", "dashboard_agent_listen_port")
+    return {name: free_port() for name in names}
 
 
 def free_port() -> int:

@@ -22,6 +22,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 from ray.cluster_utils import Cluster as RayCluster  # noqa: E402  # it needs Ray
 
 from tests.batch.kill import COLOURS, write_input  # noqa: E402
+from tests.cluster.real import agent_ports  # noqa: E402
 
 _PATIENCE_S = 300.0
 """For what takes seconds on a machine with nothing else to do."""
@@ -37,7 +38,7 @@ def cluster() -> Iterator[RayCluster]:
 
 
 def machine() -> dict[str, int]:
-    return {"num_cpus": 2, "object_store_memory": 150 * 2**20}
+    return {"num_cpus": 2, "object_store_memory": 150 * 2**20, **agent_ports()}
 
 
 class Driver:

@@ -20,6 +20,7 @@ import yaml
 ray = pytest.importorskip("ray")
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
+from sightline.cli.cluster import agent_options  # noqa: E402
 from sightline.cluster.serve_config import Answers, of_answers, to_serve_config  # noqa: E402
 from tests.cluster.real import free_port  # noqa: E402  # it needs Ray
 
@@ -46,7 +47,7 @@ class Machine:
     def started(self) -> Iterator[None]:
         with self.running(
             *_RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={self._gcs}", "--num-cpus=4",
-            "--dashboard-host=127.0.0.1", f"--dashboard-port={self._dashboard}", "--dashboard-agent-listen-port=0",
+            "--dashboard-host=127.0.0.1", f"--dashboard-port={self._dashboard}", *agent_options(),
             "--object-store-memory=150000000", "--disable-usage-stats",
         ) as process:  # fmt: skip
             log = self._folder / "ray.log"

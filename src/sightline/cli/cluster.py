@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -237,7 +238,7 @@ def _start_ray(address: str) -> None:
     """Of one machine, with a token; its dashboard at `address`, on loopback. Returns when that answers."""
     print("Ray is started on this machine ...", flush=True)
     # A machine with other work takes longer than the 30 s that Ray gives itself.
-    patience = {"RAY_raylet_start_wait_time_s": f"{_RAY_START_S:.0f}"}
+    patience = {"RAY_raylet_start_wait_time_s": f"{_RAY_START_S:.0f}", "RAY_agent_register_timeout_ms": "120000"}
     environment = {"RAY_AUTH_MODE": "token", "RAY_SERVE_ENABLE_HA_PROXY": "1", **patience, **os.environ}
     ray = [sys.executable, "-m", "ray.scripts.scripts"]
     has_token = variable("RAY_AUTH_TOKEN") or variable("RAY_AUTH_TOKEN_PATH")
@@ -248,7 +249,7 @@ def _start_ray(address: str) -> None:
     ours.mkdir(parents=True, exist_ok=True, mode=0o700)
     command = [
         *ray, "start", "--head", "--block", "--port=0", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}",
-        "--dashboard-agent-listen-port=0", "--disable-usage-stats",
+        *agent_options(), "--disable-usage-stats",
     ]  # fmt: skip
     with (ours / "ray.log").open("wb") as log:
         process = subprocess.Popen(
@@ -262,6 +263,15 @@ def _start_ray(address: str) -> None:
             _stop_ray()
             raise EngineUnavailable(f"Ray could not be started: {words[-1000:]}")
         time.sleep(0.5)
+
+
+def agent_options() -> list[str]:
+    """Of `ray start`: free ports for its agents. Where they choose them themselves, Ray gives up after 15 s in which it
+    has not learned them: a busy machine takes longer to start a Python."""
+    names = ("dashboard-agent-listen", "dashboard-agent-grpc", "runtime-env-agent", "metrics-export")
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in names]
+        return [f"--{name}-port={sock.getsockname()[1]}" for name, sock in zip(names, sockets, strict=True)]
 
 
 def _is_ray(process: int) -> bool:

@@ -20,6 +20,7 @@ from sightline.bench.gateway.processes import free_port
 NAME = "sightline"
 MODEL = "fake"
 _START_S = 120.0
+_STARTS = 4
 
 
 def prepare() -> None:
@@ -28,8 +29,7 @@ def prepare() -> None:
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "1")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    for patience in ("RAY_raylet_start_wait_time_s", "RAY_worker_register_timeout_seconds"):
-        os.environ.setdefault(patience, "180")  # a machine that has other work too
+    os.environ.setdefault("RAY_worker_register_timeout_seconds", "180")  # a machine that has other work too
     os.environ.setdefault("RAY_agent_register_timeout_ms", "180000")
     os.environ.setdefault("RAY_worker_niceness", "0")  # as what it is compared with; else Ray gives way to all others
 
@@ -44,11 +44,15 @@ class Cluster:
         import ray  # type: ignore[import-not-found, unused-ignore]
         from ray import serve  # type: ignore[import-not-found, unused-ignore]
 
-        # Processors are only counted: what is paced needs few.
-        ray.init(
-            num_cpus=32, object_store_memory=150_000_000, include_dashboard=False, log_to_driver=False,
-            logging_level="ERROR",
-        )  # fmt: skip
+        # Processors are only counted: what is paced needs few. Ray gives itself up where its agents take 15 s to come.
+        options = {"num_cpus": 32, "object_store_memory": 150_000_000, "include_dashboard": False}
+        for tries_left in reversed(range(_STARTS)):
+            try:
+                ray.init(**options, log_to_driver=False, logging_level="ERROR")
+                break
+            except Exception:
+                if not tries_left:
+                    raise
         serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": self.port})
         return self
 
