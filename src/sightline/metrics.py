@@ -80,6 +80,9 @@ class _Tally:
 class _Tallies(Collector):
     """A histogram by model for what comes with every token: the library's takes ten times as long to count."""
 
+    _labelnames = ("model",)
+    """Under the library's own name, by which its collectors are asked for them."""
+
     def __init__(self, name: str, meaning: str, buckets: tuple[float, ...]) -> None:
         self._name, self._meaning, self._buckets = f"sightline_{name}", meaning, buckets
         self._of_model: dict[str, _Tally] = {}
@@ -89,7 +92,7 @@ class _Tallies(Collector):
         return self._of_model.setdefault(model, _Tally(self._buckets))
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
-        family = HistogramMetricFamily(self._name, self._meaning, labels=["model"])
+        family = HistogramMetricFamily(self._name, self._meaning, labels=self._labelnames)
         edges = [*map(floatToGoString, self._buckets), "+Inf"]
         for model, tally in list(self._of_model.items()):
             family.add_metric([model], list(zip(edges, accumulate(tally.counts), strict=True)), sum_value=tally.total_s)

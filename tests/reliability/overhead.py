@@ -3,18 +3,25 @@
 The engine tells with each answer how long it took to its first token itself, in line and in prefill; what the client
 waited beyond that is added by everything else: HTTP, reading, admission, the way to the engine's process and back. Then
 streams run as fast as they can, and the tokens are divided by the CPU time of the gateway's process alone.
+
+The engine makes a token of every stream in one step, so fifty chunks come at once. A client that takes each of them
+apart, as `client.Connection` does, has the last of them wait for its own work on the others for longer than the gateway
+takes for all; so here a piece is only timed and kept. And a client that asks again in the instant of its last chunk
+always comes while the chunks of a step are on their way, as no crowd of clients does: here they pause for a while, at
+random, of which there are a few more, so that about fifty stream.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import random
 import time
-from typing import Any
+from typing import Any, cast
 
 import psutil
 
-from tests.reliability.client import DIALECTS, Connection, Reply
+from tests.reliability.client import DIALECTS, HOST, Connection
 from tests.reliability.result import Result, milliseconds, quantile
 from tests.reliability.serving import Served, fake, serving
 
@@ -23,6 +30,10 @@ PROMISE = (
     "2,000 tokens a second"
 )
 STREAMS = 50
+_STEP_S = 0.02
+_CLIENTS = STREAMS + 3
+_PAUSE_S = 2 * _STEP_S
+"""Before a client's next question, at most."""
 _CHAT = DIALECTS["chat"]
 
 
@@ -39,29 +50,63 @@ async def measure(*, answers: int = 20, seconds: float = 10.0) -> Result:
 
 
 async def _added(answers: int) -> list[float]:
-    async with serving(fake(slots=STREAMS, step_s=0.02)) as served:
+    async with serving(fake(slots=_CLIENTS, step_s=_STEP_S)) as served:
         added_s: list[float] = []
+        loop, chance = asyncio.get_running_loop(), random.Random(21)
 
         async def client(number: int) -> None:
-            async with Connection(served.port) as connection:
-                await asyncio.sleep(number * 0.02)  # they come one after the other, as clients do
-                for answer in range(answers):
-                    text = f"[[fake: length {25 + (number + answer) % 10}]]"
-                    body = _CHAT.body(text, stream_options={"include_usage": True})
-                    reply = await connection.ask("POST", _CHAT.path, body, token=_CHAT.token)
-                    if answer:  # the first one is the connection's
-                        added_s.append(_beyond_the_engine(reply))
+            transport, asking = await loop.create_connection(_Asking, HOST, served.port)
+            for answer in range(answers):
+                await asyncio.sleep(chance.uniform(0, _PAUSE_S))
+                text = f"[[fake: length {25 + (number + answer) % 10}]]"
+                first_s = await asking.ask(_CHAT.body(text, stream_options={"include_usage": True}))
+                if answer:  # the first one is the connection's
+                    added_s.append(first_s - _of_the_engine(b"".join(asking.pieces)))
+            transport.close()
 
-        await asyncio.gather(*(client(number) for number in range(STREAMS)))
+        await asyncio.gather(*(client(number) for number in range(_CLIENTS)))
         return added_s
 
 
-def _beyond_the_engine(reply: Reply) -> float:
-    """Seconds to the first token that the engine does not account for."""
-    assert reply.first_s is not None, reply.body
-    lines = (line[6:] for line in reply.body.splitlines() if line.startswith(b"data: {"))
+class _Asking(asyncio.Protocol):
+    """One connection. What comes is timed and kept, and looked at when all of it is there."""
+
+    def __init__(self) -> None:
+        self.pieces: list[bytes] = []
+        self._first: float | None = None
+        self._whole: asyncio.Future[None]
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.WriteTransport, transport)
+
+    async def ask(self, body: bytes) -> float:
+        """Seconds to the first piece of text."""
+        head = f"POST {_CHAT.path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        self.pieces, self._first = [], None
+        self._whole = asyncio.get_running_loop().create_future()
+        began = time.perf_counter()
+        self._transport.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        await self._whole
+        assert self._first is not None, self.pieces
+        return self._first - began
+
+    def data_received(self, piece: bytes) -> None:
+        if self._first is None and _CHAT.token in piece:
+            self._first = time.perf_counter()
+        self.pieces.append(piece)
+        if piece.endswith(b"0\r\n\r\n") and not self._whole.done():
+            self._whole.set_result(None)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if not self._whole.done():
+            self._whole.set_exception(error or EOFError())
+
+
+def _of_the_engine(answer: bytes) -> float:
+    """Seconds to its first token, by its own account."""
+    lines = (line[6:] for line in answer.splitlines() if line.startswith(b"data: {"))
     timing = next(chunk["sightline"]["timing"] for chunk in map(json.loads, lines) if chunk.get("sightline"))
-    return float(reply.first_s - timing["queue_s"] - timing["prefill_s"])
+    return float(timing["queue_s"] + timing["prefill_s"])
 
 
 async def _fan_out(seconds: float) -> dict[str, Any]:
