@@ -71,6 +71,20 @@ def test_where_there_is_no_file_there_is_no_key(tmp_path: Path) -> None:
     assert not file.path.exists(), "and looking makes none"
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_file_that_is_named_and_holds_no_key_keeps_a_server_from_starting(tmp_path: Path, is_there: bool) -> None:
+    file = tmp_path / "keys.db"
+    if is_there:
+        file.touch()
+    with pytest.raises(InvalidRequest, match=r"no API key in .*sightline keys create"):
+        Gate(AccessPolicy(file=str(file)), file)
+    assert Gate(AccessPolicy(), file).is_open, "where a server keeps its own, there may be none yet"
+    key = KeyConfig(name="ops", sha256="0" * 64)
+    assert not Gate(AccessPolicy(file=str(file), keys=(key,)), file).is_open
+    add_key(KeyFile(file))
+    assert not Gate(AccessPolicy(file=str(file)), file).is_open
+
+
 def test_a_file_that_is_none_keeps_a_server_from_starting(tmp_path: Path) -> None:
     (tmp_path / "keys.db").write_bytes(b"no database at all, but something")
     with pytest.raises(StorageUnavailable, match=r"keys\.db"):

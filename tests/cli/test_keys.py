@@ -128,6 +128,13 @@ def test_an_open_address_needs_a_key_that_counts(tmp_path: Path) -> None:
     assert settings("--host", "0.0.0.0", "--keys", str(tmp_path / "other.db")).access.file == str(tmp_path / "other.db")
 
 
+def test_a_file_of_keys_that_is_not_there_opens_no_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nobody names a file of keys for a server that is to be open: its name is wrong, or its disk is not there."""
+    (tmp_path / "s.yaml").write_text(f"models: [{{name: m, engine: fake}}]\naccess: {{file: {tmp_path}/nought.db}}\n")
+    assert main(["check", str(tmp_path / "s.yaml")]) == 1
+    assert f"There is no API key in {tmp_path}/nought.db" in capsys.readouterr().err
+
+
 def test_a_listener_for_admins_is_no_way_round(tmp_path: Path) -> None:
     file = tmp_path / "s.yaml"
     file.write_text(

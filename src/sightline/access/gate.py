@@ -37,7 +37,8 @@ class Gate:
 
     def __init__(self, policy: AccessPolicy, path: Path | None = None, metering: Metering | None = None) -> None:
         """`metering`: another process's; None: one of its own. Raises `StorageUnavailable` where there is a file of
-        keys that cannot be read: a server that does not know its keys must not start, or it would be open to all.
+        keys that cannot be read, and `InvalidRequest` where the one that the policy names holds none, or is not there:
+        a server that does not know its keys must not start, or it would be open to all.
         """
         self._file = None if path is None else KeyFile(path)
         self._configured = tuple(map(to_key, policy.keys))
@@ -46,6 +47,12 @@ class Gate:
         self._stamp = () if self._file is None else self._file.stamp()
         self._keyring = Keyring(self._loaded())
         self._is_open = self._keyring.is_empty
+        if self._is_open and policy.file is not None:
+            raise InvalidRequest(
+                f"There is no API key in {policy.file}, so it would protect nothing. Make one first: sightline keys "
+                f"create NAME --keys {policy.file}. Or name no file.",
+                param="access.file",
+            )
         self._looking: asyncio.Task[None] | None = None
 
     @property

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from sightline.access.keys import to_key
+from sightline.access.gate import Gate, keys_path
 from sightline.cli.serve import refuse_open_bind
 from sightline.config import ModelConfig, Settings
 from sightline.configfile import check
-from sightline.errors import InvalidRequest
+from sightline.errors import InvalidRequest, StorageUnavailable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,11 +36,13 @@ def run(args: argparse.Namespace) -> int:
 def _of_access(settings: Settings, *, is_open: bool) -> Iterator[str]:
     """What would keep a server with these settings from starting, as far as keys go."""
     try:
-        list(map(to_key, settings.access.keys))
+        Gate(settings.access, keys_path(settings))
         if not is_open:
             refuse_open_bind(settings)
     except InvalidRequest as error:
         yield f"{error.param}: {error.message}"
+    except StorageUnavailable as error:
+        yield f"access: {error.message}"
 
 
 def _to_row(model: ModelConfig) -> tuple[str, ...]:

@@ -154,6 +154,7 @@ def run(args: argparse.Namespace) -> int:
     logs.set_up(settings.log_level, settings.log_format)
     tracing.verify(settings.tracing)
     certificate = None if settings.tls is None else Certificate(settings.tls)
+    Gate(settings.access, keys_path(with_data_dir(settings)))  # what is wrong with its keys is told before all else
     listener = listen(settings.host, settings.port)
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
