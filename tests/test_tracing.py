@@ -30,7 +30,7 @@ from sightline.cli import main
 from sightline.config import ModelConfig, Settings, Tracing
 from sightline.errors import InvalidRequest
 from sightline.service import Service
-from tests.api.serving import serving
+from tests.api.serving import server_of, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -271,7 +271,7 @@ async def test_a_fallback_shows_both_tries(collector: Collector) -> None:
 async def test_the_trace_goes_on_in_a_remote_engine(collector: Collector) -> None:
     """Both servers are in this process and so send to one collector, the second as a part of the first's trace."""
     plain = Settings(models=(ModelConfig(name="up", engine="fake"),), allowed_hosts=("*",))
-    with serving(create_app(Service(plain), plain, wait=True)) as port:
+    with server_of(plain) as port:
         options = {"base_url": f"http://127.0.0.1:{port}/v1", "model": "up", "context_length": 4096}
         async with client_of(app_with(collector, ModelConfig(name="m", engine="remote", options=options))) as client:
             reply = await client.post("/v1/chat/completions", json=body(max_tokens=4))

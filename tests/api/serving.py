@@ -8,11 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import openai
 from starlette.types import ASGIApp
 
-from sightline.config import HttpLimits
+from sightline.api.app import create_app
+from sightline.config import HttpLimits, Settings
 from sightline.server import Endpoint, Server
 from sightline.server.tls import Certificate
+from sightline.service import Service
 
 
 @contextmanager
@@ -30,3 +33,15 @@ def serving(app: ASGIApp, certificate: Certificate | None = None, **limits: Any)
         server.stop()
         thread.join(30)
         assert not thread.is_alive()
+
+
+@contextmanager
+def server_of(settings: Settings) -> Iterator[int]:
+    """A server of these settings, its models loaded; gives the port."""
+    with serving(create_app(Service(settings), settings, wait=True)) as port:
+        yield port
+
+
+def sdk(port: int) -> openai.OpenAI:
+    """OpenAI's own client, which never asks twice."""
+    return openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=30)

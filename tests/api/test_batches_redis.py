@@ -8,10 +8,8 @@ from pathlib import Path
 import httpx
 import openai
 
-from sightline.api.app import create_app
 from sightline.config import BatchLimits, FileLimits, ModelConfig, Settings
-from sightline.service import Service
-from tests.api.serving import serving
+from tests.api.serving import server_of
 from tests.api.test_batches_sdk import ended, line, lines_of, start, upload
 from tests.jobs.conftest import redis_session, redis_url  # noqa: F401
 from tests.jobs.redis_server import RedisServer, needs_redis
@@ -31,8 +29,8 @@ def test_servers_on_two_machines_share_batches_and_files(tmp_path: Path, redis_u
 
     taking, working = settings("taking", 0), settings("working", 16)
     with (
-        serving(create_app(Service(taking), taking, wait=True)) as port,
-        serving(create_app(Service(working), working, wait=True)) as other,
+        server_of(taking) as port,
+        server_of(working) as other,
     ):
         one, two = (
             openai.OpenAI(base_url=f"http://127.0.0.1:{at}/v1", api_key="none", max_retries=0) for at in (port, other)
@@ -53,7 +51,7 @@ def test_while_redis_is_away_what_is_kept_is_a_503_and_chat_goes_on(tmp_path: Pa
     redis = RedisServer(tmp_path / "redis")
     settings = Settings(models=(ModelConfig(name="m", engine="fake"),), data_dir=str(tmp_path / "data"), jobs=redis.url)
     with (
-        serving(create_app(Service(settings), settings, wait=True)) as port,
+        server_of(settings) as port,
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client,
     ):
         _is_away(client)  # from the start on

@@ -14,12 +14,10 @@ import httpx
 import openai
 import pytest
 
-from sightline.api.app import create_app
 from sightline.api.work import Work
 from sightline.config import ModelConfig, Settings
-from sightline.service import Service
 from sightline.testing.subject import patience
-from tests.api.serving import serving
+from tests.api.serving import server_of
 from tests.api.test_batches_sdk import ended, line, lines_of, start, upload
 from tests.jobs.kill import Server
 
@@ -54,12 +52,12 @@ def test_a_server_that_is_told_to_end_gives_back_its_lines(tmp_path: Path) -> No
         return openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
 
     hanging, quick = settings("[[fake: hang]]"), settings("[[fake: say done]]")
-    with serving(create_app(Service(hanging), hanging, wait=True)) as port:
+    with server_of(hanging) as port:
         batch = start(client(port), upload(client(port), [line(str(n), "say it") for n in range(5)]))
         deadline = time.monotonic() + 20
         while client(port).batches.retrieve(batch.id).status != "in_progress":
             assert time.monotonic() < deadline
-    with serving(create_app(Service(quick), quick, wait=True)) as port:
+    with server_of(quick) as port:
         over = ended(client(port), batch.id)
         assert (over.status, over.request_counts.completed) == ("completed", 5)
 
@@ -67,7 +65,7 @@ def test_a_server_that_is_told_to_end_gives_back_its_lines(tmp_path: Path) -> No
 def test_a_directory_that_cannot_be_written_stops_no_chat(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     settings = Settings(models=(ModelConfig(name="m", engine="fake"),), data_dir=str(tmp_path / "file" / "data"))
-    with serving(create_app(Service(settings), settings, wait=True)) as port:
+    with server_of(settings) as port:
         url = f"http://127.0.0.1:{port}"
         chat = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
         assert httpx.post(f"{url}/v1/chat/completions", json=chat).status_code == 200
@@ -122,8 +120,8 @@ def test_servers_on_one_directory_share_a_batch(tmp_path: Path) -> None:
         models=(ModelConfig(name="m", engine="fake", options={"step_s": 0.002}),), data_dir=str(tmp_path)
     )
     with (
-        serving(create_app(Service(settings), settings, wait=True)) as port,
-        serving(create_app(Service(settings), settings, wait=True)) as other,
+        server_of(settings) as port,
+        server_of(settings) as other,
     ):
         one, two = (
             openai.OpenAI(base_url=f"http://127.0.0.1:{at}/v1", api_key="none", max_retries=0) for at in (port, other)

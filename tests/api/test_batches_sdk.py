@@ -15,10 +15,8 @@ import openai
 import pytest
 from PIL import Image
 
-from sightline.api.app import create_app
 from sightline.config import FileLimits, ModelConfig, Settings
-from sightline.service import Service
-from tests.api.serving import serving
+from tests.api.serving import sdk, server_of
 
 
 def png(colour: str) -> bytes:
@@ -34,8 +32,8 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
         data_dir=str(tmp_path_factory.mktemp("data")),
         files=FileLimits(max_bytes=1_000_000, max_tenant_bytes=4_000_000),
     )
-    with serving(create_app(Service(settings), settings, wait=True)) as port:
-        yield openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=30)
+    with server_of(settings) as port:
+        yield sdk(port)
 
 
 def line(custom_id: str, content: Any, url: str = "/v1/chat/completions", **body: Any) -> dict[str, Any]:
@@ -205,7 +203,7 @@ def test_one_key_is_one_batch(client: openai.OpenAI) -> None:
 
 def test_the_store_of_this_server_is_in_its_directory_alone(tmp_path: Path) -> None:
     settings = Settings(models=(ModelConfig(name="m", engine="fake"),), data_dir=str(tmp_path / "data"))
-    with serving(create_app(Service(settings), settings, wait=True)) as port:
+    with server_of(settings) as port:
         client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
         client.files.create(file=("a.png", png("red")), purpose="vision")
         client.files.create(file=("b.png", png("red")), purpose="vision")

@@ -13,10 +13,8 @@ import pydantic
 import pytest
 from PIL import Image as PILImage
 
-from sightline.api.app import create_app
 from sightline.config import ModelConfig, Settings
-from sightline.service import Service
-from tests.api.serving import serving
+from tests.api.serving import sdk, server_of
 
 MODEL = "fake"
 SETTINGS = Settings(models=(ModelConfig(name=MODEL, engine="fake"),))
@@ -24,8 +22,8 @@ SETTINGS = Settings(models=(ModelConfig(name=MODEL, engine="fake"),))
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[openai.OpenAI]:
-    with serving(create_app(Service(SETTINGS), SETTINGS, wait=True)) as port:
-        yield openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=30)
+    with server_of(SETTINGS) as port:
+        yield sdk(port)
 
 
 def look(*colours: str) -> Any:

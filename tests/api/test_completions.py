@@ -17,7 +17,7 @@ from sightline.api.app import create_app
 from sightline.config import PEEK, ModelConfig, Settings
 from sightline.engines.fake import tokenise
 from sightline.service import Service
-from tests.api.serving import serving
+from tests.api.serving import sdk, server_of, serving
 
 SETTINGS = Settings(
     models=(ModelConfig(name="plain", engine="fake", options={"context_length": 200}, max_concurrent=2),)
@@ -28,13 +28,13 @@ SAID = "I see no pictures. You said: "
 
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
-    with serving(create_app(Service(SETTINGS), SETTINGS, wait=True)) as port:
+    with server_of(SETTINGS) as port:
         yield port
 
 
 @pytest.fixture
 def client(port: int) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=30)
+    return sdk(port)
 
 
 def post(port: int, **body: Any) -> httpx2.Response:
@@ -212,7 +212,7 @@ def test_ovms_has_the_route_too(port: int) -> None:
 def test_a_client_that_leaves_frees_every_prompts_slot() -> None:
     service = Service(SETTINGS)
     with serving(create_app(service, SETTINGS, wait=True)) as port:
-        client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=30)
+        client = sdk(port)
         prompts = [f"[[fake: slow 0.05]] [[fake: length 100]] {i}" for i in range(5)]
         with client.completions.create(model="plain", prompt=prompts, max_tokens=100, stream=True) as stream:
             next(iter(stream))
@@ -226,8 +226,8 @@ def test_a_client_that_leaves_frees_every_prompts_slot() -> None:
 def test_our_own_engine_goes_on_with_plain_text() -> None:
     """What a template would have written can be written by hand, but for special tokens: those never come of text."""
     settings = Settings(models=(ModelConfig(name=PEEK),))
-    with serving(create_app(Service(settings), settings, wait=True)) as port:
-        client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=30)
+    with server_of(settings) as port:
+        client = sdk(port)
 
         def ask(prompt: Any, **fields: Any) -> Any:
             return client.completions.create(model=PEEK, prompt=prompt, max_tokens=6, temperature=0, **fields)

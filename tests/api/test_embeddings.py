@@ -13,10 +13,8 @@ import numpy as np
 import openai
 import pytest
 
-from sightline.api.app import create_app
 from sightline.config import ModelConfig, Settings
-from sightline.service import Service
-from tests.api.serving import serving
+from tests.api.serving import sdk, server_of
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "embeddings.md"
 SETTINGS = Settings(
@@ -29,13 +27,13 @@ SETTINGS = Settings(
 
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
-    with serving(create_app(Service(SETTINGS), SETTINGS, wait=True)) as port:
+    with server_of(SETTINGS) as port:
         yield port
 
 
 @pytest.fixture
 def client(port: int) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=30)
+    return sdk(port)
 
 
 def post(port: int, **body: Any) -> httpx2.Response:

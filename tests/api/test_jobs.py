@@ -11,10 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-from sightline.api.app import create_app
 from sightline.config import ModelConfig, Settings
-from sightline.service import Service
-from tests.api.serving import serving
+from tests.api.serving import server_of
 from tests.api.test_batches_sdk import png
 
 BLUE = base64.b64encode(png("blue")).decode()
@@ -24,7 +22,7 @@ BLUE = base64.b64encode(png("blue")).decode()
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     settings = Settings(models=(ModelConfig(name="m", engine="fake"),), data_dir=str(tmp_path_factory.mktemp("data")))
     with (
-        serving(create_app(Service(settings), settings, wait=True)) as port,
+        server_of(settings) as port,
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client,
     ):
         yield client

@@ -14,10 +14,8 @@ import pytest
 from anthropic.types import TextBlock, ThinkingBlock, ToolUseBlock
 from PIL import Image as PILImage
 
-from sightline.api.app import create_app
 from sightline.config import HttpLimits, ModelConfig, Settings
-from sightline.service import Service
-from tests.api.serving import serving
+from tests.api.serving import server_of
 
 MODEL = "org/fake"
 SETTINGS = Settings(
@@ -36,7 +34,7 @@ TOOL: Any = {
 
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
-    with serving(create_app(Service(SETTINGS), SETTINGS, wait=True)) as port:
+    with server_of(SETTINGS) as port:
         yield port
 
 

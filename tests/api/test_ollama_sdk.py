@@ -14,10 +14,8 @@ import ollama
 import pytest
 from PIL import Image as PILImage
 
-from sightline.api.app import create_app
 from sightline.config import HttpLimits, ModelConfig, Settings
-from sightline.service import Service
-from tests.api.serving import serving
+from tests.api.serving import server_of
 
 MODEL = "org/fake"
 SETTINGS = Settings(
@@ -32,7 +30,7 @@ SETTINGS = Settings(
 
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
-    with serving(create_app(Service(SETTINGS), SETTINGS, wait=True)) as port:
+    with server_of(SETTINGS) as port:
         yield port
 
 

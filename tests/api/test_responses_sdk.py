@@ -22,11 +22,9 @@ from openai.types.responses.response_item_list import ResponseItemList
 from PIL import Image as PILImage
 from pydantic import BaseModel, TypeAdapter
 
-from sightline.api.app import create_app
 from sightline.api.responses.items import unseal
 from sightline.config import ModelConfig, Settings
-from sightline.service import Service
-from tests.api.serving import serving
+from tests.api.serving import server_of
 
 SETTINGS = Settings(
     models=(
@@ -55,7 +53,7 @@ def user(*content: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
-    with serving(create_app(Service(SETTINGS), SETTINGS, wait=True)) as port:
+    with server_of(SETTINGS) as port:
         yield port
 
 
@@ -149,7 +147,7 @@ def test_the_helper_that_accumulates_a_stream(client: openai.OpenAI) -> None:
 
 def test_the_async_client() -> None:
     async def main() -> None:
-        with serving(create_app(Service(SETTINGS), SETTINGS, wait=True)) as port:
+        with server_of(SETTINGS) as port:
             base = f"http://127.0.0.1:{port}/v1"
             async with openai.AsyncOpenAI(base_url=base, api_key="none", max_retries=0) as client:
                 reply = await client.responses.create(model="fake", input="hello")

@@ -15,15 +15,13 @@ import pytest
 from PIL import Image
 
 from sightline import Batch
-from sightline.api.app import create_app
 from sightline.batch.ask import Answered, Failed, Question
 from sightline.batch.results import Results, digest_of
 from sightline.batch.tasks import Row, RowError, Task
 from sightline.cli import main
 from sightline.config import ModelConfig, Settings
 from sightline.errors import InvalidRequest
-from sightline.service import Service
-from tests.api.serving import serving
+from tests.api.serving import server_of
 
 pytestmark = pytest.mark.anyio
 COLOURS = ["red", "blue", "black", "white"]
@@ -153,7 +151,7 @@ async def test_a_real_service_sees_each_picture(folder: Path) -> None:
 
 async def test_the_same_of_a_server(folder: Path) -> None:
     server = settings()
-    with serving(create_app(Service(server), server, wait=True)) as port:
+    with server_of(server) as port:
         batch = Batch("hello", url=f"http://127.0.0.1:{port}/v1")
         rows = await rows_of(batch, [*(folder / f"{number:02}.png" for number in range(4)), b"no picture"])
     assert [row.answer for row in rows[:4]] == [
@@ -314,7 +312,7 @@ def test_of_a_server_the_models_name_is_chosen_and_nothing_else(
     (tmp_path / "a.png").write_bytes(png("red"))
     served = Settings(models=tuple(ModelConfig(name=name, engine="fake") for name in ("first", "second")))
     out = tmp_path / "a.jsonl"
-    with serving(create_app(Service(served), served, wait=True)) as port:
+    with server_of(served) as port:
         command = [
             "batch",
             "run",

@@ -8,11 +8,9 @@ from pathlib import Path
 import openai
 import pytest
 
-from sightline.api.app import create_app
 from sightline.cli import main
 from sightline.config import ModelConfig, Settings
-from sightline.service import Service
-from tests.api.serving import serving
+from tests.api.serving import server_of
 from tests.api.test_batches_sdk import line, start, upload
 
 
@@ -20,7 +18,7 @@ from tests.api.test_batches_sdk import line, start, upload
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     data: Path = tmp_path_factory.mktemp("data")
     settings = Settings(models=(ModelConfig(name="m", engine="fake"),), data_dir=str(data))
-    with serving(create_app(Service(settings), settings, wait=True)) as port:
+    with server_of(settings) as port:
         yield f"http://127.0.0.1:{port}/v1"
 
 

@@ -23,15 +23,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from sightline.api.app import create_app
 from sightline.cli import main
 from sightline.cli.top import Server, Top
 from sightline.cli.top_figures import Frame, Scrape, to_frame
 from sightline.cli.top_view import duration, number, percent, size, to_view
 from sightline.config import ModelConfig, Settings
 from sightline.errors import InvalidRequest
-from sightline.service import Service
-from tests.api.serving import serving
+from tests.api.serving import server_of
 
 # --- figures ---------------------------------------------------------------------------------------------------------
 
@@ -188,7 +186,7 @@ def test_a_models_name_moves_no_cursor() -> None:
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
     settings = Settings(models=(ModelConfig(name="topped", engine="fake", max_concurrent=3),), allowed_hosts=("*",))
-    with serving(create_app(Service(settings), settings, wait=True)) as port:
+    with server_of(settings) as port:
         yield port
 
 
@@ -361,7 +359,9 @@ def test_live_in_a_terminal_that_changes_its_size(port: int) -> None:
     process, terminal = os.forkpty()
     if process == 0:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # who runs tests in the background has it ignored
-        os.execve(sys.executable, [sys.executable, *command], {**os.environ, "TERM": "xterm-256color"})
+        # COLUMNS and LINES, which processes of pytest-xdist have, would count for more than the terminal's size.
+        kept = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+        os.execve(sys.executable, [sys.executable, *command], {**kept, "TERM": "xterm-256color"})
 
     def resize(columns: int) -> None:
         fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))

@@ -15,11 +15,9 @@ from PIL import Image
 
 import sightline
 from sightline import ApiError, AsyncClient, Client
-from sightline.api.app import create_app
 from sightline.client import ClientError, ConnectionFailed, StreamBroken
 from sightline.config import ModelConfig, Settings
-from sightline.service import Service
-from tests.api.serving import serving
+from tests.api.serving import server_of
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -27,7 +25,7 @@ RED, BLUE = (255, 0, 0), (0, 0, 255)
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     settings = Settings(models=(ModelConfig(name="echo", engine="fake"), ModelConfig(name="other", engine="fake")))
-    with serving(create_app(Service(settings), settings, wait=True)) as port:
+    with server_of(settings) as port:
         yield f"http://127.0.0.1:{port}/v1"
 
 

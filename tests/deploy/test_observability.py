@@ -20,10 +20,8 @@ import pytest
 import yaml
 
 from sightline import metrics
-from sightline.api.app import create_app
 from sightline.config import ModelConfig, Settings
-from sightline.service import Service
-from tests.api.serving import serving
+from tests.api.serving import server_of
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 GRAFANA, PROMETHEUS = DEPLOY / "grafana", DEPLOY / "prometheus"
@@ -238,7 +236,7 @@ def test_a_real_prometheus_scrapes_a_server_and_draws_every_panel(tmp_path: Path
     settings = Settings(models=(ModelConfig(name="m", engine="fake"),), allowed_hosts=("*",))
     with socket.create_server(("127.0.0.1", 0)) as probe:
         listen = f"127.0.0.1:{probe.getsockname()[1]}"
-    with serving(create_app(Service(settings), settings, wait=True)) as port:
+    with server_of(settings) as port:
         config = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
         config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
         config["rule_files"] = [str(PROMETHEUS / file) for file in config["rule_files"]]

@@ -16,14 +16,12 @@ import numpy as np
 import openai
 import pytest
 
-from sightline.api.app import create_app
 from sightline.audio.decoder_process import decode
 from sightline.config import AudioLimits, ImageLimits, ModelConfig, Settings
 from sightline.engines import Transcribes, load_engine, open_engine
 from sightline.engines.whisper.engine import OpenVINOWhisperEngine
 from sightline.engines.worker import WorkerEngine
 from sightline.errors import EngineError, InvalidRequest, UnsupportedFeature
-from sightline.service import Service
 from sightline.types import (
     EngineRequest,
     Message,
@@ -34,7 +32,7 @@ from sightline.types import (
     TranscriptionEvent,
     TranscriptionRequest,
 )
-from tests.api.serving import serving
+from tests.api.serving import server_of
 from training.whisper.edits import edits
 from training.whisper.measure import CLIPS, measure
 from training.whisper.words import SPOKEN
@@ -181,7 +179,7 @@ async def test_a_process_that_dies_fails_its_request_and_comes_back() -> None:
 @pytest.fixture(scope="module")
 def client() -> Iterator[openai.OpenAI]:
     settings = Settings(models=(CONFIG,), images=ImageLimits(decoders=1))
-    with serving(create_app(Service(settings), settings, wait=True)) as port:
+    with server_of(settings) as port:
         yield openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=120)
 
 
