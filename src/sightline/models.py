@@ -255,15 +255,19 @@ class ServedModel:
     def _loads_on_demand(self) -> bool:
         return self.config.load == "demand" or self.config.idle_unload_s is not None
 
-    def status(self) -> ModelStatus:
+    @property
+    def info(self) -> EngineInfo | None:
+        """Of its engine; None while it is not loaded."""
         loaded = self._starting is not None and self._starting.done() and self.state != "failed"
-        info = self.engine.info if loaded else None
+        return self.engine.info if loaded else None
+
+    def status(self) -> ModelStatus:
         return ModelStatus(
             self.name,
             self.state,
             self.config.engine,
             self._created,
-            info,
+            self.info,
             self.available,
             self._phase,
             self._progress(),

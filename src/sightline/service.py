@@ -140,6 +140,11 @@ class Service:
         ]
         return (*own, *aliases)
 
+    def info(self, name: str) -> EngineInfo | None:
+        """Of the engine of a model, by any of its names; None: it is not loaded, or not for the request's key."""
+        model = self._models.get(self._names.get(name, name))
+        return model.info if model is not None and self._is_allowed(model) else None
+
     def refuse_foreign(self, name: str) -> None:
         """Raises `Forbidden` for a model that is there and that the request's key may not use."""
         model = self._models.get(self._names.get(name, name))

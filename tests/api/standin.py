@@ -88,6 +88,9 @@ class ScriptedService:
     def models(self) -> tuple[ModelStatus, ...]:
         return self.statuses
 
+    def info(self, name: str) -> EngineInfo | None:
+        return next((status.info for status in self.statuses if status.name == name), None)
+
     def refuse_foreign(self, name: str) -> None:
         pass
 

@@ -149,8 +149,8 @@ class Exchange:
 
     def fingerprint(self, model: str) -> str | None:
         """`system_fingerprint`: of the weights that answer, known once the engine has run."""
-        infos = (status.info for status in self.service.models() if status.name == model)
-        digest = next((info.weights_digest for info in infos if info is not None), None)
+        info = self.service.info(model)
+        digest = None if info is None else info.weights_digest
         return None if digest is None else f"fp_{digest.removeprefix('sha256:')[:12]}"
 
 

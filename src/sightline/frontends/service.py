@@ -18,6 +18,7 @@ from sightline.access.limits import Standing
 from sightline.access.permit import Permit
 from sightline.config import Settings
 from sightline.draining import Draining
+from sightline.engines import EngineInfo
 from sightline.engines.worker.pictures import share
 from sightline.errors import (
     EngineError,
@@ -116,6 +117,9 @@ class FrontService:
 
     def models(self) -> tuple[ModelStatus, ...]:
         return tuple(status for status in self._status.models if self._is_allowed(status.name))
+
+    def info(self, name: str) -> EngineInfo | None:
+        return next((status.info for status in self.models() if status.name == name), None)
 
     def refuse_foreign(self, name: str) -> None:
         if any(status.name == name for status in self._status.models) and not self._is_allowed(name):
