@@ -256,8 +256,13 @@ class StoreContract:
         assert len(await store.list("t", "batch", limit=100)) == 1
         with pytest.raises(IdempotencyConflict):
             await store.create(batch("x"), key="k", digest="other")
+        with pytest.raises(IdempotencyConflict):
+            await store.find_by_key("t", "batch", "k", "other")
+        assert await store.find_by_key("t", "batch", "k", "d") == made[0]
+        assert [await store.find_by_key(*of, "d") for of in (("u", "batch", "k"), ("t", "analysis", "k"))] == [None] * 2
         assert (await store.create(batch("u", tenant="u"), key="k", digest="d")).id == "batch_u"
         clock.pass_(KEY_KEPT_S + 1)
+        assert await store.find_by_key("t", "batch", "k", "d") is None
         await store.sweep()
         assert (await store.create(batch("x"), key="k", digest="other")).id == "batch_x"
 

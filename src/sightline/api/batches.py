@@ -232,17 +232,22 @@ class _Batches:
     async def create(self, request: Request) -> Response:
         key = read_key(request)
         raw = await read_json(request, self._limits)
-        body, own = read(BatchBody, raw), caller.of(request.scope)
+        body, own, digest = read(BatchBody, raw), caller.of(request.scope), to_digest(raw)
+        kept = None if key is None else await self._work.store.find_by_key(own.tenant, "batch", key, digest)
+        if kept is None:  # else its file may be gone by now
+            await self._check_input(own.tenant, body.input_file_id)
+            batch = to_batch(body, own, int(time.time()))
+            kept = await self._work.store.create(batch, key=key, digest=digest)
+            self._work.wake()
+        return json_response(to_object(kept))
+
+    async def _check_input(self, tenant: str, file_id: str) -> None:
         try:
-            file = await self._work.files.get(own.tenant, body.input_file_id)
+            file = await self._work.files.get(tenant, file_id)
         except ObjectNotFound as error:
             raise InvalidRequest(error.message, param="input_file_id") from None
         if file.purpose != "batch":
             raise invalid("input_file_id", f"must be a file of the purpose 'batch', not {file.purpose!r}")
-        batch = to_batch(body, own, int(time.time()))
-        kept = await self._work.store.create(batch, key=key, digest=to_digest(raw))
-        self._work.wake()
-        return json_response(to_object(kept))
 
     async def list(self, request: Request) -> Response:
         limit = read_limit(request, default=20, most=100)

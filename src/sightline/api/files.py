@@ -24,8 +24,8 @@ from sightline.api.pages import read_ascending, read_limit
 from sightline.api.wire import json_response
 from sightline.api.work import Work
 from sightline.config import Settings
-from sightline.errors import InvalidRequest, ObjectNotFound
-from sightline.jobs.files import File, Files, Purpose
+from sightline.errors import ImageEmpty, InvalidRequest, ObjectNotFound
+from sightline.jobs.files import File, Files, Purpose, before
 
 PURPOSES: Final = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
 MIN_KEPT_S: Final = 3_600
@@ -124,6 +124,8 @@ class _Files:
     async def create(self, request: Request) -> Response:
         async with reading_form(request, self._limits) as form:
             body, upload = read_body(form), form.file("file")
+            if body.purpose == "vision" and upload.size == 0:  # its first use would refuse it
+                raise ImageEmpty("The picture 'file' is empty (0 bytes). Send the file's content.", param="file")
             file = await self._files.create(
                 caller.of(request.scope).tenant,
                 upload.filename,
@@ -165,7 +167,8 @@ class _Files:
             "x-content-type-options": "nosniff",
         }
         chunks = self._files.content(file)
-        return StreamingResponse(chunks, headers=headers, media_type="application/octet-stream")
+        first = await anext(chunks, b"")  # what cannot be read is told by a status
+        return StreamingResponse(before(first, chunks), headers=headers, media_type="application/octet-stream")
 
     async def delete(self, request: Request) -> Response:
         file_id = request.path_params["id"]

@@ -220,6 +220,10 @@ class Store(Protocol):
         """
         ...
 
+    async def find_by_key(self, tenant: str, kind: Kind, key: str, digest: str) -> Batch | None:
+        """What an idempotency `key` that is known has made; raises as `create`."""
+        ...
+
     async def get(self, tenant: str, kind: Kind, batch_id: str) -> Batch: ...
 
     async def list(self, tenant: str, kind: Kind, *, limit: int, after: str | None = None) -> Sequence[Batch]:

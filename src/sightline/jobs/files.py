@@ -94,6 +94,13 @@ def unknown_file(file_id: str) -> ObjectNotFound:
     return ObjectNotFound(f"There is no file {file_id[:128]!r}.")
 
 
+async def before(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Chunks of which the first has been looked at."""
+    yield first
+    async for chunk in rest:
+        yield chunk
+
+
 def new_file_id() -> str:
     """`file-` and 128 random bits."""
     return f"file-{os.urandom(16).hex()}"

@@ -3,6 +3,21 @@
 
 local step = {}
 
+-- what a key has made: the batch's fields, 'conflict' where it came with another request, nil where it is not known
+local function made_by_key(tenant, named, digest, known_s)
+  local known = redis.call('HMGET', named, 'at', 'digest', 'id')
+  if known[1] and tonumber(known[1]) > now - known_s then
+    local there = redis.call('HGETALL', P .. 'batch:' .. tenant .. ':' .. known[3])
+    if #there > 0 then
+      return known[2] == digest and there or 'conflict'
+    end
+  end
+end
+
+local function name_of_key(tenant, kind, key)
+  return P .. 'key:' .. tenant .. ':' .. kind .. ':' .. key
+end
+
 -- ref, key, digest, seconds that a key is known, how many fields; the fields; model, then items in threes
 function step.create(args)
   local ref, key, digest, known_s, count = args[1], args[2], args[3], tonumber(args[4]), tonumber(args[5])
@@ -12,15 +27,10 @@ function step.create(args)
     fields[#fields + 1] = args[i]
   end
   local kind = fields[2]
-  local named = P .. 'key:' .. tenant .. ':' .. kind .. ':' .. key
-  if key ~= '' then
-    local known = redis.call('HMGET', named, 'at', 'digest', 'id')
-    if known[1] and tonumber(known[1]) > now - known_s then
-      local there = redis.call('HGETALL', P .. 'batch:' .. tenant .. ':' .. known[3])
-      if #there > 0 then
-        return known[2] == digest and there or 'conflict'
-      end
-    end
+  local named = name_of_key(tenant, kind, key)
+  local there = key ~= '' and made_by_key(tenant, named, digest, known_s)
+  if there then
+    return there
   end
   if redis.call('EXISTS', base) == 0 then  -- else the same call, sent once more on another connection
     local place = redis.call('INCR', P .. 'place')
@@ -38,6 +48,11 @@ function step.create(args)
     end
   end
   return redis.call('HGETALL', base)
+end
+
+-- tenant, kind, key, digest, seconds that a key is known
+function step.find_by_key(args)
+  return made_by_key(args[1], name_of_key(args[1], args[2], args[3]), args[4], tonumber(args[5])) or {}
 end
 
 -- id, then items in threes: index, name, body

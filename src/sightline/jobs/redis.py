@@ -109,15 +109,14 @@ class RedisStore:
             *((batch.model or "", *_to_args(items)) if items else ()),
             adds=True,
         )
-        if reply == b"conflict":
-            raise IdempotencyConflict(
-                "This Idempotency-Key came with another request before. Use a new key for a new request.",
-                param="Idempotency-Key",
-            )
-        made = _to_batch(reply)
+        made = _to_batch(_checked(reply))
         if items and made.id == batch.id:
             self._ring(made)
         return made
+
+    async def find_by_key(self, tenant: str, kind: Kind, key: str, digest: str) -> Batch | None:
+        reply = await self._run("find_by_key", encode(tenant), kind, key, digest, KEY_KEPT_S)
+        return _to_batch(_checked(reply)) if reply else None
 
     async def get(self, tenant: str, kind: Kind, batch_id: str) -> Batch:
         return await self._find(tenant, kind, batch_id)
@@ -252,6 +251,16 @@ class RedisStore:
 
 def _key(tenant: str, batch_id: str) -> str:
     return f"{PREFIX}batch:{encode(tenant)}:{batch_id}"
+
+
+def _checked(made_by_key: Any) -> Any:
+    """Raises `IdempotencyConflict`."""
+    if made_by_key == b"conflict":
+        raise IdempotencyConflict(
+            "This Idempotency-Key came with another request before. Use a new key for a new request.",
+            param="Idempotency-Key",
+        )
+    return made_by_key
 
 
 def _unknown(kind: Kind, batch_id: str) -> ObjectNotFound:

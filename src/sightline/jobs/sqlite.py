@@ -68,7 +68,8 @@ class SqliteStore:
         now = self._clock.wall()
 
         def work(db: sqlite3.Connection) -> Batch:
-            if key is not None and (known := steps.find_by_key(db, batch, key, digest, now)) is not None:
+            known = None if key is None else steps.find_by_key(db, batch.tenant, batch.kind, key, digest, now)
+            if known is not None:
                 return known
             place = steps.insert(db, batch)
             if key is not None:
@@ -82,6 +83,10 @@ class SqliteStore:
             return steps.get(db, place)
 
         return await self._database.write(work)
+
+    async def find_by_key(self, tenant: str, kind: Kind, key: str, digest: str) -> Batch | None:
+        now = self._clock.wall()
+        return await self._database.read(lambda db: steps.find_by_key(db, tenant, kind, key, digest, now))
 
     async def get(self, tenant: str, kind: Kind, batch_id: str) -> Batch:
         return await self._database.read(lambda db: steps.get(db, steps.find(db, tenant, kind, batch_id)))

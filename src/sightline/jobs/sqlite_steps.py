@@ -63,10 +63,10 @@ def find_not_begun(db: sqlite3.Connection, batch_id: str) -> int | None:
     return None if row is None else int(row["place"])
 
 
-def find_by_key(db: sqlite3.Connection, batch: Batch, key: str, digest: str, now: float) -> Batch | None:
+def find_by_key(db: sqlite3.Connection, tenant: str, kind: Kind, key: str, digest: str, now: float) -> Batch | None:
     row = db.execute(
         "SELECT batch, digest FROM keys WHERE tenant = ? AND kind = ? AND key = ? AND at > ?",
-        (batch.tenant, batch.kind, key, now - KEY_KEPT_S),
+        (tenant, kind, key, now - KEY_KEPT_S),
     ).fetchone()
     if row is None:
         return None

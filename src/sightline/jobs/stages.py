@@ -9,7 +9,7 @@ from typing import Final
 
 from sightline.errors import CapacityError, ObjectNotFound
 from sightline.jobs import Batch, Clock, LineError, Store
-from sightline.jobs.files import Files
+from sightline.jobs.files import Files, before
 from sightline.jobs.lines import Reading, split_lines, to_result_line
 
 _ITEMS_AT_ONCE: Final = 500
@@ -80,7 +80,7 @@ class Stages:
                 batch.tenant,
                 f"{batch.id}_{name}.jsonl",
                 "batch_output",
-                _before(first, lines),
+                before(first, lines),
                 kept_s=batch.output_kept_s,
                 file_id=file_id,
                 limited=False,
@@ -105,9 +105,3 @@ class Stages:
 def _feed(reading: Reading, lines: list[bytes]) -> None:
     for line in lines:
         reading.feed(line)
-
-
-async def _before(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    yield first
-    async for chunk in rest:
-        yield chunk
