@@ -134,6 +134,15 @@ def test_what_is_wrong_with_a_form_is_told(client: httpx.Client, fields: dict[st
     assert param in reply.json()["error"]["message"]
 
 
+def test_a_picture_of_no_bytes_is_not_kept(client: httpx.Client) -> None:
+    reply = client.post("/v1/files", data={"purpose": "vision"}, files={"file": ("a.png", b"")})
+    assert reply.status_code == 400
+    error = reply.json()["error"]
+    assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", "file", "empty_image_file")
+    assert "0 bytes" in error["message"]
+    assert client.get("/v1/files", params={"purpose": "vision"}).json()["data"] == []
+
+
 def test_a_files_content_is_given_out_as_no_page(client: httpx.Client) -> None:
     page = b"<script>alert(1)</script>"
     file = client.post("/v1/files", data={"purpose": "user_data"}, files={"file": ("a.html", page)}).json()
