@@ -268,3 +268,11 @@ def test_a_queue_that_is_no_address_is_told_with_its_line_and_without_its_passwo
 )
 def test_a_queue_by_its_address(url: str) -> None:
     assert Settings(jobs=url).jobs == url
+
+
+@pytest.mark.parametrize("url", ["s3:/bucket", "/mnt/shared", "https://host/files", "file://"])
+def test_a_place_for_files_that_is_none_is_told(url: str, tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(f"files:\n  url: {url}")
+    (problem,) = check(tmp_path / "s.yaml")[1]
+    assert (problem.line, problem.path) == (2, "files.url")
+    assert "s3://bucket/prefix or file:///mnt/shared" in problem.message

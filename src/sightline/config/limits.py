@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+from typing import Annotated, Final
 
 import msgspec
 
+from sightline.errors import InvalidRequest
+
 MIB = 1024 * 1024
+_PLACE: Final = re.compile(r"[a-z][a-z0-9+.-]*://.")
 
 
 class ImageLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -73,6 +77,14 @@ class FileLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Of one file."""
     max_tenant_bytes: Annotated[int, msgspec.Meta(ge=0)] = 16 * 1024 * MIB
     """Of all that one tenant keeps, what batches write left out."""
+
+    def __post_init__(self) -> None:
+        # Of what is no address fsspec makes a directory below the one in which the server happens to run.
+        if self.url is not None and (not _PLACE.match(self.url) or self.url.startswith(("http:", "https:"))):
+            raise InvalidRequest(
+                "files.url is an address that can be written to, such as s3://bucket/prefix or file:///mnt/shared.",
+                param="files.url",
+            )
 
 
 class BatchLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
