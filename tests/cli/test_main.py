@@ -35,6 +35,12 @@ def test_without_a_command_the_commands_are_shown(capsys: pytest.CaptureFixture[
     assert "Ask a question about pictures" in shown
 
 
+def test_the_page_is_not_offered_to_whom_asks_for_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["ui", "--help"])
+    assert "--ui" not in capsys.readouterr().out
+
+
 def test_a_reader_that_has_seen_enough() -> None:
     reading, writing = os.pipe()
     os.close(reading)

@@ -109,11 +109,13 @@ async def test_a_request_made_while_it_loads_waits_for_it() -> None:
         await engine.close()
 
 
-async def test_the_engines_own_reason_for_not_starting_is_given() -> None:
+async def test_the_engines_own_reason_for_not_starting_is_given(caplog: pytest.LogCaptureFixture) -> None:
     engine = WorkerEngine(config(slot=3))
     with pytest.raises(EngineUnavailable, match="unknown field `slot`"):
         await engine.start()
     assert engine.state == "failed"
+    assert "the engine did not start: " in caplog.text
+    assert "SIGKILL" not in caplog.text, "that was we"
     with pytest.raises(EngineUnavailable):
         await answer(engine, ask("hi"))
     await engine.close()

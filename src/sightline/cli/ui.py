@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "set, is used for everybody who opens the page; else it asks for a key if the server wants one",
     )
     serving.add_arguments(parser)
+    next(action for action in parser._actions if action.dest == "ui").help = argparse.SUPPRESS  # it is what we do
     server = {action.dest: action for action in parser._actions if action.dest not in _OF_THE_PAGE}
     # None until it is said: `--model peek` is the default, and asks for a server all the same.
     unsaid = {name: (action.default, action.type or str) for name, action in server.items()}

@@ -192,14 +192,13 @@ class WorkerEngine:
             self._restarts += 1
 
     def _report(self, child: Child, ended: str, problem: EngineUnavailable | None) -> None:
-        log.error(
-            "model %s: the engine's process %s has ended: %s%s%s",
-            self._config.name,
-            child.pid,
-            ended,
-            f" ({problem})" if problem is not None else "",
-            "; its last lines:\n  " + "\n  ".join(child.last_lines) if child.last_lines else "",
-        )
+        if child.hopeless:  # it was we who ended its process: how says nothing
+            what = f"the engine did not start: {problem}"
+        else:
+            reason = f" ({problem})" if problem is not None else ""
+            what = f"the engine's process {child.pid} has ended: {ended}{reason}"
+        lines = "; its last lines:\n  " + "\n  ".join(child.last_lines) if child.last_lines else ""
+        log.error("model %s: %s%s", self._config.name, what, lines)
 
     def _on_lost(self, child: Child) -> None:
         """From now on requests wait for the next child, unless there is none to wait for."""
