@@ -16,16 +16,21 @@ from tests.api.standin import Call, get, post
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[tuple[ASGIApp, str]]:
-    keyed = Keyed(tmp_path)
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="module")
+async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[ASGIApp, str, Path]]:
+    keyed = Keyed(tmp_path_factory.mktemp("data"))
     secret = keyed.key()
     async with keyed.running() as app:
-        yield app, secret
+        yield app, secret, keyed.directory
 
 
-async def test_a_batch_is_known_by_its_key_also_when_its_input_is_gone(server: tuple[ASGIApp, str]) -> None:
-    app, secret = server
+async def test_a_batch_is_known_by_its_key_also_when_its_input_is_gone(server: tuple[ASGIApp, str, Path]) -> None:
+    app, secret, _ = server
     file = await upload(app, secret, json.dumps(line(0)).encode())
     body = {"input_file_id": file, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
 
@@ -39,13 +44,13 @@ async def test_a_batch_is_known_by_its_key_also_when_its_input_is_gone(server: t
     assert await ask(input_file_id="file-other") == (422, "idempotency_key_reused")
 
 
-async def test_content_that_cannot_be_read_has_a_true_status(server: tuple[ASGIApp, str], tmp_path: Path) -> None:
-    app, secret = server
+async def test_content_that_cannot_be_read_has_a_true_status(server: tuple[ASGIApp, str, Path]) -> None:
+    app, secret, directory = server
     file, empty = await upload(app, secret, b"here"), await upload(app, secret, b"")
     for known, content in ((file, b"here"), (empty, b"")):
         reply = await get(app, f"/v1/files/{known}/content", **bearer(secret))
         assert (reply.status, reply.body, reply.headers["content-length"]) == (200, content, str(len(content)))
-    (blob,) = (each for each in (tmp_path / "files").iterdir() if each.read_bytes() == b"here")
+    (blob,) = (each for each in (directory / "files").iterdir() if each.read_bytes() == b"here")
     blob.unlink()
     reply = await get(app, f"/v1/files/{file}/content", **bearer(secret))
     assert (reply.status, reply.json["error"]["type"]) == (503, "server_error")

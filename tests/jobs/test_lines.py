@@ -57,6 +57,29 @@ def test_limits() -> None:
     assert [error.code for error in reading.errors] == ["invalid_custom_id", "invalid_custom_id", "invalid_json_line"]
 
 
+@pytest.mark.parametrize(
+    ("begins", "why"),
+    [
+        (b"\xef\xbb\xbf", None),
+        (b"\xff\xfe{\x00", "invalid character (byte 0)"),
+        (b"{", "truncated"),
+        (b'{"custom_id": "\xff"}', "UTF-8"),
+        (b'{"custom_id": "a", "x": ' + b"[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_what_editors_put_at_the_beginning(begins: bytes, why: str | None) -> None:
+    """A mark of UTF-8 is passed over; all else is told with its place, and nothing of what it says."""
+    reading = Reading("/v1/chat/completions", 10)
+    reading.feed(begins + (line("a") if why is None else b""))
+    if why is None:
+        assert [item.custom_id for item in reading.items] == ["a"]
+        return
+    (error,) = reading.errors
+    assert (error.code, error.line) == ("invalid_json_line", 1)
+    assert why in error.message
+    assert "on one line, in UTF-8" in error.message
+
+
 def test_what_a_line_tells() -> None:
     item = Item(0, "a\n", b"", "batch_req_1")
     assert to_result_line(item, Result(200, "req_1", b'{"x": [1]}')) == (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -77,6 +78,8 @@ class Reading:
 
     def feed(self, line: bytes) -> None:
         self._line += 1
+        if self._line == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)  # as Windows' editors write; RFC 8259, section 8.1
         if not line.strip() or len(self.errors) >= MAX_ERRORS:
             return
         try:
@@ -97,8 +100,9 @@ class Reading:
             line = _line.decode(raw)
         except msgspec.ValidationError as error:
             raise _Wrong("invalid_json_line", f"This line is no request: {error}.") from None
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            raise _Wrong("invalid_json_line", "This line is not valid JSON.") from None
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            told = f"This line is not valid JSON: {_why(error)}. Each request is an object on one line, in UTF-8."
+            raise _Wrong("invalid_json_line", told) from None
         if not 0 < len(line.custom_id) <= _CUSTOM_ID:
             raise _Wrong("invalid_custom_id", f"It has 1 to {_CUSTOM_ID} characters.", "custom_id")
         if line.custom_id in self._seen:
@@ -118,7 +122,7 @@ class Reading:
         try:
             head = _head.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            shown = str(error) if isinstance(error, msgspec.ValidationError) else "it is not valid JSON"
+            shown = str(error) if isinstance(error, msgspec.ValidationError) else _why(error)
             raise _Wrong("invalid_request_body", f"The body is no request: {shown}.", "body") from None
         for name in ("stream", "background"):
             if getattr(head, name):
@@ -129,6 +133,16 @@ class Reading:
             raise _Wrong(
                 "mismatched_model", "All lines of a batch name one model; this is another's than the first's.", "model"
             )
+
+
+def _why(error: Exception) -> str:
+    """What of JSON is wrong, and where: nothing of what it says."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, UnicodeDecodeError):
+        return f"it is not UTF-8 (byte {error.start})"
+    why = str(error).removeprefix("JSON is malformed: ")
+    return why[:1].lower() + why[1:]
 
 
 class _Wrong(Exception):
