@@ -14,7 +14,6 @@ import sys
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing
 from typing import Any
 
 import msgspec
@@ -180,7 +179,7 @@ class Child:
 
     # --- requests ------------------------------------------------------------------------------------------------
 
-    async def generate(self, request: EngineRequest) -> AsyncGenerator[Event, None]:
+    def generate(self, request: EngineRequest) -> AsyncGenerator[Event, None]:
         """As `Engine.generate`."""
 
         def send(number: int) -> None:
@@ -189,20 +188,16 @@ class Child:
             shared = [(i.pixels, p.offset) for i, p in zip(request.images, pictures, strict=True)]
             self._send(frames.Generate(number, wire, shared_bytes), shared if shared_bytes else ())
 
-        async with aclosing(self._stream(send)) as events:
-            async for event in events:
-                yield event
+        return self._stream(send)
 
-    async def transcribe(self, request: TranscriptionRequest) -> AsyncGenerator[TranscriptionEvent, None]:
+    def transcribe(self, request: TranscriptionRequest) -> AsyncGenerator[TranscriptionEvent, None]:
         """As `Transcribes.transcribe`."""
 
         def send(number: int) -> None:
             wire = frames.to_wire_transcription(request)
             self._send(frames.Transcribe(number, wire), [(request.samples, 0)])
 
-        async with aclosing(self._stream(send)) as events:
-            async for event in events:
-                yield event
+        return self._stream(send)
 
     async def _stream(self, send: Callable[[int], None]) -> AsyncGenerator[Any, None]:
         """The events of what `send` asks for under a number."""
@@ -393,11 +388,17 @@ class _Stream:
     def __init__(self) -> None:
         self.ended = False
         """Nothing more will come from the child."""
-        self._items: asyncio.Queue[Any | SightlineError] = asyncio.Queue()  # bounded by frames.WINDOW
+        self._items: deque[Any | SightlineError] = deque()
+        """Bounded by frames.WINDOW. Of one consumer, so that a future is enough to wait with: `asyncio.Queue` takes ten
+        more calls for each token."""
+        self._waiter: asyncio.Future[None] | None = None
         self._begun = False
 
     async def take(self) -> Any:
-        item = await self._items.get()
+        while not self._items:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        item = self._items.popleft()
         if isinstance(item, SightlineError):
             raise item
         self._begun = True
@@ -406,13 +407,14 @@ class _Stream:
     def put(self, item: Event | TranscriptionEvent | SightlineError) -> None:
         if not self.ended:
             self.ended = isinstance(item, (*_LAST, SightlineError))
-            self._items.put_nowait(item)
+            self._items.append(item)
+            if self._waiter is not None and not self._waiter.done():
+                self._waiter.set_result(None)
 
     def end(self, error: SightlineError) -> None:
         """At once: what waits to be taken is dropped."""
         if not self.ended:
-            while not self._items.empty():
-                self._items.get_nowait()
+            self._items.clear()
             self.put(error)
 
     def break_off(self, pid: int | None) -> None:
