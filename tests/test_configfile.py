@@ -23,6 +23,34 @@ def problems(directory: Path, text: str) -> list[str]:
     return [problem.show("s.yaml") for problem in check(directory / "s.yaml")[1]]
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "models:\n- name: a\n   engine: fake\n",
+            "s.yaml:3:10: {} a key and a value cannot stand here. Keys beside",
+        ),
+        ("port: 1\n log_level: info\n", "s.yaml:2:11: {} a key and a value cannot stand here."),
+        ("a: b: c\n", "s.yaml:1:5: {} a key and a value cannot stand here."),
+        ("models:\n  - name: a\n port: 1\n", "s.yaml:3:2: {} expected a key in column 1, like the first of the block"),
+        ("models:\n  - name: a\n  port: 1\n", "s.yaml:3:3: {} expected '- ' in column 3, like the first of the list"),
+        ("port: 1\n\thost: a\n", "s.yaml:2:1: {} expected spaces: lines are not indented by tabs."),
+        ("host: @a\n", "s.yaml:1:7: {} no value begins with @; text that does is quoted."),
+        ("models: [a, b\nport: 1\n", "s.yaml:2:5: {} expected a comma or the ] of the list that begins in line 1, col"),
+        ("tls: {a: 1\nport: 1\n", "s.yaml:2:5: {} expected a comma or the } of the mapping that begins in line 1, col"),
+        ("host: 'a\n", "s.yaml:2:1: {} expected the other quote of the text that begins in line 1, column 7."),
+        ("port: 1\nhost\n", "s.yaml:3:1: {} expected a colon and a value behind the key that stands in line 2."),
+        ("port: ]\n", "s.yaml:1:7: {} expected a value, not ]."),
+        ('host: "C:\\q"\n', "s.yaml:1:11: {} a backslash in double quotes begins an escape that there is not"),
+        ("port: 1\n---\nport: 2\n", "s.yaml:2:1: {} expected the end of the file, which is one document"),
+        ("%YAML 3.0\n---\nport: 1\n", "s.yaml:1:1: {} found incompatible YAML document"),
+    ],
+)
+def test_what_is_no_yaml_is_told_with_its_place_and_what_was_expected(tmp_path: Path, text: str, told: str) -> None:
+    (problem,) = problems(tmp_path, text)
+    assert problem.startswith(told.replace("{}", "is not YAML that is taken here:"))
+
+
 def test_the_example_is_served() -> None:
     settings = load(ROOT / "examples" / "sightline.yaml")
     assert [model.name for model in settings.models] == ["peek", "stand-in"]
@@ -95,8 +123,8 @@ def test_files_of_tls_are_found_from_the_file_that_names_them(tmp_path: Path) ->
             "s.yaml:4: models[0].options: The fake engine's options: Expected `int | null`",
         ),
         ("host: ${SURELY_NOT_SET}\n", "s.yaml:1: host: the environment variable SURELY_NOT_SET is not set."),
-        ("a: &x 1\nb: *x\n", "s.yaml:2: is not YAML that is taken here: aliases"),
-        ("a: [\n", "s.yaml:2: is not YAML that is taken here"),
+        ("a: &x 1\nb: *x\n", "s.yaml:2:4: is not YAML that is taken here: aliases"),
+        ("a: [\n", "s.yaml:2:1: is not YAML that is taken here: expected a value"),
         ("- 1\n", "s.yaml:1: must hold settings"),
         ("", "s.yaml:1: must hold settings"),
         ("? [a]\n: 1\n", "s.yaml:1: keys are plain words here."),
