@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -17,8 +16,6 @@ from sightline.bench.cluster.system import MODEL, Cluster, Single, kill_replica,
 
 SLOTS, STEP_S, PREFILL_S = 8, 0.05, 0.0002
 """Of the paced engine: 160 tokens a second when all its slots are taken."""
-PREFILL_CHUNK = 256
-"""Of any fake engine."""
 CLIENTS = 10
 """For each replica: two of them wait at any time."""
 WORDS = 40
@@ -34,8 +31,6 @@ _WARM_S = 4.0
 _ROUND_S = 3.5
 """In which no client has had so many answers as it was to have: each takes 2 s and waits for its turn."""
 _SETTLE_S = 2.0
-_LONE, _HANDOVERS = 5, 150
-"""Requests, of which the ways between an engine and a client are measured."""
 
 
 @dataclass(frozen=True)
@@ -157,27 +152,25 @@ class Way:
 
 
 def way(cluster: Cluster) -> Way:
-    lone = Load(ports=(cluster.port,), clients=1, words=WORDS, text_words=TEXT_WORDS, requests=1 + _LONE)
-    waiting = Load(
-        ports=(cluster.port,), clients=3, words=1, text_words=TEXT_WORDS, requests=_HANDOVERS // 3, model=ONE_SLOT
-    )
-    return to_way(right(Clients(lone).finish())[1:], right(Clients(waiting).finish()))
+    def ask(model: str, clients: int, requests: int, words: int) -> Sequence[Answer]:
+        load = Load(
+            ports=(cluster.port,), clients=clients, words=words, text_words=TEXT_WORDS, requests=requests, model=model
+        )
+        return right(Clients(load).finish())[1:]  # the first one finds the way
+
+    return to_way(ask(MODEL, 1, 4, WORDS), ask(QUICK, 1, 50, 1), ask(ONE_SLOT, 3, 50, 1))
 
 
-def to_way(lone: Sequence[Answer], handed: Sequence[Answer]) -> Way:
-    """`lone`: of one client. `handed`: of clients of whom one at a time has the only slot, of an engine that takes no
-    time: from one word to the next is the way back of one answer and the way out of the next."""
-    step = quantile([(a.made[-1] - a.made[0]) / (len(a.made) - 1) for a in lone], 0.5)
-    back = quantile(delays(lone), 0.5)
-    there = quantile([a.made[0] - a.asked - _prefill_s(a.prompt_tokens, step) for a in lone], 0.5)
+def to_way(paced: Sequence[Answer], quick: Sequence[Answer], handed: Sequence[Answer]) -> Way:
+    """`paced`, `quick`: of a lone client, of the engine that is measured and of one that takes no time. `handed`: of
+    clients of whom one at a time has the only slot of such an engine: from one word to the next is the way back of one
+    answer and the way out of the next."""
+    step = quantile([(a.made[-1] - a.made[0]) / (len(a.made) - 1) for a in paced], 0.5)
+    back = quantile(delays(paced), 0.5)
+    there = quantile([a.made[0] - a.asked for a in quick], 0.5)
     words = sorted(a.made[0] for a in handed)
     out = max(0.0, quantile([later - sooner for sooner, later in pairwise(words)], 0.5) - back)
     return Way(step_s=step, before_s=max(0.0, there - out), out_s=out, back_s=back)
-
-
-def _prefill_s(tokens: int, step_s: float) -> float:
-    """Until the first word of a prompt that is computed alone."""
-    return math.ceil(tokens / PREFILL_CHUNK) * step_s + tokens * PREFILL_S
 
 
 @dataclass(frozen=True)
