@@ -3,11 +3,13 @@ behind them is a request of its own."""
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 import socket
 import ssl
 import string
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,8 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from sightline.api import bodies
+from sightline.server import protocol
+from sightline.server.landing import Landing
 from sightline.server.tls import Certificate
 from sightline.types import Text
 from tests.api.serving import serving
@@ -176,3 +180,27 @@ def test_a_client_that_leaves_in_the_middle_leaves_nothing() -> None:
             connection.sendall(request("still there"))
             assert answers(connection, 1) == [200]
     assert heard(service) == ["still there"]
+
+
+def test_a_request_that_is_answered_leaves_nothing_to_be_collected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What refers to itself stays in memory until the garbage collector looks, for which everybody waits."""
+    requests: list[weakref.ref[Landing]] = []
+
+    class Noted(Landing):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            requests.append(weakref.ref(self))
+
+    monkeypatch.setattr(protocol, "Landing", Noted)
+    gc.disable()
+    try:
+        with served() as (_, port), connect(port) as connection:
+            for _ in range(3):
+                connection.sendall(request(text(300_000)))
+                assert answers(connection, 1) == [200]
+            connection.sendall(GET)
+            assert answers(connection, 1) == [200]
+            assert len(requests) == 3
+            assert [each() for each in requests] == [None] * 3
+    finally:
+        gc.enable()

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
-from starlette.types import Message
+from starlette.types import Message, Scope
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+from sightline.api.bodies import LAND
 
 _READ_BYTES: Final = 64 * 1024
 COMMON: Final = memoryview(bytearray(_READ_BYTES))
@@ -33,7 +35,8 @@ class Buffered(asyncio.BufferedProtocol):
 
 
 class Landing:
-    """A request's body: the bytes of it that have not come. Its protocol tells it of each that comes."""
+    """A request's body: the bytes of it that have not come. Its protocol tells it of each that comes, and when the
+    request has been answered."""
 
     def __init__(self, cycle: RequestResponseCycle, num_bytes: int, begin: Callable[[Landing], None]) -> None:
         """`begin` is called when there is a place."""
@@ -45,9 +48,10 @@ class Landing:
         """Bytes that lie in the place; of these, those that `receive` has told of."""
         self._parsed = cycle.receive
         cycle.receive = self._receive  # type: ignore[method-assign, assignment]
+        cast(Scope, cycle.scope)[LAND] = self
 
-    def land(self, place: memoryview) -> Callable[[], int]:
-        """Part of `bodies.Land`."""
+    def __call__(self, place: memoryview) -> Callable[[], int]:
+        """A `bodies.Land`."""
         assert len(place) == self._num_bytes
         begun = self.cycle.body
         place[: len(begun)] = begun
@@ -58,8 +62,11 @@ class Landing:
         return lambda: self._come
 
     def forget(self) -> None:
-        """Nobody waits for the body any more: the rest of it lands nowhere."""
+        """Nobody waits for the body any more: the rest of it lands nowhere. The request forgets this too, or each
+        would keep the other, with all that is known of it, until the garbage is collected."""
         self._place = None
+        cast(Scope, self.cycle.scope).pop(LAND, None)
+        vars(self.cycle).pop("receive", None)
 
     def rest(self) -> memoryview:
         """Where the next bytes of the body belong."""

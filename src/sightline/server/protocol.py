@@ -285,7 +285,7 @@ class Guarded(HttpToolsProtocol):
         self._since = self.loop.time()
         self._live.append(self.cycle)
         if self._told_bytes > len(COMMON):
-            self.scope[LAND] = Landing(self.cycle, self._told_bytes, self._land).land  # type: ignore[typeddict-unknown-key]
+            Landing(self.cycle, self._told_bytes, self._land)
             self.flow.pause_reading()  # until there is a place, or somebody wants it otherwise
         Presence(self.flow.resume_reading).put(cast(Scope, self.cycle.scope))
         self.scope[PASS] = partial(_pass_on, self.cycle)  # type: ignore[typeddict-unknown-key]
@@ -355,8 +355,8 @@ class Guarded(HttpToolsProtocol):
         cycle = self._live.popleft()
         _let_go(cycle)
         self._since = self.loop.time()
-        if self._landing is not None and self._landing.cycle is cycle:
-            self._landing.forget()
+        if (landing := cast(Scope, cycle.scope).get(LAND)) is not None:
+            landing.forget()
         if self._fault is not None and not self._live:
             self._tell_fault()
         elif cycle is self.cycle and self._reading == "body" and self.expect_100_continue:
