@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from sightline.access.gate import Gate
+from sightline.access.gate import Gate, keys_path
 from sightline.access.keyfile import KeyFile, today
 from sightline.access.keys import Key, Keyring, new_id, new_secret, to_digest, to_key
 from sightline.access.limits import Used
-from sightline.config import AccessPolicy, KeyConfig, KeyLimits
+from sightline.config import AccessPolicy, KeyConfig, KeyLimits, Settings
 from sightline.errors import InvalidRequest, ObjectNotFound, StorageUnavailable, Unauthenticated
+from sightline.frontends.supervisor import Supervisor
 from tests.access.keyed import add_key
 
 
@@ -83,6 +84,23 @@ def test_a_file_that_is_named_and_holds_no_key_keeps_a_server_from_starting(tmp_
     assert not Gate(AccessPolicy(file=str(file), keys=(key,)), file).is_open
     add_key(KeyFile(file))
     assert not Gate(AccessPolicy(file=str(file)), file).is_open
+
+
+def test_a_process_that_is_started_again_while_the_file_is_away_lets_nobody_in(tmp_path: Path) -> None:
+    """What a restart reads must not be what an attacker, or a disk that is not mounted, has left."""
+    file = KeyFile(tmp_path / "keys.db")
+    settings = Settings(data_dir=str(tmp_path))
+    supervisor = Supervisor(settings, [], lambda: settings)
+    assert not supervisor.order().guarded
+    secret = add_key(file)
+    assert supervisor.order().guarded
+    file.path.rename(tmp_path / "away")
+    gate = Gate(settings.access, keys_path(settings), guarded=supervisor.order().guarded)
+    assert not gate.is_open
+    with pytest.raises(Unauthenticated):
+        gate.identify(secret.encode())
+    named = AccessPolicy(file=str(file.path))
+    assert not Gate(named, file.path, guarded=True).is_open, "nor does it end for want of it"
 
 
 def test_a_file_that_is_none_keeps_a_server_from_starting(tmp_path: Path) -> None:

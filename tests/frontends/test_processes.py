@@ -14,16 +14,15 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_a_program_that_was_replaced_on_the_disk_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    start = orders.Start
-    monkeypatch.setattr(orders, "Start", lambda settings, processes: start(settings, processes, "0.0.1"))
-    core = await Process.start("core", "the core", Settings(log_level="error"), 2)
+    order = orders.Start(Settings(log_level="error"), 2, version="0.0.1")
+    core = await Process.start("core", "the core", order)
     assert not await core.is_up(20)
     assert core.exited.result() == 1
     core.close()
 
 
 async def test_whoever_does_not_end_in_time_is_killed(caplog: pytest.LogCaptureFixture) -> None:
-    core = await Process.start("core", "the core", Settings(log_level="error"), 2)
+    core = await Process.start("core", "the core", orders.Start(Settings(log_level="error"), 2))
     with caplog.at_level(logging.ERROR):
         assert not await core.ends(0.0)
     assert in_words(core.exited.result()) == "SIGKILL"

@@ -35,8 +35,16 @@ def keys_path(settings: Settings) -> Path | None:
 class Gate:
     """Life: made -> `start` -> `close`. Keys are known, and asked for, from the moment it is made."""
 
-    def __init__(self, policy: AccessPolicy, path: Path | None = None, metering: Metering | None = None) -> None:
-        """`metering`: another process's; None: one of its own. Raises `StorageUnavailable` where there is a file of
+    def __init__(
+        self,
+        policy: AccessPolicy,
+        path: Path | None = None,
+        metering: Metering | None = None,
+        *,
+        guarded: bool = False,
+    ) -> None:
+        """`metering`: another process's; None: one of its own. `guarded`: this server has had keys before, and is open
+        to nobody, whatever its file holds by now. Raises `StorageUnavailable` where there is a file of
         keys that cannot be read, and `InvalidRequest` where the one that the policy names holds none, or is not there:
         a server that does not know its keys must not start, or it would be open to all.
         """
@@ -46,7 +54,7 @@ class Gate:
         self.metering: Metering = metering or self._own  # type: ignore[assignment]
         self._stamp = () if self._file is None else self._file.stamp()
         self._keyring = Keyring(self._loaded())
-        self._is_open = self._keyring.is_empty
+        self._is_open = self._keyring.is_empty and not guarded
         if self._is_open and policy.file is not None:
             raise InvalidRequest(
                 f"There is no API key in {policy.file}, so it would protect nothing. Make one first: sightline keys "

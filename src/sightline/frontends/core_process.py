@@ -34,7 +34,7 @@ async def _serve(start: orders.Start, control: socket.socket) -> None:
     settings = core_share(start.settings)
     service = Service(settings)
     stored = MemoryStore(settings.responses)
-    gate = Gate(settings.access, keys_path(settings))
+    gate = Gate(settings.access, keys_path(settings), guarded=start.guarded)
     app = create_app(service, settings, gate=gate, shared=Shared(responses=stored))
     page = to_application(app, settings) if settings.ui else None
     core = Core(service, app, gate, {"responses": (ResponseStore, stored)}, page)

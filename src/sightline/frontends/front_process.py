@@ -18,7 +18,7 @@ from sightline.access.gate import Gate, keys_path
 from sightline.api.app import create_admin_app, create_app
 from sightline.api.responses.store import ResponseStore
 from sightline.api.shared import Shared
-from sightline.config import Settings, is_loopback
+from sightline.config import is_loopback
 from sightline.frontends import frames, orders
 from sightline.frontends.calls import Far
 from sightline.frontends.core import Counts
@@ -49,8 +49,9 @@ class FrontEnd:
     the second, where the settings have `admin`, for admins."""
 
     def __init__(
-        self, settings: Settings, control: socket.socket, link: socket.socket, listeners: Sequence[socket.socket]
+        self, start: orders.Start, control: socket.socket, link: socket.socket, listeners: Sequence[socket.socket]
     ) -> None:
+        settings = front_end_share(start.settings, start.processes)
         self._parent: Link[orders.FromParent] = Link(control, orders.decode_from_parent)
         self.service = FrontService(settings, Link(link, frames.decode_to_front_end), lost=self._lose)
         self._settings = settings
@@ -59,7 +60,8 @@ class FrontEnd:
         self._is_up = False
         # It has the same methods, which a test sees to.
         service = cast(Service, self.service)
-        gate = Gate(settings.access, keys_path(settings), FarMeter(self.service.call, self.service.settle))
+        meter = FarMeter(self.service.call, self.service.settle)
+        gate = Gate(settings.access, keys_path(settings), meter, guarded=start.guarded)
         shared = self._to_shared()
         self._page = FarPage(self.service, settings.http)
         app = (
@@ -156,4 +158,4 @@ class FrontEnd:
 
 
 def run(start: orders.Start, control: socket.socket, link: socket.socket, listeners: Sequence[socket.socket]) -> None:
-    FrontEnd(front_end_share(start.settings, start.processes), control, link, listeners).run()
+    FrontEnd(start, control, link, listeners).run()

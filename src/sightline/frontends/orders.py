@@ -17,6 +17,8 @@ class Start(Frame, frozen=True):
     settings: Settings
     processes: int
     """Front ends, of which each has its share of what the settings allow the server."""
+    guarded: bool = False
+    """There have been keys: one that is started while their file is away lets nobody in."""
     version: str = __version__
     """Of the program that the parent runs, and so the core."""
 

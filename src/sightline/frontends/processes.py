@@ -12,7 +12,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Literal, Self
 
-from sightline.config import Settings
 from sightline.frontends import orders
 from sightline.frontends.link import Link
 
@@ -36,8 +35,7 @@ class Process:
         cls,
         role: Literal["core", "front"],
         name: str,
-        settings: Settings,
-        processes: int,
+        order: orders.Start,
         inherited: Sequence[socket.socket] = (),
     ) -> Self:
         """`inherited`: sockets that it gets beside the one that we speak to it over. Raises `OSError`."""
@@ -57,7 +55,7 @@ class Process:
             theirs.close()  # a copy of the child's end here would hide our death from it
         link = Link(ours, orders.decode_to_parent)
         self = cls(name, process, link)
-        self.send(orders.Start(settings, processes))
+        self.send(order)
         return self
 
     def send(self, frame: orders.FromParent, fd: int | None = None) -> None:

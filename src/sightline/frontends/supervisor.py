@@ -12,10 +12,12 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Final
 
 import msgspec
 
+from sightline.access.gate import Gate, keys_path
 from sightline.config import Settings
 from sightline.engines.worker.restarts import RestartPolicy
 from sightline.errors import SightlineError
@@ -54,6 +56,8 @@ class Supervisor:
         self._listeners = listeners
         self._processes = settings.workers
         self._reload = reload
+        self._guarded = False
+        """Whether there have been keys, as far as was seen whenever a process was started."""
         self._stopping = asyncio.Event()
         self._hurrying = asyncio.Event()
         self._reloading = asyncio.Lock()
@@ -102,7 +106,7 @@ class Supervisor:
 
     async def _run_once(self) -> None:
         """One core, and its front ends, until it dies or we are to stop and they have drained."""
-        core = self._core = await Process.start("core", "the core", self._settings, self._processes)
+        core = self._core = await Process.start("core", "the core", self.order())
         keeping = [asyncio.create_task(self._keep(core, index)) for index in range(self._processes)]
         try:
             await _first_of(self._stopping.wait(), _done(core), *map(_done_task, keeping))
@@ -117,6 +121,13 @@ class Supervisor:
                 task.result()  # raises what ended it
         if self._stopping.is_set():
             await self._drain()
+
+    def order(self) -> orders.Start:
+        """What a process is started with now."""
+        with suppress(SightlineError):  # the process meets it too, and says so
+            gate = Gate(self._settings.access, keys_path(self._settings), guarded=self._guarded)
+            self._guarded = not gate.is_open
+        return orders.Start(self._settings, self._processes, self._guarded)
 
     # --- front ends ----------------------------------------------------------------------------------------------
 
@@ -142,9 +153,7 @@ class Supervisor:
     async def _start(self, core: Process, index: int) -> Process:
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            front = await Process.start(
-                "front", f"front end {index}", self._settings, self._processes, [theirs, *self._listeners]
-            )
+            front = await Process.start("front", f"front end {index}", self.order(), [theirs, *self._listeners])
             core.send(orders.Join(), ours.detach())
         return front
 
