@@ -20,7 +20,7 @@ import openai
 import psutil
 import pytest
 
-from sightline.testing.subject import patience
+from sightline.testing import patience
 
 ROOT = Path(__file__).parent.parent
 PICTURE = (ROOT / "examples" / "pictures" / "red-circle.png").read_bytes()
@@ -36,7 +36,7 @@ def server() -> Iterator[tuple[str, psutil.Process]]:
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             address = f"http://127.0.0.1:{port}"
-            wait_for(lambda: get(f"{address}/ready") == 200, 30)
+            wait_for(lambda: get(f"{address}/ready") == 200, 30 * patience())
             yield address, psutil.Process(process.pid)
         finally:
             process.terminate()
@@ -161,9 +161,9 @@ def test_the_engine_dies_with_a_killed_server() -> None:
         "error",
     ]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
-        wait_for(lambda: len(psutil.Process(process.pid).children(recursive=True)) >= 1, 20)
+        wait_for(lambda: len(psutil.Process(process.pid).children(recursive=True)) >= 1, 20 * patience())
         time.sleep(0.5)
         children = psutil.Process(process.pid).children(recursive=True)
         process.kill()
         process.wait()
-        wait_for(lambda: not any(map(lives, children)), 2)
+        wait_for(lambda: not any(map(lives, children)), 2 * patience())

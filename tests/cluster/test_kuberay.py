@@ -109,7 +109,7 @@ deployments = st.dictionaries(
 )
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(deployments, st.booleans(), st.booleans())
 def test_whatever_is_rendered_is_allowed(drawn: dict[str, dict[str, Any]], redis: bool, secret: bool) -> None:
     options = Kubernetes(
