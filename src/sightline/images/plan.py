@@ -14,7 +14,7 @@ from functools import lru_cache
 from sightline.config import PictureSize
 from sightline.errors import ContextLengthExceeded
 from sightline.images.budget import VisionBudget
-from sightline.types import ImageRef
+from sightline.types import Detail, ImageRef
 
 Size = tuple[int, int]
 """Width and height in pixels, upright."""
@@ -23,6 +23,8 @@ ANSWER_TOKENS = 256
 """Kept free for an answer whose length the request does not bound, when pictures are scaled to fit; but no more than
 an eighth of the context. A request is not refused for want of them."""
 _ANSWER_SHARE = 8
+_KEPT = 256
+"""Budgets that are not worked out again: most requests ask for nothing of their own."""
 
 
 def picture_budget(vision: VisionBudget, ref: ImageRef, model: PictureSize, everywhere: PictureSize) -> VisionBudget:
@@ -34,12 +36,29 @@ def picture_budget(vision: VisionBudget, ref: ImageRef, model: PictureSize, ever
     outside of the range that is left counts as its nearer end. Where a maximum and a minimum of one level contradict
     each other the maximum wins. `low` is a fourth of what the operator leaves.
     """
-    for operator in (everywhere, model):
-        vision = vision.narrowed(max_pixels=operator.max_pixels, min_pixels=operator.min_pixels)
     detail = ref.detail
     for operator in (model, everywhere):
         detail = operator.detail if detail == "auto" else detail
-    return vision.narrowed(detail, max_pixels=ref.max_pixels, min_pixels=ref.min_pixels)
+    return _narrowed(vision, everywhere, model, detail, ref.max_pixels, ref.min_pixels)
+
+
+@lru_cache(maxsize=_KEPT)
+def _narrowed(
+    vision: VisionBudget,
+    everywhere: PictureSize,
+    model: PictureSize,
+    detail: Detail,
+    max_pixels: int | None,
+    min_pixels: int | None,
+) -> VisionBudget:
+    for operator in (everywhere, model):
+        vision = vision.narrowed(max_pixels=operator.max_pixels, min_pixels=operator.min_pixels)
+    return vision.narrowed(detail, max_pixels=max_pixels, min_pixels=min_pixels)
+
+
+@lru_cache(maxsize=_KEPT)
+def _largest_tokens(budget: VisionBudget) -> int:
+    return budget.largest_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +80,7 @@ class Room:
 
     def holds_any(self, budgets: Iterable[VisionBudget]) -> bool:
         """Whether pictures of these budgets fit whatever their sizes."""
-        return sum(budget.largest_tokens for budget in budgets) <= self._for_pictures
+        return sum(map(_largest_tokens, budgets)) <= self._for_pictures
 
     def fit(self, sizes: Sequence[Size], budgets: Sequence[VisionBudget]) -> tuple[VisionBudget, ...]:
         """The budgets by which pictures of these original sizes fit together: each its own where they do; else, for
