@@ -47,7 +47,10 @@ class PictureRouter(RequestRouter):  # type: ignore[misc, unused-ignore]
             key = pending_request.kwargs.get("affinity")
             pending_request.routing_context.should_backoff = True
         known = self.replica_queue_len_cache
-        loads = {name: known.get(replica.replica_id) or 0 for name, replica in replicas.items()}
+        loads = {
+            name: max(0, (known.get(replica.replica_id) or 0) - answering.lingering(replica.replica_id))
+            for name, replica in replicas.items()
+        }
         return [[replicas[name]] for name in self._affinity.order(key, loads)]
 
     def on_request_routed(self, pending_request: Any, replica_id: Any, result: Any) -> None:
@@ -55,3 +58,7 @@ class PictureRouter(RequestRouter):  # type: ignore[misc, unused-ignore]
         answer, replica = pending_request.kwargs.get("answer"), self.curr_replicas.get(replica_id)
         if answer is not None and replica is not None:
             answering.remember(answer, replica, pending_request.metadata)
+
+    def on_request_completed(self, replica_id: Any, internal_request_id: str) -> None:
+        """Called by Ray when a call has ended."""
+        answering.completed(internal_request_id)
