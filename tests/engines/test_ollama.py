@@ -227,10 +227,15 @@ async def test_what_cannot_be_started_says_why(base_url: str, model: str, option
 
 
 @pytest.mark.anyio
-async def test_an_ollama_that_is_not_there_is_waited_for_and_then_named() -> None:
+async def test_an_ollama_that_is_not_there_is_waited_for_and_then_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("sightline.engines.ollama.engine._TELL_S", 0.0)
     own = ModelConfig(name="seer", engine="ollama", options={"base_url": "http://127.0.0.1:9"}, start_timeout_s=0.3)
     with pytest.raises(EngineUnavailable, match=r"did not answer within 0\.3 s: .* Is it running"):
         await OllamaEngine(own).start()
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == ["model seer"]
+    assert "Ollama at http://127.0.0.1:9 is waited for, for 0.3 s at most" in caplog.text
 
 
 @pytest.mark.anyio

@@ -288,7 +288,8 @@ async def test_a_connection_is_used_again_after_a_whole_answer_and_closed_at_a_s
         await asyncio.wait_for(closed.wait(), 5.0)
 
 
-async def test_nobody_there() -> None:
+async def test_nobody_there(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr("sightline.engines.remote.engine._TELL_S", 0.0)
     config = ModelConfig(
         name="m",
         engine="remote",
@@ -298,6 +299,8 @@ async def test_nobody_there() -> None:
     engine = RemoteEngine(config)
     with pytest.raises(EngineUnavailable, match="cannot be reached"):
         await engine.start()
+    waiting = "model m: http://127.0.0.1:9/v1 is waited for, for 0.3 s at most: The server behind this model cannot be"
+    assert [r.getMessage().startswith(waiting) for r in caplog.records if r.levelname == "WARNING"] == [True]
 
 
 async def test_a_server_that_has_gone_is_unavailable_and_comes_back_by_itself() -> None:

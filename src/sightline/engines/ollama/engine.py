@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 _POLL_S = 0.25
 _POLL_TIMEOUT_S = 5.0
+_TELL_S = 2.0
+"""For which an Ollama that is silent is waited for without a word."""
 _SPARE_CONNECTIONS = 8
 """For loading and looking, beside those that answer."""
 _LOGPROBS_SINCE = (0, 12, 11)
@@ -129,7 +131,7 @@ class OllamaEngine:
     async def _until_up(self, server: OllamaServer) -> tuple[int, ...]:
         """Its version, once it answers; waits at most `config.start_timeout_s`."""
         loop = asyncio.get_running_loop()
-        give_up = loop.time() + self._config.start_timeout_s
+        give_up, tell_at = loop.time() + self._config.start_timeout_s, loop.time() + _TELL_S
         while True:
             try:
                 return await server.version(loop.time() + _POLL_TIMEOUT_S)
@@ -142,6 +144,12 @@ class OllamaEngine:
                     f"Ollama did not answer within {self._config.start_timeout_s:g} s: {problem} "
                     "Is it running (ollama serve), and is the option base_url right?"
                 )
+            if loop.time() > tell_at:
+                tell_at = give_up + 1  # once
+                log.warning(
+                    "model %s: Ollama at %s is waited for, for %g s at most: %s", self._config.name,
+                    self._options.base_url, self._config.start_timeout_s, problem,
+                )  # fmt: skip
             await asyncio.sleep(_POLL_S)
 
     async def _find(self, server: OllamaServer) -> Shown:

@@ -49,6 +49,8 @@ log = logging.getLogger(__name__)
 
 _POLL_S = 0.25
 _POLL_TIMEOUT_S = 5.0
+_TELL_S = 2.0
+"""For which a server that is not ready is waited for without a word."""
 _LAST_MOMENT_S = 0.1
 """Of a request's time: what fails then has failed for want of time."""
 _SPARE_CONNECTIONS = 8
@@ -138,6 +140,7 @@ class RemoteEngine:
 
     async def _until_ready(self) -> Any:
         deadline = time.monotonic() + self._config.start_timeout_s
+        tell_at = time.monotonic() + _TELL_S
         problem: object = "it does not have the model yet"
         while True:
             try:
@@ -152,6 +155,12 @@ class RemoteEngine:
                 raise EngineUnavailable(
                     f"The server behind this model was not ready within {self._config.start_timeout_s:g} s: {problem}"
                 )
+            if time.monotonic() > tell_at:
+                tell_at = deadline + 1  # once
+                log.warning(
+                    "model %s: %s is waited for, for %g s at most: %s", self._config.name, self._options.base_url,
+                    self._config.start_timeout_s, problem,
+                )  # fmt: skip
             await asyncio.sleep(_POLL_S)
 
     async def look(self) -> Any:
