@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from sightline.api.chat.reply import Chunks, Head, to_completion, to_input_tokens
+from sightline.api.chat.reply import Chunks, Head, to_completion
 from sightline.api.collected import to_collected
+from sightline.api.extension import to_input_tokens
 from sightline.api.wire import encode
 from sightline.items import ChoiceEvent, Item
 from sightline.types import (
@@ -243,5 +244,5 @@ def test_a_picture_that_the_context_made_smaller_says_so_and_others_say_nothing(
     prepared = replace(PREPARED, images=images, token_count=TokenCount(32, (12, 12)))
     reply = json.loads(encode(to_completion(HEAD, to_collected([prepared, ChoiceEvent(0, FINISH)]))))
     assert [i.get("scaled_to_fit") for i in reply["sightline"]["images"]] == [None, True]
-    counted = json.loads(encode(to_input_tokens(prepared.token_count, images)))
+    counted = json.loads(encode(to_input_tokens("input_tokens", prepared.token_count, images)))
     assert [i.get("scaled_to_fit") for i in counted["images"]] == [None, True]

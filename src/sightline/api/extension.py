@@ -14,8 +14,8 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from sightline.api.collected import to_usage
-from sightline.items import Prepared
-from sightline.types import Finish
+from sightline.items import Prepared, ServedImage
+from sightline.types import Finish, TokenCount
 
 
 class ImageReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,11 +44,51 @@ class TimingReport(msgspec.Struct, frozen=True, kw_only=True):
     decode_per_token_s: float
 
 
+class InputImage(msgspec.Struct, frozen=True, kw_only=True):
+    index: int
+    tokens: int
+    served_width: int
+    served_height: int
+    scaled_to_fit: Literal[True] | UnsetType = UNSET
+
+
+class InputTokens(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to `/v1/responses/input_tokens`, of which all but the first two fields is ours, and to
+    `/v1/chat/completions/input_tokens`, which is ours and has its shape."""
+
+    object: Literal["input_tokens", "response.input_tokens"]
+    input_tokens: int
+    text_tokens: int
+    image_tokens: int
+    images: list[InputImage]
+
+
 class Extension(msgspec.Struct, frozen=True, kw_only=True):
     engine: str
     path: tuple[str, ...]
     images: list[ImageReport]
     timing: TimingReport
+
+
+def to_input_tokens(
+    kind: Literal["input_tokens", "response.input_tokens"], count: TokenCount, images: Sequence[ServedImage]
+) -> InputTokens:
+    return InputTokens(
+        object=kind,
+        input_tokens=count.prompt_tokens,
+        text_tokens=count.text_tokens,
+        image_tokens=sum(count.image_tokens),
+        images=[
+            InputImage(
+                index=index,
+                tokens=image.tokens,
+                served_width=image.served_width,
+                served_height=image.served_height,
+                scaled_to_fit=True if image.scaled_to_fit else UNSET,
+            )
+            for index, image in enumerate(images)
+        ],
+    )
 
 
 def to_extension(prepared: Prepared, finishes: Sequence[Finish]) -> Extension:

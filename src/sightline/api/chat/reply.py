@@ -18,8 +18,6 @@ from sightline.api.chat.schema import (
     ContentLogprob,
     DeltaReply,
     FunctionCall,
-    InputImage,
-    InputTokens,
     Logprobs,
     PromptTokensDetails,
     ToolCallPiece,
@@ -32,13 +30,12 @@ from sightline.api.errors import to_error
 from sightline.api.extension import to_extension
 from sightline.api.sse import DONE, to_event
 from sightline.api.wire import encode
-from sightline.items import ChoiceEvent, Item, Prepared, ServedImage
+from sightline.items import ChoiceEvent, Item, Prepared
 from sightline.types import (
     Finish,
     ReasoningDelta,
     RefusalDelta,
     TextDelta,
-    TokenCount,
     TokenLogprob,
     ToolCallDelta,
     Usage,
@@ -195,25 +192,4 @@ def _to_piece(delta: ToolCallDelta) -> ToolCallPiece:
         id=delta.id or msgspec.UNSET,
         type="function",
         function=FunctionCall(delta.arguments, delta.name or msgspec.UNSET),
-    )
-
-
-# --- counting --------------------------------------------------------------------------------------------------------
-
-
-def to_input_tokens(count: TokenCount, images: Sequence[ServedImage]) -> InputTokens:
-    return InputTokens(
-        input_tokens=count.prompt_tokens,
-        text_tokens=count.text_tokens,
-        image_tokens=sum(count.image_tokens),
-        images=[
-            InputImage(
-                index=i,
-                tokens=p.tokens,
-                served_width=p.served_width,
-                served_height=p.served_height,
-                scaled_to_fit=True if p.scaled_to_fit else msgspec.UNSET,
-            )
-            for i, p in enumerate(images)
-        ],
     )

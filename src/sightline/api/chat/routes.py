@@ -18,11 +18,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from sightline.api import access
-from sightline.api.chat.reply import Chunks, Head, to_completion, to_input_tokens
+from sightline.api.chat.reply import Chunks, Head, to_completion
 from sightline.api.chat.schema import REFUSED_PREFIX, ChatBody
 from sightline.api.content import PictureDefaults, to_messages
 from sightline.api.exchange import Exchange, new_id
-from sightline.api.extension import to_headers
+from sightline.api.extension import to_headers, to_input_tokens
 from sightline.api.fields import invalid, read
 from sightline.api.sampling import to_sampling
 from sightline.api.tool_choice import choose
@@ -105,7 +105,7 @@ class _Chat:
     async def count_input_tokens(self, request: Request) -> Response:
         _, _, chat = await self._read(request)
         count, images = await self._exchange.measure(request, chat)
-        return json_response(to_input_tokens(count, images))
+        return json_response(to_input_tokens("input_tokens", count, images))
 
     async def _read(self, request: Request) -> tuple[Head, ChatBody, ChatRequest]:
         with self._exchange.reading(request.scope):

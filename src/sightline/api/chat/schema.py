@@ -8,7 +8,7 @@ prompt_cache_retention, prompt_cache_options, moderation, web_search_options.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -301,21 +301,3 @@ class ChatCompletionChunk(msgspec.Struct, frozen=True, kw_only=True):
     choices: tuple[ChunkChoice, ...]
     usage: UsageReply | UnsetType | None = UNSET
     sightline: Extension | UnsetType = UNSET
-
-
-class InputImage(msgspec.Struct, frozen=True, kw_only=True):
-    index: int
-    tokens: int
-    served_width: int
-    served_height: int
-    scaled_to_fit: Literal[True] | UnsetType = UNSET
-
-
-class InputTokens(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer to `/v1/chat/completions/input_tokens`. Ours; the shape follows the Responses API's."""
-
-    object: str = "input_tokens"
-    input_tokens: int
-    text_tokens: int
-    image_tokens: int
-    images: list[InputImage]

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from sightline.api import admin, analyze, batches, embeddings, errors, files, jobs, models, ovms
+from sightline.api import admin, analyze, batches, embeddings, errors, extension, files, jobs, models, ovms
 from sightline.api.chat import schema as chat_schema
 from sightline.api.completions import schema as completions_schema
 from sightline.api.fields import Schema
@@ -86,7 +86,7 @@ OPENAI = Api(
         "POST /v1/chat/completions/input_tokens": Operation(
             summary="What a conversation would cost, exactly, before anything runs",
             body=chat_schema.ChatBody,
-            reply=chat_schema.InputTokens,
+            reply=extension.InputTokens,
         ),
         "POST /v1/responses": Operation(
             summary="Answer, and keep the answer",
@@ -103,7 +103,7 @@ OPENAI = Api(
         "POST /v1/responses/input_tokens": Operation(
             summary="What a response's input would cost",
             body=responses.ResponsesBody,
-            reply=responses_objects.InputTokens,
+            reply=extension.InputTokens,
         ),
         "POST /v1/responses/compact": Operation(
             summary="A conversation made short by the model",

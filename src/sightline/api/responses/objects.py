@@ -180,24 +180,6 @@ class ItemList(msgspec.Struct, frozen=True, kw_only=True):
     has_more: bool
 
 
-class InputImage(msgspec.Struct, frozen=True, kw_only=True):
-    index: int
-    tokens: int
-    served_width: int
-    served_height: int
-    scaled_to_fit: Literal[True] | UnsetType = UNSET
-
-
-class InputTokens(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer to `/v1/responses/input_tokens`; what stands below the first two fields is ours."""
-
-    object: str = "response.input_tokens"
-    input_tokens: int
-    text_tokens: int
-    image_tokens: int
-    images: list[InputImage]
-
-
 # --- events ----------------------------------------------------------------------------------------------------------
 
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -22,14 +21,14 @@ from sightline.api import access, caller, errors
 from sightline.api.dialect import Dialect
 from sightline.api.disconnect import unless_disconnected
 from sightline.api.exchange import Exchange, new_id, timeout_s
-from sightline.api.extension import to_headers
+from sightline.api.extension import to_headers, to_input_tokens
 from sightline.api.fields import array, integer, invalid, missing, one_of, read
 from sightline.api.responses import compact as responses_compact
 from sightline.api.responses.answer import Answer, Frames, in_own_words
 from sightline.api.responses.background import Background, Replay, Run
 from sightline.api.responses.compact import CompactBody, to_compacted
 from sightline.api.responses.items import Item, Placed, read_items
-from sightline.api.responses.objects import Deleted, InputImage, InputTokens, ItemList
+from sightline.api.responses.objects import Deleted, ItemList
 from sightline.api.responses.request import fit, refuse_contradictions, to_chat_request, to_response
 from sightline.api.responses.schema import IMAGE_URLS, INCLUDABLE, ResponsesBody, read_responses_body
 from sightline.api.responses.store import (
@@ -49,10 +48,10 @@ from sightline.api.wire import json_response
 from sightline.config import Settings
 from sightline.errors import InvalidRequest, ModelNotFound, ObjectNotFound
 from sightline.items import Item as ServiceItem
-from sightline.items import Prepared, ServedImage
+from sightline.items import Prepared
 from sightline.service import Service
 from sightline.telling import Tell, taken, told
-from sightline.types import ChatRequest, TokenCount
+from sightline.types import ChatRequest
 
 PATH = "/v1/responses"
 
@@ -170,7 +169,7 @@ class _Responses:
     async def count_input_tokens(self, request: Request) -> Response:
         asked = await self._read(request)
         count, images = await self._exchange.measure(request, asked.chat)
-        return json_response(_to_input_tokens(count, images))
+        return json_response(to_input_tokens("response.input_tokens", count, images))
 
     async def compact_conversation(self, request: Request) -> Response:
         response_id, tenant = new_id("resp_"), _tenant(request)
@@ -359,21 +358,3 @@ def _whole(name: str, given: str, low: int, high: int) -> int:
     if not (given.isascii() and given.isdecimal() and len(given) <= 10):
         raise invalid(name, "must be a whole number")
     return integer(low, high)(int(given), name)
-
-
-def _to_input_tokens(count: TokenCount, images: Sequence[ServedImage]) -> InputTokens:
-    return InputTokens(
-        input_tokens=count.prompt_tokens,
-        text_tokens=count.text_tokens,
-        image_tokens=sum(count.image_tokens),
-        images=[
-            InputImage(
-                index=i,
-                tokens=p.tokens,
-                served_width=p.served_width,
-                served_height=p.served_height,
-                scaled_to_fit=True if p.scaled_to_fit else UNSET,
-            )
-            for i, p in enumerate(images)
-        ],
-    )
