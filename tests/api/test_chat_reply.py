@@ -246,3 +246,14 @@ def test_a_picture_that_the_context_made_smaller_says_so_and_others_say_nothing(
     assert [i.get("scaled_to_fit") for i in reply["sightline"]["images"]] == [None, True]
     counted = json.loads(encode(to_input_tokens("input_tokens", prepared.token_count, images)))
     assert [i.get("scaled_to_fit") for i in counted["images"]] == [None, True]
+
+
+@pytest.mark.parametrize("text", ['"content":""', '"\\\n\r', "\u2028\u0000", "日本 👩‍👩‍👧", "{}"])
+def test_any_text_in_any_choice_of_any_model_arrives(text: str) -> None:
+    chunks = Chunks(replace(HEAD, model='"content":""'), "req_1", n=2, include_usage=False, logprobs=False)
+    for index in range(2):
+        frame = json.loads(chunks.to_frames(ChoiceEvent(index, TextDelta(text))).removeprefix(b"data: "))
+        assert frame["model"] == '"content":""'
+        assert frame["choices"] == [
+            {"index": index, "delta": {"content": text}, "logprobs": None, "finish_reason": None}
+        ]

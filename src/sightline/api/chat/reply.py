@@ -112,7 +112,8 @@ def to_usage_reply(usage: Usage) -> UsageReply:
 class Chunks:
     """Items of the service as frames of the stream, in the order of the wire contract, section 1.
 
-    A chunk's head and tail are the same throughout, so they are encoded once; each event encodes only its choice.
+    A chunk's head and tail are the same throughout, so they are encoded once; each event encodes only its choice, and
+    of a text, which nearly all are, only that.
     """
 
     opening = DeltaReply(role="assistant", content="")
@@ -131,6 +132,7 @@ class Chunks:
         before, choices, self._after = empty.partition(b'"choices":[]')
         self._before = before + choices[:-1]
         self._after = b"]" + self._after
+        self._around_text = [_around(self._frame(i, DeltaReply(content=""))) for i in range(n)]
 
     def to_frames(self, item: Item) -> bytes:
         """The frames that an item becomes: none, one, or for `Prepared` one for each choice."""
@@ -142,7 +144,10 @@ class Chunks:
             case TextDelta(text=text, logprobs=tokens):
                 if self._logprobs:
                     return self._frame(index, DeltaReply(content=text), to_logprobs(tokens))
-                return self._frame(index, DeltaReply(content=text)) if text else b""
+                if not text:
+                    return b""
+                before, after = self._around_text[index]
+                return before + encode(text) + after
             case ReasoningDelta(text=text):
                 return self._frame(index, DeltaReply(reasoning_content=text))
             case RefusalDelta(text=text):
@@ -182,6 +187,13 @@ class Chunks:
             usage=usage,
             sightline=extension,
         )
+
+
+def _around(frame: bytes) -> tuple[bytes, bytes]:
+    """What stands before and behind the text of a frame whose text is empty. No other string looks like that: the
+    quotation marks in one are escaped."""
+    before, content, after = frame.partition(b'"content":""')
+    return before + content[:-2], after
 
 
 def _to_piece(delta: ToolCallDelta) -> ToolCallPiece:
