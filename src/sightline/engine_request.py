@@ -124,7 +124,8 @@ def refuse_too_many_pictures(request: ChatRequest, info: EngineInfo, config: Mod
 
 @lru_cache(maxsize=64)
 def smallest_picture(budget: VisionBudget) -> Image:
-    """Stands in for a picture where only tokens are counted. Takes no memory: all its pixels are one."""
-    served = budget.serve(1, 1)
+    """Stands in for a picture where only tokens are counted. Takes no memory: all its pixels are one. The smallest that
+    the intake takes: another Sightline may be asked to count it."""
+    served = budget.serve(2, 2)
     pixels = np.broadcast_to(np.uint8(0), (served.height, served.width, 3))
-    return Image(pixels, digest="", width=1, height=1, media_type="image/png", num_bytes=0)
+    return Image(pixels, digest="", width=2, height=2, media_type="image/png", num_bytes=0)

@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from sightline.api.app import create_app
 from sightline.cli import main
+from sightline.config import ModelConfig, Settings
+from sightline.service import Service
+from tests.api.serving import serving
 
 
 def save(path: Path, colour: str) -> str:
@@ -53,3 +57,13 @@ def test_an_address_is_told_as_it_was_given(capfd: pytest.CaptureFixture[str]) -
 def test_an_option_that_the_engine_does_not_know_is_told_before_it_starts(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["ask", "--engine", "fake", "--option", "stps=1", "Hello?"]) == 1
     assert capfd.readouterr().err == "sightline: --option stps: there is no such key. Did you mean step_s?\n"
+
+
+def test_another_sightline_is_asked_about_a_picture_as_it_is(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Its prompt is counted there first, with the smallest picture there can be, which a Sightline has to take."""
+    settings = Settings(models=(ModelConfig(name="m", engine="fake"),), data_dir=str(tmp_path))
+    with serving(create_app(Service(settings), settings, wait=True)) as port:
+        options = [f"base_url=http://127.0.0.1:{port}/v1", "kind=sightline", "budget=as-is"]
+        given = [word for option in options for word in ("--option", option)]
+        assert main(["ask", "--engine", "remote", "--name", "m", *given, save(tmp_path / "a.png", "red"), "?"]) == 0
+    assert "mostly red" in capfd.readouterr().out
