@@ -18,7 +18,6 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # On a busy machine, Ray's own processes are neither to starve nor to be given up before they have come up.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
     os.environ.setdefault("RAY_worker_register_timeout_seconds", "180")
     os.environ.setdefault("RAY_agent_register_timeout_ms", "180000")
     for limit in ("PROXY_READY_CHECK", "PROXY_HEALTH_CHECK", "HAPROXY_STARTUP"):

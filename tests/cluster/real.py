@@ -16,7 +16,7 @@ from ray.cluster_utils import Cluster as RayCluster
 from sightline.cluster import app
 
 NAME = "sightline"
-_STARTS = 4
+STARTS = 4
 
 
 class Cluster:
@@ -84,10 +84,7 @@ class Cluster:
         self.nodes.append(Node(self._add(resources=resources, env_vars=variables), ports[0], edge))
 
     def _add(self, **options: Any) -> Any:
-        for _ in range(_STARTS - 1):
-            with suppress(Exception):
-                return self._cluster.add_node(num_cpus=self._cpus, **agent_ports(), **options)
-        return self._cluster.add_node(num_cpus=self._cpus, **agent_ports(), **options)
+        return add_node(self._cluster, num_cpus=self._cpus, **options)
 
 
 @dataclass(frozen=True)
@@ -101,11 +98,12 @@ class Node:
     """Whether an ingress may be there."""
 
 
-def agent_ports() -> dict[str, int]:
-    """Of a node's agents. Where they choose them themselves, Ray gives a node up that does not know them within 15 s,
-    and on a busy machine it does not."""
-    names = ("metrics_agent_port", "metrics_export_port", "runtime_env_agent_port", "dashboard_agent_listen_port")
-    return {name: free_port() for name in names}
+def add_node(cluster: RayCluster, **options: Any) -> Any:
+    """Ray gives up on a node whose agents have not come up within 15 s, which on a busy machine they have not."""
+    for _ in range(STARTS - 1):
+        with suppress(Exception):
+            return cluster.add_node(**options)
+    return cluster.add_node(**options)
 
 
 def free_port() -> int:

@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 from ray.cluster_utils import Cluster as RayCluster  # noqa: E402  # it needs Ray
 
 from tests.batch.kill import COLOURS, write_input  # noqa: E402
-from tests.cluster.real import agent_ports  # noqa: E402
+from tests.cluster.real import add_node  # noqa: E402
 
 _PATIENCE_S = 300.0
 """For what takes seconds on a machine with nothing else to do."""
@@ -31,14 +31,15 @@ _PATIENCE_S = 300.0
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[RayCluster]:
     """Of two machines. The driver is on the first; each has room for one engine."""
-    started = RayCluster(initialize_head=True, head_node_args={"include_dashboard": False, **machine()})
-    started.add_node(**machine())
+    started = RayCluster()
+    add_node(started, include_dashboard=False, **machine())
+    add_node(started, **machine())
     yield started
     started.shutdown()
 
 
 def machine() -> dict[str, int]:
-    return {"num_cpus": 2, "object_store_memory": 150 * 2**20, **agent_ports()}
+    return {"num_cpus": 2, "object_store_memory": 150 * 2**20}
 
 
 class Driver:
@@ -132,7 +133,7 @@ def test_a_machine_is_killed(cluster: RayCluster, tmp_path: Path) -> None:
     until(lambda: driver.works() and len(engines()) == 2, "there is not an engine on each machine")
     cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
     code, said = driver.ended()
-    cluster.add_node(**machine())
+    add_node(cluster, **machine())
     assert code == 0, said
     assert_each_once(driver.out, total)
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,8 @@ import yaml
 ray = pytest.importorskip("ray")
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
-from sightline.cli.cluster import agent_options  # noqa: E402
 from sightline.cluster.serve_config import Answers, of_answers, to_serve_config  # noqa: E402
-from tests.cluster.real import free_port  # noqa: E402  # it needs Ray
+from tests.cluster.real import STARTS, free_port  # noqa: E402  # it needs Ray
 
 _PATIENCE_S = 400.0
 _RAY = [sys.executable, "-m", "ray.scripts.scripts"]
@@ -45,14 +44,20 @@ class Machine:
 
     @contextmanager
     def started(self) -> Iterator[None]:
-        with self.running(
-            *_RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={self._gcs}", "--num-cpus=4",
-            "--dashboard-host=127.0.0.1", f"--dashboard-port={self._dashboard}", *agent_options(),
-            "--object-store-memory=150000000", "--disable-usage-stats",
-        ) as process:  # fmt: skip
-            log = self._folder / "ray.log"
-            self.until(lambda: "Ray runtime started" in log.read_text(), process)
-            yield
+        """Ray gives up where its agents have not come up within 15 s: then once more."""
+        for _ in range(STARTS):
+            with self.running(
+                *_RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={self._gcs}",
+                "--num-cpus=4", "--dashboard-host=127.0.0.1", f"--dashboard-port={self._dashboard}",
+                "--dashboard-agent-listen-port=0", "--object-store-memory=150000000", "--disable-usage-stats",
+            ) as process:  # fmt: skip
+                log = self._folder / "ray.log"
+                while process.poll() is None and "Ray runtime started" not in log.read_text():
+                    time.sleep(0.3)
+                if process.poll() is None:
+                    yield
+                    return
+        pytest.fail((self._folder / "ray.log").read_text()[-3000:])
 
     @contextmanager
     def running(self, *command: str) -> Iterator[subprocess.Popen[bytes]]:
@@ -66,6 +71,8 @@ class Machine:
         finally:
             process.send_signal(signal.SIGINT if command[: len(_SERVE)] == tuple(_SERVE) else signal.SIGTERM)
             process.wait(_PATIENCE_S)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
     def serve(self, *arguments: str) -> str:
         done = subprocess.run(

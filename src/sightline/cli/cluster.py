@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,8 @@ _START_S = 600.0
 _STARTED = "Ray runtime started"
 """Of Ray's own log, when its machine is part of it: its dashboard answers sooner."""
 _RAY_START_S = 120.0
+_RAY_STARTS = 3
+"""Ray gives itself up where its agents have not come up within 15 s, which on a busy machine they have not."""
 _RAY_STOP_S = 40.0
 """Ray drains its machine for up to 30 s first."""
 
@@ -237,9 +238,7 @@ def _require_ray() -> None:
 def _start_ray(address: str) -> None:
     """Of one machine, with a token; its dashboard at `address`, on loopback. Returns when that answers."""
     print("Ray is started on this machine ...", flush=True)
-    # A machine with other work takes longer than the 30 s that Ray gives itself.
-    patience = {"RAY_raylet_start_wait_time_s": f"{_RAY_START_S:.0f}", "RAY_agent_register_timeout_ms": "120000"}
-    environment = {"RAY_AUTH_MODE": "token", "RAY_SERVE_ENABLE_HA_PROXY": "1", **patience, **os.environ}
+    environment = {"RAY_AUTH_MODE": "token", "RAY_SERVE_ENABLE_HA_PROXY": "1", **os.environ}
     ray = [sys.executable, "-m", "ray.scripts.scripts"]
     has_token = variable("RAY_AUTH_TOKEN") or variable("RAY_AUTH_TOKEN_PATH")
     if not has_token and not (Path.home() / ".ray" / "auth_token").exists():
@@ -249,29 +248,26 @@ def _start_ray(address: str) -> None:
     ours.mkdir(parents=True, exist_ok=True, mode=0o700)
     command = [
         *ray, "start", "--head", "--block", "--port=0", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}",
-        *agent_options(), "--disable-usage-stats",
+        "--dashboard-agent-listen-port=0", "--disable-usage-stats",
     ]  # fmt: skip
-    with (ours / "ray.log").open("wb") as log:
-        process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-        )
-    (ours / "ray.pid").write_text(str(process.pid))
-    deadline = time.monotonic() + _RAY_START_S
-    while not (_STARTED in (ours / "ray.log").read_text(errors="replace") and _is_there(address)):
-        if process.poll() is not None or time.monotonic() > deadline:
-            words = (ours / "ray.log").read_text(errors="replace").strip()
-            _stop_ray()
-            raise EngineUnavailable(f"Ray could not be started: {words[-1000:]}")
-        time.sleep(0.5)
-
-
-def agent_options() -> list[str]:
-    """Of `ray start`: free ports for its agents. Where they choose them themselves, Ray gives up after 15 s in which it
-    has not learned them: a busy machine takes longer to start a Python."""
-    names = ("dashboard-agent-listen", "dashboard-agent-grpc", "runtime-env-agent", "metrics-export")
-    with ExitStack() as held:
-        sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in names]
-        return [f"--{name}-port={sock.getsockname()[1]}" for name, sock in zip(names, sockets, strict=True)]
+    log = ours / "ray.log"
+    for tries_left in reversed(range(_RAY_STARTS)):
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
+            )
+        (ours / "ray.pid").write_text(str(process.pid))
+        deadline = time.monotonic() + _RAY_START_S
+        while process.poll() is None and time.monotonic() < deadline:
+            if _STARTED in log.read_text(errors="replace") and _is_there(address):
+                return
+            time.sleep(0.5)
+        _stop_ray()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # what it had started, and has our port
+        if not tries_left:
+            raise EngineUnavailable(f"Ray could not be started: {log.read_text(errors='replace').strip()[-1000:]}")
+        print("Ray did not come up, and is started again ...", flush=True)
 
 
 def _is_ray(process: int) -> bool:
