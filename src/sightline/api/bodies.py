@@ -7,8 +7,7 @@ read. What goes to disk (uploads) is not counted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Final, TypeAlias
 
 from starlette.types import Scope
@@ -33,14 +32,13 @@ class Bodies:
         self._bytes = 0
         metrics.BODIES_BYTES.set_function(lambda: self._bytes)
 
-    @contextmanager
-    def around(self, scope: Scope) -> Iterator[None]:
-        """A request: what `hold` counts for it is let go of at the end."""
+    def around(self, scope: Scope) -> _Share:
+        """To be entered around a request: what `hold` counts for it is let go of at the end."""
         share = scope[_KEY] = _Share(self)
-        try:
-            yield
-        finally:
-            self._bytes -= share.num_bytes
+        return share
+
+    def leave(self, num_bytes: int) -> None:
+        self._bytes -= num_bytes
 
     def take(self, num_bytes: int) -> None:
         """Raises `Overloaded`. One that is alone has room whatever its size."""
@@ -58,6 +56,12 @@ class _Share:
     def __init__(self, bodies: Bodies) -> None:
         self.bodies = bodies
         self.num_bytes = 0
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        self.bodies.leave(self.num_bytes)
 
 
 def hold(scope: Scope, num_bytes: int) -> None:
