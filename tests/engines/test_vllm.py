@@ -244,6 +244,17 @@ async def test_it_gets_what_it_needs_of_the_environment_and_no_more(
         )
 
 
+@pytest.mark.parametrize(("budget", "warned"), [(None, True), (BUDGET, False)])
+async def test_a_model_whose_files_are_not_here_is_not_silently_blind(
+    program: str, budget: Any, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = {"executable": program} | ({"budget": budget} if budget else {})
+    own = VllmEngine(ModelConfig(name="m", engine="vllm", source="some/model", options=options, start_timeout_s=30.0))
+    await own.start()
+    await own.close()
+    assert ("requests with pictures are refused" in caplog.text) == warned
+
+
 async def test_special_tokens_of_the_model_are_broken_up(program: str) -> None:
     config = ModelConfig(name=PEEK, engine="vllm", options={"executable": program}, start_timeout_s=30.0)
     own = VllmEngine(config)

@@ -8,6 +8,7 @@ environment that it is installed in. What it leaves open by default is closed by
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
@@ -23,6 +24,8 @@ from sightline.engines.remote.options import RemoteOptions, read_options, wrong
 from sightline.engines.remote.upstream import Address
 from sightline.engines.server_process import Launch, ServerProcess
 from sightline.types import EmbeddingRequest, Embeddings, EngineRequest, Event, Finish, TokenCount
+
+log = logging.getLogger(__name__)
 
 _SPARE_REQUESTS = 16
 _ATTACHED = "http://localhost/v1"
@@ -83,6 +86,7 @@ class VllmEngine:
         """Raises `InvalidRequest` for options that cannot be meant, the refused ones of vLLM among them."""
         options = _with_python(config, read_options(config, VllmOptions))
         _check(options)
+        self._config = config
         self._server: ServerProcess | None = None
         address = None
         if options.starts:
@@ -122,9 +126,19 @@ class VllmEngine:
             if self._server is not None:
                 await self._server.start(self._is_well, self._remote.forget_pictures)
             await self._remote.start()
+            self._warn_of_no_budget()
         except BaseException:
             await self.close()
             raise
+
+    def _warn_of_no_budget(self) -> None:
+        """A model that vLLM looks up by itself may see; how, its files would tell us."""
+        if self._server is not None and self.info.vision is None and _directory(self._config) is None:
+            log.warning(
+                "model %s: how it sees is not known here, so requests with pictures are refused: name the directory "
+                "of its files as source (sightline pull makes one), or what pictures cost as the option budget.",
+                self._config.name,
+            )
 
     async def _is_well(self) -> bool:
         return await self._remote.look() is not None
