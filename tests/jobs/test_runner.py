@@ -185,6 +185,47 @@ async def test_a_bug_in_a_route_stops_no_batch(server: Server) -> None:
     assert server.asked.count("c-1") == 3
 
 
+async def test_an_item_that_is_leased_again_before_its_last_run_has_ended(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is under way then: its lease is renewed, whatever the end of the last run does."""
+    again, renewed, may_end, renewals = asyncio.Event(), asyncio.Event(), asyncio.Event(), 0
+    give_back, renew = server.store.give_back, server.store.renew
+
+    async def slowly_give_back(*args: Any, **more: Any) -> bool:
+        given = await give_back(*args, **more)
+        runner.wake()
+        await again.wait()
+        return given
+
+    async def seen_renew(leases: Any, lease_s: float) -> Any:
+        nonlocal renewals
+        renewals += [lease.fence for lease in leases] == [3]
+        if renewals == 3:  # by the first, the last run may not have ended
+            renewed.set()
+        return await renew(leases, lease_s)
+
+    async def answer(_: str) -> Answer:
+        if len(server.asked) == 1:
+            return Answer(429, "req", b"{}", retryable=True, began=False, is_limited=True, retry_after_s=0)
+        again.set()
+        await may_end.wait()
+        return OK
+
+    monkeypatch.setattr(server.store, "give_back", slowly_give_back)
+    monkeypatch.setattr(server.store, "renew", seen_renew)
+    await server.submit(1)
+    runner = server.runner(answer)
+    await runner.start()
+    async with asyncio.timeout(20):
+        await again.wait()
+        await renewed.wait()
+    may_end.set()
+    over = await server.ended()
+    await runner.close()
+    assert over.counts.completed == 1
+
+
 async def test_an_input_that_cannot_be_read_keeps_no_other_batch_waiting(server: Server) -> None:
     lost = await server.submit_lost("lost", expires_at=2**40)
     await server.submit(2)

@@ -153,9 +153,9 @@ class Runner:
                 at_once = self._at_once if not self._turned_away else min(1, self._at_once)
                 free = at_once - len(self._under_way)
                 for lease in await self._store.lease(self.name, free, self._lease_s) if free > 0 else ():
-                    task = asyncio.create_task(self._run(lease))
-                    self._under_way[lease.item.id] = _Run(lease, task)
-                    task.add_done_callback(lambda _, item_id=lease.item.id: self._ended(item_id))  # type: ignore[misc]
+                    run = _Run(lease, asyncio.create_task(self._run(lease)))
+                    self._under_way[lease.item.id] = run
+                    run.task.add_done_callback(lambda _, run=run: self._ended(run))  # type: ignore[misc]
                 if len(self._under_way) < at_once:
                     self._hungry.set()
             with suppress(TimeoutError):
@@ -172,8 +172,9 @@ class Runner:
                     self._hungry.clear()  # until it has looked
                     self._news.set()
 
-    def _ended(self, item_id: str) -> None:
-        del self._under_way[item_id]
+    def _ended(self, run: _Run) -> None:
+        if self._under_way.get(run.lease.item.id) is run:  # else it was given back, and is under way once more
+            del self._under_way[run.lease.item.id]
         self._news.set()
 
     async def _run(self, lease: Lease) -> None:
