@@ -13,8 +13,9 @@ import pytest
 def pytest_configure(config: pytest.Config) -> None:
     """Where Python may not write bytecode beside its sources, it does so in pytest's own cache: else each of the many
     servers that tests start would compile all of our code again, which is a quarter of its start."""
-    if os.environ.pop("PYTHONDONTWRITEBYTECODE", "") and config.cache is not None:
-        sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = str(config.cache.mkdir("bytecode"))
+    cache: pytest.Cache | None = getattr(config, "cache", None)  # pytest may have been told to keep none
+    if cache is not None and os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
+        sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = str(cache.mkdir("bytecode"))
         sys.dont_write_bytecode = False
 
 
