@@ -29,9 +29,6 @@ from sightline.engines.fake import FakeEngine
 from sightline.types import EngineRequest, SamplingParams, TextDelta
 
 THROUGH_RAY = Path(__file__).parents[2] / "docs" / "bench-cluster.json"
-NOT_AS_SIMULATED = pytest.mark.xfail(
-    strict=True, reason="docs/cluster-simulation.md says by how much, and what is thought"
-)
 FORGETFUL = Pace(slots=3, step_s=0.05, prefill_chunk=64, prefill_s_per_token=0.001, prefix_tokens=0, embedding_tokens=0)
 """Keeps nothing, as the fake engine takes the same time for what it has seen before."""
 
@@ -151,7 +148,7 @@ def test_points_that_are_not_as_simulated_fail(
     assert "25.0%" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("replicas", [1, 2, 4, pytest.param(8, marks=NOT_AS_SIMULATED)])
+@pytest.mark.parametrize("replicas", [1, 2, 4, 8])
 def test_throughput_that_was_measured_through_ray_is_as_simulated(replicas: int) -> None:
     """The figures of `make bench-cluster` that are in the documentation."""
     (point,) = (point for point in measured.read(THROUGH_RAY) if point.replicas == replicas)
