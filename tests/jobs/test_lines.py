@@ -80,6 +80,28 @@ def test_what_editors_put_at_the_beginning(begins: bytes, why: str | None) -> No
     assert "on one line, in UTF-8" in error.message
 
 
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        (b'"url": "/v1/chat/completions"', "same key twice"),
+        (b'"body": {"model": "other"}', "same key twice"),
+        (b'"x": {"a": {"b": 1, "b": 1}}', "same key twice"),
+        (b'"x": [{"body": {"model": "m"}}, {"c": 1}]', None),
+        (b'"x": "\xff"', "UTF-8"),
+        (b'"x": ' + b"1" * 5000, "not valid JSON"),
+    ],
+)
+def test_what_stands_around_a_body(more: bytes, why: str | None) -> None:
+    reading = Reading("/v1/chat/completions", 10)
+    reading.feed(
+        b'{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "m"}, %b}' % more
+    )
+    assert [item.custom_id for item in reading.items] == ([] if why else ["a"])
+    assert [(error.code, why in error.message) for error in reading.errors if why] == (
+        [("invalid_json_line", True)] if why else []
+    ), reading.errors
+
+
 def test_what_a_line_tells() -> None:
     item = Item(0, "a\n", b"", "batch_req_1")
     assert to_result_line(item, Result(200, "req_1", b'{"x": [1]}')) == (

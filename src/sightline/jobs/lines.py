@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -113,6 +114,7 @@ class Reading:
         if line.url != self.endpoint:
             raise _Wrong("invalid_url", f"The batch is for {self.endpoint}, and so is each of its lines.", "url")
         self._check_body(bytes(line.body))
+        _check_keys(raw, bytes(line.body))
         self.count += 1
         if self.count > self.max_lines:
             raise _Wrong("too_many_lines", f"A batch has at most {self.max_lines} requests.")
@@ -133,6 +135,20 @@ class Reading:
             raise _Wrong(
                 "mismatched_model", "All lines of a batch name one model; this is another's than the first's.", "model"
             )
+
+
+def _check_keys(line: bytes, body: bytes) -> None:
+    """No key stands twice in what is around the body, an object: one parser would take the first, another the last. The
+    body itself, megabytes of pictures, is looked at by who answers it."""
+
+    def see(pairs: list[tuple[str, object]]) -> None:
+        if len({key for key, _ in pairs}) != len(pairs):
+            raise _Wrong("invalid_json_line", "This line has an object with the same key twice.")
+
+    try:
+        json.loads(line.replace(body, b"{}", 1), object_pairs_hook=see)
+    except (ValueError, RecursionError) as error:  # in a field that no request has, and msgspec has not looked at
+        raise _Wrong("invalid_json_line", f"This line is not valid JSON: {_why(error)}.") from None
 
 
 def _why(error: Exception) -> str:
