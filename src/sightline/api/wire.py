@@ -30,6 +30,7 @@ from sightline.api.disconnect import ClientDisconnected
 from sightline.api.large import Memory, room_for, to_text
 from sightline.config import MIB, HttpLimits
 from sightline.errors import BodyTooLarge, InvalidRequest
+from sightline.jsonlines import to_json
 
 MAX_JSON_VALUES = 50_000
 """In one body: commas, arrays, objects, each. A parser holds the interpreter lock while it makes values of them, so
@@ -55,7 +56,7 @@ _BACKSLASH = ord("\\")
 _KEY_END = re.compile(rb"[ \t\n\r]*:")
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 
-encode = msgspec.json.Encoder().encode
+encode = to_json
 """A value as one line of JSON."""
 
 
