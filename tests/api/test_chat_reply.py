@@ -114,9 +114,7 @@ def test_the_stream_byte_for_byte() -> None:
     end = b'],"usage":null}\n\n'
     assert frames == [
         start + b'{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}' + end,
-        start
-        + '{"index":0,"delta":{"content":"A \\"cat\\"\\n\u2028."},"logprobs":null,"finish_reason":null}'.encode()
-        + end,
+        start + rb'{"index":0,"delta":{"content":"A \"cat\"\n\u2028."},"logprobs":null,"finish_reason":null}' + end,
         start + b'{"index":0,"delta":{},"logprobs":null,"finish_reason":"stop"}' + end,
     ]
     last = chunks.end()

@@ -18,7 +18,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-import msgspec
 import numpy as np
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
