@@ -39,6 +39,7 @@ def test_what_is_wrong_is_told(url: str, capsys: pytest.CaptureFixture[str]) -> 
     assert main(["batch", "status", batch.id, "--watch", "--url", url]) == 1
     told = capsys.readouterr().out
     assert told.startswith("failed: 0 requests")
-    assert "line 1: This line is not valid JSON. (invalid_json_line)" in told
+    assert "line 1: This line is not valid JSON: input data was truncated." in told
+    assert "(invalid_json_line)" in told
     assert main(["batch", "status", "batch_nobody", "--url", url]) == 1
     assert "There is no batch" in capsys.readouterr().err

@@ -34,9 +34,9 @@ def test_a_directory_that_is_not_there_is_told() -> None:
 
 
 def test_options_are_json_where_they_are_json() -> None:
-    made = config("--engine", "fake", "--option", "slots=8", "--option", "step_s=0.5", "--option", "say=hi = there")
+    made = config("--engine", "fake", "--option", "slots=8", "--option", "step_s=0.5", "--option", "script=hi = there")
     assert (made.name, made.engine) == ("fake", "fake")
-    assert made.options == {"slots": 8, "step_s": 0.5, "say": "hi = there"}
+    assert made.options == {"slots": 8, "step_s": 0.5, "script": "hi = there"}
 
 
 @pytest.mark.parametrize("bad", ["slots", "=8"])
