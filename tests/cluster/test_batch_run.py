@@ -57,8 +57,10 @@ class Driver:
 
     def start(self) -> None:
         self._process = subprocess.Popen(
-            self._command, cwd=self._folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+            self._command, cwd=self._folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            # Who runs tests in the background has it ignored, and so would what they start.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )  # fmt: skip
 
     def rows(self) -> int:
         """In the journal."""
