@@ -33,7 +33,7 @@ LAYERS = [
     },
     {"api", "batch", "client", "drift", "testing"},
     {"server", "frontends", "cluster", "ui", "bench"},
-    {"cli"},
+    {"cli", "__main__"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 # Within the second layer, pictures may be counted but nothing there may know engines: ranks see to that.

@@ -17,7 +17,7 @@ PICTURE = str(Path(__file__).parent.parent.parent / "examples" / "pictures" / "r
 def run(
     *arguments: str | bytes, stdout: int = subprocess.PIPE, **environment: str
 ) -> subprocess.CompletedProcess[bytes]:
-    command = [sys.executable, "-m", "sightline.cli", *arguments]
+    command = [sys.executable, "-m", "sightline", *arguments]
     return subprocess.run(
         command,
         stdout=stdout,
